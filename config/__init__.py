@@ -1,0 +1,16 @@
+"""Configuration: default < file < `KEY value` on the command line, then checked and frozen."""
+
+from config.check import ConfigError, check_config
+from config.load import dump_config, iter_keys, load_config
+from config.path import ROOT, resolve_network, resolve_path
+
+__all__ = [
+    "ROOT",
+    "ConfigError",
+    "check_config",
+    "dump_config",
+    "iter_keys",
+    "load_config",
+    "resolve_network",
+    "resolve_path",
+]

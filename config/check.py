@@ -1,0 +1,152 @@
+"""What a config may say: choices, ranges and combinations, checked before anything slow starts."""
+
+from collections.abc import Iterator
+
+from yacs.config import CfgNode as CN
+
+from config.path import resolve_network
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key and what to change."""
+
+
+CHOICES = {
+    "PRECISION": ("auto", "fp32", "fp16", "bf16"),
+    "NETWORK.INIT": ("pretrained", "random"),
+    "NETWORK.ATTENTION": ("sdpa", "xformers"),
+    "MATCHER.POSTERIOR": ("sample", "mode"),
+    "PROMPT.METHOD": ("Single", "Class", "CPM"),
+    "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
+    "TRAIN.SCHEDULER": ("constant", "linear", "piecewise_constant"),
+    "EVAL.PROTOCOL": ("resized", "original"),
+    "EVAL.BY": ("image", "point"),
+    "EVAL.AVERAGE": ("pair", "category"),
+}
+
+# (smallest, largest) value allowed; None = no limit
+RANGES = {
+    "DATASET.NUM_WORKERS": (0, None),
+    "MATCHER.LAYER": (0, None),
+    "LOSS.KERNEL_SIZE": (1, None),
+    "TRAIN.TIMESTEP": (0, 999),
+    "TRAIN.ENSEMBLE": (1, None),
+    "TRAIN.BATCH_SIZE": (1, None),
+    "TRAIN.ACCUMULATION": (1, None),
+    "TRAIN.EPOCHS": (1, None),
+    "TRAIN.MAX_STEPS": (0, None),
+    "TRAIN.SAVE_EVERY": (1, None),
+    "TRAIN.LOG_EVERY": (1, None),
+    "VAL.TIMESTEP": (0, 999),
+    "VAL.ENSEMBLE": (1, None),
+    "VAL.PICTURES": (0, None),
+    "TEST.TIMESTEP": (0, 999),
+    "TEST.ENSEMBLE": (1, None),
+    "TEST.PICTURES": (0, None),
+    "EVAL.BATCH_SIZE": (1, None),
+    "PROMPT.LENGTH": (1, 75),
+}
+
+POSITIVE = ("LOSS.BETA", "LOSS.SIGMA", "TRAIN.LR", "TRAIN.LINEAR_LR_SCALE", "EVAL.BETA", "EVAL.SIGMA")
+
+
+def check_config(cfg: CN, training: bool) -> None:
+    """Raise ConfigError with every problem found; `training` also checks the prompt that is to be learned."""
+    problems = [*_check_values(cfg), *_check_evaluation(cfg), *_check_network(cfg)]
+    problems += _check_training(cfg) if training else _check_tested_prompt(cfg)
+    if problems:
+        raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def get_value(cfg: CN, key: str) -> object:
+    """The value of a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def _check_values(cfg: CN) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if (value := get_value(cfg, key)) not in choices:
+            yield f"{key} must be one of {', '.join(choices)}; got {value!r}"
+    for key, (low, high) in RANGES.items():
+        value = get_value(cfg, key)
+        if value < low or (high is not None and value > high):
+            yield f"{key} must be {f'at least {low}' if high is None else f'in {low}..{high}'}; got {value}"
+    for key in POSITIVE:
+        if (value := get_value(cfg, key)) <= 0:
+            yield f"{key} must be positive; got {value}"
+    if cfg.LOSS.KERNEL_SIZE % 2 == 0:
+        yield f"LOSS.KERNEL_SIZE must be odd; got {cfg.LOSS.KERNEL_SIZE}"
+    if len(cfg.DATASET.IMAGE_SIZE) != 2 or min(cfg.DATASET.IMAGE_SIZE, default=0) < 1:
+        yield f"DATASET.IMAGE_SIZE must be two positive numbers (H, W); got {cfg.DATASET.IMAGE_SIZE}"
+
+
+def _check_evaluation(cfg: CN) -> Iterator[str]:
+    known = ("nn", "bilinear", "softmax", "kernelsoftmax")
+    if unknown := [name for name in cfg.EVAL.LOCALISERS if name not in known]:
+        yield f"EVAL.LOCALISERS: unknown {', '.join(unknown)}; known: {', '.join(known)}"
+    if not cfg.EVAL.ALPHAS or min(cfg.EVAL.ALPHAS) <= 0:
+        yield f"EVAL.ALPHAS must be positive numbers; got {cfg.EVAL.ALPHAS}"
+    if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
+        yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
+    if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:
+        yield f"VAL.ALPHA {cfg.VAL.ALPHA} must be among EVAL.ALPHAS {cfg.EVAL.ALPHAS}"
+
+
+def _check_network(cfg: CN) -> Iterator[str]:
+    """What the network's own config files rule out. A hub id that is not on disk yet is checked after its download."""
+    from model.facts import network_facts
+
+    folder = resolve_network(cfg.NETWORK.FOLDER)
+    facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
+    if facts is None:
+        return
+    if facts.n_up_blocks <= cfg.MATCHER.LAYER:
+        yield (
+            f"MATCHER.LAYER {cfg.MATCHER.LAYER} does not exist in {cfg.NETWORK.FOLDER}: "
+            f"its UNet has up_blocks 0..{facts.n_up_blocks - 1}"
+        )
+    divisor = facts.image_divisor
+    if any(side % divisor for side in cfg.DATASET.IMAGE_SIZE):
+        height, width = (max(divisor, round(side / divisor) * divisor) for side in cfg.DATASET.IMAGE_SIZE)
+        yield (
+            f"DATASET.IMAGE_SIZE {cfg.DATASET.IMAGE_SIZE}: this UNet takes multiples of {divisor} px; "
+            f"the nearest is ({height}, {width})"
+        )
+
+
+def _check_training(cfg: CN) -> Iterator[str]:
+    from model.prompt.name import parse_cpm
+
+    if cfg.PROMPT.METHOD == "CPM":
+        try:
+            parse_cpm(cfg.PROMPT.CPM)
+        except ValueError as error:
+            yield f"PROMPT.CPM: {error}"
+    if cfg.PROMPT.INIT not in ("random", "empty") and not cfg.PROMPT.INIT.startswith("text:"):
+        yield f"PROMPT.INIT must be random, empty or text:<a sentence>; got {cfg.PROMPT.INIT!r}"
+    if cfg.TRAIN.BATCH_SIZE % cfg.TRAIN.ACCUMULATION:
+        size, parts = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.ACCUMULATION
+        yield f"TRAIN.BATCH_SIZE {size} must be a multiple of TRAIN.ACCUMULATION {parts}"
+    if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
+        yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
+
+
+def _check_tested_prompt(cfg: CN) -> Iterator[str]:
+    from model.prompt.name import parse_prompt_name
+
+    if cfg.PROMPT.TYPE in ("text", "empty"):
+        if cfg.PROMPT.TYPE == "text" and "{category}" not in cfg.PROMPT.TEMPLATE:
+            yield f"PROMPT.TEMPLATE must contain {{category}}; got {cfg.PROMPT.TEMPLATE!r}"
+        return
+    try:
+        name = parse_prompt_name(cfg.PROMPT.TYPE)
+    except ValueError as error:
+        yield f"PROMPT.TYPE: {error}"
+        return
+    if name.backbone != cfg.NETWORK.NAME:
+        yield (
+            f"PROMPT.TYPE {cfg.PROMPT.TYPE} was trained for the backbone {name.backbone}, but NETWORK.NAME is "
+            f"{cfg.NETWORK.NAME}; choose a prompt of {cfg.NETWORK.NAME}, or a config file for {name.backbone}"
+        )

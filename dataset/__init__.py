@@ -1,0 +1,31 @@
+"""Benchmarks on disk -> pairs of images with keypoints; `dataset.pair_dataset` makes tensors of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataset.error import DatasetError, MissingDataError, choose
+from dataset.pfpascal import PFPascal
+from dataset.pfwillow import PFWillow, category_word
+from dataset.record import Benchmark, ImageRef, PairRecord
+from dataset.spair import SPair
+
+BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow}
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "DatasetError",
+    "ImageRef",
+    "MissingDataError",
+    "PairRecord",
+    "build_benchmark",
+    "category_word",
+]
+
+
+def build_benchmark(
+    name: str, root: str | Path, split: str, category: str = "all", index_root: str | Path | None = None
+) -> Benchmark:
+    """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; see `Benchmark`."""
+    return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, index_root)

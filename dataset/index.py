@@ -1,0 +1,94 @@
+"""A table of pairs kept on disk, with a stamp of the files it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from dataset.error import MissingDataError
+from dataset.table import PairTable, pack_text, unpack_text
+
+FORMAT = 1  # raise it when the columns or their meaning change
+logger = logging.getLogger(__name__)
+
+
+def make_stamp(name: str, files: Iterable[Path], folders: Iterable[Path]) -> str:
+    """One line that changes with the content of `files` and the state of `folders` (see `folder_state`)."""
+    stamp = {
+        "format": FORMAT,
+        "name": name,
+        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+        "folders": [folder_state(folder) for folder in folders],
+    }
+    return json.dumps(stamp, sort_keys=True)
+
+
+def folder_state(folder: Path) -> tuple[int, int, int]:
+    """(number of files, their bytes, newest modification in ns) of a folder and the folders in it."""
+    count = size = newest = 0
+    pending = [os.fspath(folder)]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingDataError(f"{folder}: no such folder") from None
+        for entry in entries:
+            if entry.is_dir():
+                pending.append(entry.path)
+                continue
+            status = entry.stat()
+            count, size, newest = count + 1, size + status.st_size, max(newest, status.st_mtime_ns)
+    return count, size, newest
+
+
+def open_table(path: Path, stamp: str, read: Callable[[], PairTable]) -> PairTable:
+    """The table in `path` if it carries this `stamp`; otherwise the result of `read`, which is kept there.
+
+    A stale or torn file is rebuilt, with one line said; a folder that cannot be written costs a warning and
+    the time to read again next time.
+    """
+    table = _load(path, stamp)
+    if table is None:
+        table = read()
+        _save(path, stamp, table)
+    return table
+
+
+def _load(path: Path, stamp: str) -> PairTable | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if unpack_text(arrays["stamp"]) == [stamp]:
+                return PairTable.from_arrays(arrays)
+        logger.warning("index %s is stale (annotations have changed): rebuilding it", path)
+    except (FileNotFoundError, NotADirectoryError):
+        logger.info("indexing the annotations into %s (once)", path)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("index %s is torn (%s): rebuilding it", path, error)
+    return None
+
+
+def _save(path: Path, stamp: str, table: PairTable) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez(file, stamp=pack_text([stamp]), **table.to_arrays())
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.warning(
+            "cannot write the index %s (%s): it stays in memory and is made again next time; "
+            "pass a writable index_root",
+            path,
+            error,
+        )
+        with contextlib.suppress(OSError):
+            temporary.unlink()

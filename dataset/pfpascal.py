@@ -1,0 +1,141 @@
+"""PF-PASCAL: pairs in CSV files, keypoints and box of an image in a MAT file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dataset.error import DatasetError, MissingDataError
+from dataset.pair_list import CsvRow, read_csv, read_size
+from dataset.record import Benchmark, mirror_bbox, mirror_kps
+from dataset.table import PairTable, TableBuilder
+
+PASCAL_CLASSES = (  # class 1..20 of the pair lists
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image of the data set as its files describe it, not mirrored."""
+
+    path: PurePosixPath  # below the root
+    size: tuple[int, int]  # (H, W)
+    kps: np.ndarray  # (N, 2), NaN where absent
+    bbox: np.ndarray  # (4,)
+
+
+class PFPascal(Benchmark):
+    """PF-PASCAL (Ham et al., 2017): image-relative threshold, up to 20 keypoints, mirrored pairs in training.
+
+    Keypoints are those present in both images; `kps_ids` are their rows in the MAT files.
+    """
+
+    name = "pfpascal"
+    FOLDER = "pf-pascal"
+    LAYOUT = """\
+pf-pascal/
+  {trn,val,test}_pairs.csv                           source_image,target_image,class[,flip or ,XA,YA,XB,YB]
+  PF-dataset-PASCAL/JPEGImages/{image}.jpg
+  PF-dataset-PASCAL/Annotations/{class}/{image}.mat  kps (N x 2, NaN = absent), bbox (1 x 4)"""
+    threshold_rule = "image"
+    max_kps = 20
+
+    def split_files(self) -> list[Path]:
+        return [self.root / f"{self.split}_pairs.csv"]
+
+    def annotation_folders(self) -> list[Path]:
+        folder = self.root / "PF-dataset-PASCAL"
+        return [folder / "Annotations", folder / "JPEGImages"]
+
+    def find_categories(self) -> tuple[str, ...]:
+        return PASCAL_CLASSES
+
+    def read(self) -> PairTable:
+        builder = TableBuilder(self.max_kps)
+        header, rows = read_csv(self.split_files()[0], ("source_image", "target_image", "class"))
+        may_flip = self.split == "trn" and "flip" in header
+        known: dict[tuple[PurePosixPath, str], AnnotatedImage] = {}
+        for number, row in enumerate(rows, start=1):
+            category = PASCAL_CLASSES[row.integer("class", 1, len(PASCAL_CLASSES)) - 1]
+            flip = bool(may_flip and row.integer("flip", 0, 1))
+            keys = [(row.image_path(column), category) for column in ("source_image", "target_image")]
+            for key in keys:
+                if key not in known:
+                    known[key] = self._load_image(*key, row.where)
+            add_row(builder, number, row, category, flip, [known[key] for key in keys])
+        return builder.build()
+
+    def _load_image(self, path: PurePosixPath, category: str, where: str) -> AnnotatedImage:
+        mat = self.root / "PF-dataset-PASCAL" / "Annotations" / category / f"{path.stem}.mat"
+        return AnnotatedImage(path, read_size(self.root / path, where), *read_mat(mat, where))
+
+
+def add_row(
+    builder: TableBuilder, number: int, row: CsvRow, category: str, flip: bool, sides: list[AnnotatedImage]
+) -> None:
+    """Adds pair `number` of the list and its images (source, target), mirrored if `flip`."""
+    stems = [side.path.stem for side in sides]
+    images = [
+        builder.add_image(f"{category}-{stem}-{flip:d}", str(side.path), category, side.size, flip, row.where)
+        for stem, side in zip(stems, sides, strict=True)
+    ]
+    if len(sides[0].kps) != len(sides[1].kps):
+        counts = f"{len(sides[0].kps)} in {stems[0]}.mat, {len(sides[1].kps)} in {stems[1]}.mat"
+        raise DatasetError(f"{row.where}: keypoint counts differ: {counts} of class {category}")
+    common = np.flatnonzero(np.isfinite(sides[0].kps).all(1) & np.isfinite(sides[1].kps).all(1))
+    kps = [side.kps[common] for side in sides]
+    bbox = [side.bbox for side in sides]
+    if flip:
+        kps = [mirror_kps(points, side.size[1]) for points, side in zip(kps, sides, strict=True)]
+        bbox = [mirror_bbox(box, side.size[1]) for box, side in zip(bbox, sides, strict=True)]
+    builder.add_pair(
+        f"{number:06d}-{stems[0]}-{stems[1]}-{flip:d}:{category}",
+        images=(images[0], images[1]),
+        kps=(kps[0], kps[1]),
+        kps_ids=[str(point) for point in common],
+        bbox=(bbox[0], bbox[1]),
+        where=row.where,
+    )
+
+
+def read_mat(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """kps (N, 2), NaN where absent, and bbox (4,) of a MAT file."""
+    from scipy.io import loadmat
+
+    try:
+        with open(path, "rb") as file:
+            content = loadmat(file, variable_names=("kps", "bbox"))
+    except FileNotFoundError:
+        raise MissingDataError(f"{path}: no such file ({where})") from None
+    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
+        raise DatasetError(f"{path}: not a readable MAT file ({error}; {where})") from error
+    kps = _mat_array(content, "kps", path, where)
+    bbox = _mat_array(content, "bbox", path, where)
+    if kps.ndim != 2 or kps.shape[1] != 2:
+        raise DatasetError(f"{path}: key 'kps' has shape {kps.shape}, expected (N, 2) ({where})")
+    if bbox.size != 4:
+        raise DatasetError(f"{path}: key 'bbox' has shape {bbox.shape}, expected (1, 4) ({where})")
+    return kps, bbox.reshape(4)
+
+
+def _mat_array(content: dict[str, np.ndarray], key: str, path: Path, where: str) -> np.ndarray:
+    if key not in content:
+        raise DatasetError(f"{path}: key {key!r} is missing ({where})")
+    if content[key].dtype.kind not in "iuf":
+        raise DatasetError(f"{path}: key {key!r} is of type {content[key].dtype}, expected numbers ({where})")
+    return content[key].astype(np.float64)

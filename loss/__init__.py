@@ -1,0 +1,14 @@
+"""Training objectives. To add one, write its module and give it a line in LOSSES."""
+
+from torch import nn
+
+from loss.kernel_smoothed_cross_entropy import KernelSmoothedCrossEntropy
+
+LOSSES: dict[str, type[nn.Module]] = {"kernel_smoothed_cross_entropy": KernelSmoothedCrossEntropy}
+
+
+def build_loss(name: str, **kwargs) -> nn.Module:
+    """The loss `name` of LOSSES, with its arguments; ValueError, listing the known names, if unknown."""
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; known losses: {list(LOSSES)}")
+    return LOSSES[name](**kwargs)

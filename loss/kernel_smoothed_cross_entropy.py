@@ -1,0 +1,116 @@
+"""Kernel-smoothed cross-entropy between a correlation map and a true target point, as in SD4Match."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from utils.geometry import Size, at_least_float32, bilinear_corners, check_convention, px_to_cell
+from utils.localise import correlation
+
+
+def gaussian_kernel(kernel_size: int, sigma: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets (K, 2), (dx, dy) in whole cells, and their weights (K,); K = kernel_size^2.
+
+    k(dx, dy) = exp(-(dx^2 + dy^2) / (2 sigma^2)) / (2 pi sigma^2). A kernel of size 1 is the single weight 1:
+    plain cross-entropy.
+    """
+    reach = torch.arange(kernel_size, device=like.device, dtype=like.dtype) - kernel_size // 2
+    offsets = torch.cartesian_prod(reach, reach).flip(-1)
+    if kernel_size == 1:
+        return offsets, like.new_ones(1)
+    return offsets, torch.exp(-offsets.square().sum(-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+
+
+def sample_log_bilinear(log_p: Tensor, points_cell: Tensor, feat_size: Size) -> Tensor:
+    """log of the bilinear sample of p = exp(log_p), without ever forming p; border padding.
+
+    A bilinear sample is p(x) = sum_j w_j p_j over the four cells around x, hence exactly
+    log p(x) = logsumexp_j(log w_j + log p_j). Cells of weight 0 enter as log 0 = -inf, i.e. as nothing, and
+    since the weights sum to 1 at least one term is finite: the value is finite wherever log_p is, even where
+    p underflows, and its gradient to log_p_j, w_j p_j / p(x), lies in [0, 1].
+
+    Args:
+        log_p: (B, N, h*w) log-probabilities.
+        points_cell: (B, N, K, 2), (x, y) in cells.
+    Returns:
+        (B, N, K).
+    """
+    index, weight = bilinear_corners(points_cell, feat_size)  # (B, N, K, 4)
+    corner_log_p = log_p.gather(2, index.flatten(2)).view_as(weight)
+    return torch.logsumexp(corner_log_p + weight.log(), dim=-1)
+
+
+class KernelSmoothedCrossEntropy(nn.Module):
+    """- sum_d k(d) log p(truth + d) per keypoint, p = softmax(cosine / beta): SD4Match's loss.
+
+    Args:
+        beta: softmax temperature.
+        kernel_size: odd number of offsets per axis, in cells.
+        sigma: width of the Gaussian in cells; None is half the kernel's reach, (kernel_size // 2) / 2.
+        convention: how px and cells are tied together, see `utils.geometry`.
+    Raises:
+        ValueError: a parameter out of range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.04,
+        kernel_size: int = 7,
+        sigma: float | None = None,
+        convention: str = "align_corners",
+    ) -> None:
+        super().__init__()
+        if beta <= 0:
+            raise ValueError(f"beta must be positive, got {beta}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        if sigma is not None and sigma <= 0:
+            raise ValueError(f"sigma must be positive or None, got {sigma}")
+        check_convention(convention)
+        self.beta = beta
+        self.kernel_size = kernel_size
+        self.sigma = (kernel_size // 2) / 2 if sigma is None else sigma
+        self.convention = convention
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={getattr(self, k)!r}" for k in ("beta", "kernel_size", "sigma", "convention"))
+
+    def forward(
+        self,
+        src_feat: Tensor,
+        trg_feat: Tensor,
+        src_kps: Tensor,
+        trg_kps: Tensor,
+        kps_mask: Tensor,
+        image_size: Size,
+    ) -> Tensor:
+        """One loss per pair, (B,), at least float32; 0 for a pair without valid keypoints.
+
+        Args:
+            src_feat, trg_feat: (B, C, h, w), not normalised; half precision is computed in float32.
+            src_kps, trg_kps: (B, N, 2), px of the resized frame.
+            kps_mask: (B, N) bool, False where padded; what padded keypoints hold is ignored.
+            image_size: (H, W) of the resized frame.
+        """
+        feat_size = trg_feat.shape[-2:]
+        src_kps, trg_kps = (
+            torch.where(kps_mask[..., None], at_least_float32(kps), 0.0) for kps in (src_kps, trg_kps)
+        )
+        src_cell = px_to_cell(src_kps, image_size, src_feat.shape[-2:], self.convention)
+        trg_cell = px_to_cell(trg_kps, image_size, feat_size, self.convention)
+        sim = correlation(src_feat, trg_feat, src_cell)  # (B, N, h, w)
+        log_p = torch.log_softmax(sim.flatten(2) / self.beta, dim=-1)
+        cross_entropy = self._cross_entropy(log_p, trg_cell, feat_size)  # (B, N)
+        n_points = kps_mask.sum(dim=1).clamp(min=1)
+        return torch.where(kps_mask, cross_entropy, 0.0).sum(dim=1) / n_points
+
+    def _cross_entropy(self, log_p: Tensor, trg_cell: Tensor, feat_size: Size) -> Tensor:
+        """Smoothed cross-entropy (B, N) of log_p (B, N, h*w) with the truth trg_cell (B, N, 2)."""
+        h, w = feat_size
+        offsets, kernel = gaussian_kernel(self.kernel_size, self.sigma, like=log_p)
+        position = trg_cell[:, :, None] + offsets  # (B, N, K, 2)
+        x, y = position.unbind(-1)
+        inside = (x > 0) & (x < w - 1) & (y > 0) & (y < h - 1)
+        log_p_at = sample_log_bilinear(log_p, position, feat_size)
+        return -(kernel * torch.where(inside, log_p_at, 0.0)).sum(dim=-1)

@@ -1,0 +1,1 @@
+"""Frozen backbones, learnable prompts, and the matchers made of them."""

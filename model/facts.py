@@ -1,0 +1,254 @@
+"""Sizes of the frozen networks, from their JSON files alone (no torch): for checks before anything slow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.error import NetworkError
+from model.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_architecture
+
+_MIB = 1 << 20
+_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Sizes of a Stable Diffusion model.
+
+    up_channels[i] is the channel count of `up_blocks[i]`'s output; up_upsamples[i] says whether it ends in a
+    x2 upsampler.
+    """
+
+    vae_stride: int
+    latent_channels: int
+    scaling_factor: float
+    up_channels: tuple[int, ...]
+    up_upsamples: tuple[bool, ...]
+    n_downsamples: int
+    cross_attention_dim: int
+    text_width: int
+    n_positions: int
+    vocab_size: int
+    n_train_timesteps: int
+    prediction_type: str
+
+    @property
+    def n_up_blocks(self) -> int:
+        return len(self.up_channels)
+
+    @property
+    def image_divisor(self) -> int:
+        """Image sides must be multiples of this: VAE stride times the UNet's total downsampling."""
+        return self.vae_stride * 2**self.n_downsamples
+
+    def feature_shape(self, image_size: tuple[int, int], layer: int) -> tuple[int, int, int]:
+        """(C, h, w) of `up_blocks[layer]`'s output for images of `image_size` (H, W) pixels.
+
+        Raises ValueError for a layer that does not exist or a size that is no multiple of `image_divisor`.
+        """
+        if not 0 <= layer < self.n_up_blocks:
+            raise ValueError(f"layer must be one of {list(range(self.n_up_blocks))}, got {layer}")
+        if any(side <= 0 or side % self.image_divisor for side in image_size):
+            raise ValueError(
+                f"image size {tuple(image_size)} must be a multiple of {self.image_divisor} px per side"
+            )
+        stride = self.image_divisor // 2 ** sum(self.up_upsamples[: layer + 1])
+        return (self.up_channels[layer], image_size[0] // stride, image_size[1] // stride)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a conditional prompt: which network, which of its outputs, which cache holds it."""
+
+    network: str  # "DINO" or "CLIP"
+    output: str  # "tokens": last hidden state, class token first; "embedding": one projected image embedding
+    cache: str  # folder name of the cache
+
+
+CONDITIONS: dict[str, Condition] = {
+    "DINO-Feat": Condition("DINO", "tokens", "DINOv2"),
+    "DINO-Head": Condition("DINO", "tokens", "DINOv2"),
+    "CLIP-Feat": Condition("CLIP", "tokens", "CLIP-Feat"),
+    "CLIP-Head": Condition("CLIP", "embedding", "CLIP-Head"),
+}
+CONDITION_ARCHITECTURE = {"DINO": "dinov2-base", "CLIP": "clip-vit-h"}
+
+
+def network_facts(
+    folder: str, *, init: str = "pretrained", architecture: str = "sd2-1"
+) -> NetworkFacts | None:
+    """Sizes of the Stable Diffusion model in `folder`, a local folder or hub id, from its JSON files.
+
+    With init="random" those of the named architecture. None for an unknown hub id that has not been
+    downloaded yet, and for a folder that lacks one of the files (loading then explains what is missing).
+    """
+    if init == "random":
+        return compute_facts(get_architecture(STABLE_DIFFUSION, architecture))
+    root = local_folder(folder)
+    if root is None:
+        known = HUB_IDS.get(folder)
+        return compute_facts(STABLE_DIFFUSION[known]) if known in STABLE_DIFFUSION else None
+    paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
+    paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    return compute_facts({name: read_json(path) for name, path in paths.items()})
+
+
+def condition_facts(
+    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
+) -> tuple[int, int] | None:
+    """(tokens, feature width) of a condition's tensor per image, class token included; None if not known yet.
+
+    DINO-Feat and DINO-Head: (257, 768) for the released network; CLIP-Feat (257, 1280); CLIP-Head (1, 1024).
+    """
+    spec = get_condition(condition)
+    config, preprocessor = _vision_configs(spec, folder, init, architecture)
+    if config is None:
+        return None
+    width, patch = (
+        config.get("hidden_size", 768),
+        config.get("patch_size", 14 if spec.network == "DINO" else 32),
+    )
+    if spec.output == "embedding":
+        return 1, config.get("projection_dim", 512)
+    crop = preprocessor.get("crop_size", 224)
+    height, width_px = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+    return 1 + (height // patch) * (width_px // patch), width
+
+
+def get_condition(condition: str) -> Condition:
+    """The entry of CONDITIONS; ValueError lists the known names."""
+    if condition not in CONDITIONS:
+        raise ValueError(f"unknown condition {condition!r}; known: {', '.join(sorted(CONDITIONS))}")
+    return CONDITIONS[condition]
+
+
+def network_fingerprint(
+    folder: str,
+    parts: Sequence[str] = ("",),
+    *,
+    init: str = "pretrained",
+    architecture: str = "",
+    seed: int = 0,
+) -> str:
+    """16 hex digits that identify a network's weights, for cache stamps and prompt files.
+
+    parts: subfolders ("vae", "unet", "text_encoder"; "" is the folder itself). Hashed are the configuration's
+    bytes and, of each safetensors file that loading would use, name, size and a checksum of the first and
+    last MiB. With init="random" the architecture's name and the seed. Raises FileNotFoundError for a folder,
+    or hub id, that is not on this machine.
+    """
+    digest = hashlib.sha256()
+    if init == "random":
+        digest.update(f"random {architecture} {seed}".encode())
+        return digest.hexdigest()[:16]
+    root = local_folder(folder)
+    if root is None:
+        raise FileNotFoundError(f"no network at {folder!r}: neither a folder nor a downloaded hub id")
+    for part in parts:
+        _hash_part(digest, root / part, part)
+    return digest.hexdigest()[:16]
+
+
+def local_folder(folder: str) -> Path | None:
+    """The folder itself, or where the hub's cache keeps an id owner/name; None if not on this machine."""
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    repository = _hub_cache() / f"models--{folder.replace('/', '--')}"
+    reference = repository / "refs" / "main"
+    if not is_hub_id(folder) or not reference.is_file():
+        return None
+    snapshot = repository / "snapshots" / reference.read_text().strip()
+    return snapshot if snapshot.is_dir() else None
+
+
+def is_hub_id(folder: str) -> bool:
+    """Whether `folder` has the form owner/name of a hub id (and is no existing folder)."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", folder)) and not Path(folder).exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Contents of a JSON file; NetworkError names a file that is not valid JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NetworkError(f"{path} is not valid JSON ({error}); fetch the network again") from error
+
+
+def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
+    """Sizes from the configurations of "vae", "unet", "text_encoder" and "scheduler"."""
+    try:
+        return _compute_facts(configs)
+    except KeyError as error:
+        raise NetworkError(f"a configuration of the Stable Diffusion model lacks the entry {error}") from error
+
+
+def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
+    vae, unet, text, scheduler = (configs[name] for name in ("vae", "unet", "text_encoder", "scheduler"))
+    channels = unet["block_out_channels"]
+    n_up = len(unet["up_block_types"])
+    return NetworkFacts(
+        vae_stride=2 ** (len(vae["block_out_channels"]) - 1),
+        latent_channels=vae["latent_channels"],
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        up_channels=tuple(reversed(channels)),
+        up_upsamples=tuple(i < n_up - 1 for i in range(n_up)),
+        n_downsamples=len(channels) - 1,
+        cross_attention_dim=unet["cross_attention_dim"],
+        text_width=text["hidden_size"],
+        n_positions=text.get("max_position_embeddings", 77),
+        vocab_size=text.get("vocab_size", 49408),
+        n_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+    )
+
+
+def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
+    root = None if init == "random" else local_folder(folder)
+    if root is None:
+        name = (
+            (architecture or CONDITION_ARCHITECTURE[spec.network])
+            if init == "random"
+            else HUB_IDS.get(folder)
+        )
+        if init != "random" and name not in VISION:
+            return None, {}
+        entry = get_architecture(VISION, name)
+        return entry["config"], entry["preprocessor"]
+    if not (root / "config.json").is_file() or not (root / "preprocessor_config.json").is_file():
+        return None, {}
+    config = read_json(root / "config.json")
+    if "vision_config" in config:  # a whole CLIP model: the projection's width is kept one level up
+        config = {**config["vision_config"], "projection_dim": config.get("projection_dim", 512)}
+    return config, read_json(root / "preprocessor_config.json")
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+def _hash_part(digest: hashlib._Hash, folder: Path, part: str) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"no network at {folder}: config.json is missing")
+    digest.update(part.encode() + config.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        if _WEIGHT_FILE.fullmatch(path.name):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_MIB))
+                file.seek(max(0, size - _MIB))
+                digest.update(file.read(_MIB))

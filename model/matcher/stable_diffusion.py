@@ -1,0 +1,158 @@
+"""The feature maps of SD4Match and DIFT: an up-block of the frozen Stable Diffusion UNet under a prompt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from model.noise import derive_seeds, draw_noise
+from model.prompt.base import Prompt
+from model.text import PromptEncoder
+from model.unet import cut_unet
+from model.vae import draw_latents
+
+
+class StableDiffusionMatcher(nn.Module):
+    """Noised latent and prompt embedding through the UNet, up to one of its up-blocks.
+
+    x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, z the scaled VAE latent; the feature map is the output of
+    up_blocks[layer], averaged over `ensemble` draws of eps for one latent. All randomness of an image
+    comes from its seed. The UNet and the text model are frozen: gradients reach the prompt's tokens only.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,  # is cut in place after up_blocks[layer]
+        scheduler: DDIMScheduler,
+        text: PromptEncoder,
+        prompt: Prompt,
+        *,
+        layer: int = 1,
+        timestep: int = 261,  # diffusion step, 0..num_train_timesteps - 1
+        ensemble: int = 1,  # noise draws whose feature maps are averaged
+        posterior: str = "sample",  # latent = a sample of the VAE's posterior, or its "mode"
+        scaling_factor: float = 0.18215,  # of the VAE
+        max_rows: int | None = None,  # images times draws in one UNet call; None: one draw of all images
+        recompute: bool = False,  # gradient checkpointing
+    ) -> None:
+        super().__init__()
+        n_steps = scheduler.config.num_train_timesteps
+        if not 0 <= timestep < n_steps:
+            raise ValueError(f"timestep must be in [0, {n_steps}), got {timestep}")
+        if ensemble < 1:
+            raise ValueError(f"ensemble must be at least 1, got {ensemble}")
+        if posterior not in ("sample", "mode"):
+            raise ValueError(f'posterior must be "sample" or "mode", got {posterior!r}')
+        if text.width != unet.config.cross_attention_dim:
+            raise ValueError(
+                f"the text model's width {text.width} is not the UNet's cross-attention width "
+                f"{unet.config.cross_attention_dim}: they belong to different models"
+            )
+        self.unet = cut_unet(unet.requires_grad_(False).eval(), layer, recompute)
+        self.text = text
+        self.prompt = prompt
+        self.scheduler = scheduler
+        self.timestep = timestep
+        self.ensemble = ensemble
+        self.posterior = posterior
+        self.scaling_factor = scaling_factor
+        self.max_rows = max_rows
+        self.per_image = prompt.depends_on != "pair"
+        self.cache_keys = ("moments", "condition") if prompt.condition else ("moments",)
+        self._last_encoding: tuple[Tensor, Tensor] | None = None
+
+    def at(self, timestep: int, ensemble: int) -> StableDiffusionMatcher:
+        """The same networks and prompt, shared, at another timestep and ensemble size."""
+        other = copy.copy(self)
+        other.timestep, other.ensemble = timestep, ensemble
+        return other
+
+    def train(self, mode: bool = True) -> StableDiffusionMatcher:
+        """Only the prompt changes mode; the frozen networks stay in evaluation mode."""
+        super().train(mode)
+        self.unet.eval()
+        return self
+
+    def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w), float32, of an image batch.
+
+        batch: "moments" (n, 2c, h', w') and what the prompt reads; seeds: (n,) int64. Raises ValueError for a
+        prompt that depends on the pair.
+        """
+        if not self.per_image:
+            raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use extract_pair")
+        return self._extract(_get(batch, "moments"), self.prompt(batch), seeds)
+
+    def extract_pair(
+        self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Source and target feature maps, each (B, C, h, w), float32, both images in one UNet call.
+
+        seeds: (B, 2) int64, source and target. tokens: what the prompt gave for this batch, if it was called
+        from outside (through a distributed wrapper); None: it is called here.
+        """
+        moments = torch.cat([_get(batch, "src_moments"), _get(batch, "trg_moments")])
+        tokens = self.prompt(batch) if tokens is None else tokens
+        features = self._extract(moments, tokens, torch.cat([seeds[:, 0], seeds[:, 1]]))
+        src_feat, trg_feat = features.chunk(2)
+        return src_feat, trg_feat
+
+    def _extract(self, moments: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
+        """Mean over the ensemble, (n, C, h, w), for moments (n, 2c, h', w'), tokens (P, L, D), seeds (n,)."""
+        n = len(moments)
+        if len(seeds) != n:
+            raise ValueError(f"{n} images need {n} seeds, got {len(seeds)}")
+        device = self.unet.device
+        prompt_embeds = expand_prompt(self._encode(tokens), n)
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        noise = draw_noise(derive_seeds(seeds, 0), shape, device) if self.posterior == "sample" else None
+        latents = draw_latents(moments.to(device), self.scaling_factor, noise)
+        total: Tensor | float = 0.0
+        draws_per_call = max(1, (self.max_rows or n) // n)
+        for first in range(1, self.ensemble + 1, draws_per_call):
+            draws = range(first, min(first + draws_per_call, self.ensemble + 1))
+            noise = torch.cat([draw_noise(derive_seeds(seeds, draw), shape, device) for draw in draws])
+            features = self._run_unet(
+                latents.repeat(len(draws), 1, 1, 1), noise, prompt_embeds.repeat(len(draws), 1, 1)
+            )
+            total = total + features.float().unflatten(0, (len(draws), n)).sum(dim=0)
+        return total / self.ensemble
+
+    def _run_unet(self, latents: Tensor, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
+        timestep = torch.full((len(latents),), self.timestep, device=latents.device)
+        noised = self.scheduler.add_noise(latents, noise, timestep)
+        return self.unet(noised.to(self.unet.dtype), timestep, prompt_embeds, return_dict=False)[0]
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """The UNet's text condition (P, L, D); without gradients, the last one is kept for reuse."""
+        if self.prompt.space == "hidden":
+            return tokens.to(device=self.unet.device, dtype=self.unet.dtype)
+        if torch.is_grad_enabled() and tokens.requires_grad:
+            return self.text.encode_tokens(tokens).to(self.unet.dtype)
+        if self._last_encoding is None or not _same(self._last_encoding[0], tokens):
+            embeds = self.text.encode_tokens(tokens.detach()).to(self.unet.dtype)
+            self._last_encoding = (tokens.detach().clone(), embeds)
+        return self._last_encoding[1]
+
+
+def expand_prompt(prompt_embeds: Tensor, n: int) -> Tensor:
+    """Prompt embeddings (n, L, D), one per image of [sources; targets], from 1, n / 2 (pairs) or n rows."""
+    rows = len(prompt_embeds)
+    if rows not in (1, n) and 2 * rows != n:
+        raise ValueError(f"the prompt gave {rows} rows for {n} images; expected 1, {n}, or one per pair")
+    return prompt_embeds.expand(n, -1, -1) if rows == 1 else prompt_embeds.repeat(n // rows, 1, 1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _get(batch: Mapping[str, Any], key: str) -> Tensor:
+    if key not in batch:
+        raise ValueError(f"the batch has no {key}: build the data set with the cache of VAE moments")
+    return batch[key]

@@ -1,0 +1,87 @@
+"""SD4Match-CPM, the conditional prompting module: a prompt made from what DINOv2 or CLIP see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.prompt.base import Prompt
+from model.prompt.name import PromptName
+from model.text import PromptEncoder
+
+
+class ConditionalPrompt(Prompt):
+    """Tokens [global; cond] between SOS and EOS, cond = tanh(alpha) * (pool(linear(condition)) + E_pos).
+
+    Pair: the two images' conditions are joined along features, and the prompt serves both images. Feat:
+    patches, pooled by adaptive max pooling to C rows; Pair-Feat mixes the patches with linear_N first. Head:
+    one descriptor, broadcast over C. Parameters and their names are the release's: global_embeds,
+    positional_embedding, alpha_cond, and linear_C with linear_N (Pair-Feat) or linear. All start uniform in
+    [0, 1), linear layers as PyTorch does.
+    """
+
+    def __init__(self, name: PromptName, text: PromptEncoder, n_tokens: int, feature_width: int) -> None:
+        """n_tokens, feature_width: rows (class token included) and width of one image's condition."""
+        super().__init__(name)
+        variant = name.cpm
+        if variant.feature == "Feat" and n_tokens < 2:
+            raise ValueError(f"{name} needs patches, but its condition has {n_tokens} row")
+        self.variant = variant
+        self.depends_on = "pair" if variant.scope == "Pair" else "image"
+        self.condition = variant.condition
+        self.condition_shape = (n_tokens, feature_width)
+        width, joined = text.width, feature_width * (2 if variant.scope == "Pair" else 1)
+        if variant.n_global:
+            self.global_embeds = nn.Parameter(torch.rand(1, variant.n_global, width))
+        self.positional_embedding = nn.Parameter(torch.rand(1, variant.n_cond, width))
+        self.alpha_cond = nn.Parameter(torch.rand(1, variant.n_cond, width))
+        if variant.scope == "Pair" and variant.feature == "Feat":
+            self.linear_C = nn.Linear(joined, width)
+            self.linear_N = nn.Linear(n_tokens - 1, n_tokens - 1)
+        else:
+            self.linear = nn.Linear(joined, width)
+        for key, value in zip(
+            ("sos", "eos", "padding"), text.special_embeddings(variant.n_tokens), strict=True
+        ):
+            self.register_buffer(key, value.float().cpu(), persistent=False)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        cond = self._conditional_tokens(self._gather(batch))
+        n_rows = len(cond)
+        learned = [self.global_embeds.expand(n_rows, -1, -1), cond] if self.variant.n_global else [cond]
+        sos, eos, padding = (part.expand(n_rows, -1, -1) for part in (self.sos, self.eos, self.padding))
+        return torch.cat([sos, *learned, eos, padding], dim=1)
+
+    def _gather(self, batch: Mapping[str, Any]) -> Tensor:
+        """Features (P, T, F) of the batch's images or (P, T, 2F) of its pairs; T patches, or 1 (Head)."""
+        if "src_condition" not in batch:
+            if self.depends_on == "pair":
+                raise ValueError(
+                    f"{self.name} depends on the pair: it needs src_condition and trg_condition, not images"
+                )
+            return self._select(batch["condition"])
+        src, trg = self._select(batch["src_condition"]), self._select(batch["trg_condition"])
+        return torch.cat([src, trg], dim=2 if self.depends_on == "pair" else 0)
+
+    def _select(self, condition: Tensor) -> Tensor:
+        """Patches (n, N, F) or descriptor (n, 1, F) of conditions (n, 1 + N, F), class token first."""
+        if tuple(condition.shape[1:]) != self.condition_shape:
+            raise ValueError(
+                f"{self.name} was built for conditions (tokens, features) of {self.condition_shape}, "
+                f"got {tuple(condition.shape[1:])}"
+            )
+        selected = condition[:, 1:] if self.variant.feature == "Feat" else condition[:, :1]
+        return selected.to(self.alpha_cond.dtype)
+
+    def _conditional_tokens(self, features: Tensor) -> Tensor:
+        """(P, C, D) from the features (P, T, F or 2F)."""
+        if self.variant.scope == "Pair" and self.variant.feature == "Feat":
+            by_patch = self.linear_N(self.linear_C(features).transpose(1, 2))  # (P, D, N)
+        else:
+            by_patch = self.linear(features).transpose(1, 2)
+        pooled = F.adaptive_max_pool1d(by_patch, self.variant.n_cond).transpose(1, 2)  # (P, C, D)
+        return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)

@@ -1,0 +1,134 @@
+"""Prompt names: what a prompt is, which data set and backbone it was trained for. No heavy import."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_TOKENS = 75  # learnable slots of a 77-token sequence
+METHODS = ("Single", "Class", "CPM")
+BASELINES = ("text", "empty")
+
+_CPM = re.compile(r"(Img|Pair)-(DINO|CLIP)-(Feat|Head)-G(\d+)-C(\d+)")
+_SPACE = re.compile(r"(HiddenState)|TokenEmbeds(\d+)")
+_EXAMPLES = (
+    "CPM_{dataset}_{backbone}_{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n}-C{n}, "
+    "{Single|Class}_{dataset}_{backbone}_TokenEmbeds{n} or {Single|Class}_{dataset}_{backbone}_HiddenState, "
+    "for example CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
+)
+
+
+@dataclass(frozen=True)
+class CPMVariant:
+    """{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n_global}-C{n_cond} of a conditional prompting module."""
+
+    scope: str  # "Img": a prompt per image; "Pair": one for both images
+    network: str  # "DINO", "CLIP"
+    feature: str  # "Feat": patches; "Head": one global descriptor
+    n_global: int
+    n_cond: int
+
+    def __post_init__(self) -> None:
+        if self.n_cond < 1:
+            raise ValueError(
+                f"{self}: C must be at least 1 (without conditional tokens it is a Single prompt)"
+            )
+        if self.n_tokens > MAX_TOKENS:
+            raise ValueError(f"{self}: G + C is {self.n_tokens}, but only {MAX_TOKENS} tokens can be learned")
+
+    def __str__(self) -> str:
+        return f"{self.scope}-{self.network}-{self.feature}-G{self.n_global}-C{self.n_cond}"
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_global + self.n_cond
+
+    @property
+    def condition(self) -> str:
+        """Name in model.facts.CONDITIONS of what the prompt reads from an image."""
+        return f"{self.network}-{self.feature}"
+
+
+@dataclass(frozen=True)
+class PromptName:
+    """A learned prompt's name, or a baseline, "text" or "empty", which has no data set and no backbone.
+
+    space: "token" (embeddings that enter the text transformer) or "hidden" (its output). n_tokens: learnable
+    slots (0 for the baselines, 77 for a hidden state: every position). cpm: the variant of a CPM prompt, else
+    None.
+    """
+
+    method: str
+    dataset: str = ""
+    backbone: str = ""
+    space: str = "token"
+    n_tokens: int = 0
+    cpm: CPMVariant | None = None
+
+    def __str__(self) -> str:
+        if self.method in BASELINES:
+            return self.method
+        return f"{self.method}_{self.dataset}_{self.backbone}_{self.variant}"
+
+    @property
+    def variant(self) -> str:
+        """Last part of the name: Pair-DINO-Feat-G25-C50, TokenEmbeds75, HiddenState."""
+        if self.cpm is not None:
+            return str(self.cpm)
+        return "HiddenState" if self.space == "hidden" else f"TokenEmbeds{self.n_tokens}"
+
+    @property
+    def condition(self) -> str | None:
+        """Name in model.facts.CONDITIONS of the condition that the prompt needs, or None."""
+        return self.cpm.condition if self.cpm else None
+
+
+def parse_prompt_name(text: str) -> PromptName:
+    """The parts of a prompt's name; ValueError says what a name looks like."""
+    if text in BASELINES:
+        return PromptName(text)
+    method, _, rest = text.partition("_")
+    dataset, backbone, variant = (["", "", *rest.rsplit("_", 2)])[-3:]
+    if method not in METHODS or not dataset or not backbone or re.search(r"[^\w.-]", text, re.ASCII):
+        raise ValueError(f"{text!r} is no prompt name: text, empty, {_EXAMPLES}")
+    return format_prompt(method, dataset, backbone, variant)
+
+
+def format_prompt(method: str, dataset: str, backbone: str, variant: str) -> PromptName:
+    """A learned prompt's name from its parts, for example ("Single", "spair", "sd2-1", "TokenEmbeds75")."""
+    if method not in METHODS:
+        raise ValueError(f"prompt method must be one of {', '.join(METHODS)}; got {method!r}")
+    for word, what in ((dataset, "data set"), (backbone, "backbone")):
+        if not re.fullmatch(r"[\w.-]+", word, re.ASCII) or (what == "backbone" and "_" in word):
+            raise ValueError(f"{word!r} cannot be a {what} in a prompt name (letters, digits, '.', '-')")
+    if method == "CPM":
+        cpm = parse_cpm(variant)
+        return PromptName(method, dataset, backbone, "token", cpm.n_tokens, cpm)
+    space, n_tokens = parse_space(variant)
+    return PromptName(method, dataset, backbone, space, n_tokens)
+
+
+def parse_cpm(variant: str) -> CPMVariant:
+    """The parts of a CPM variant; ValueError says what it looks like or which number is too large."""
+    match = _CPM.fullmatch(variant)
+    if match is None:
+        raise ValueError(
+            f"{variant!r} is no CPM variant: {{Img|Pair}}-{{DINO|CLIP}}-{{Feat|Head}}-G{{n}}-C{{n}} with "
+            f"G + C <= {MAX_TOKENS}, for example Pair-DINO-Feat-G25-C50"
+        )
+    scope, network, feature, n_global, n_cond = match.groups()
+    return CPMVariant(scope, network, feature, int(n_global), int(n_cond))
+
+
+def parse_space(variant: str) -> tuple[str, int]:
+    """(space, learnable slots) of TokenEmbeds{n} or HiddenState."""
+    match = _SPACE.fullmatch(variant)
+    if match is None:
+        raise ValueError(
+            f"{variant!r} is no prompt space: TokenEmbeds{{n}} with n in 1..{MAX_TOKENS}, or HiddenState"
+        )
+    if match[1]:
+        return "hidden", MAX_TOKENS + 2
+    if not 1 <= int(match[2]) <= MAX_TOKENS:
+        raise ValueError(f"{variant}: the number of learnable tokens must be in 1..{MAX_TOKENS}")
+    return "token", int(match[2])

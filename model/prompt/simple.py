@@ -1,0 +1,100 @@
+"""SD4Match-Single and SD4Match-Class: free prompt embeddings, one for all images or one per category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.prompt.base import Prompt, index_categories, seeded
+from model.prompt.name import PromptName
+from model.text import PromptEncoder
+
+SINGLE_KEY = "dataset"  # the one row of a Single prompt, as its file calls it
+
+
+class SimplePrompt(Prompt):
+    """K whole sequences (K, L, D), of which positions 1..n (token space) or all (hidden space) are learned.
+
+    The other positions are kept exactly as given, so that a loaded sequence is reproduced bit for bit.
+    """
+
+    def __init__(self, name: PromptName, sequences: Mapping[str, Tensor]) -> None:
+        """sequences: (L, D) for each category of a Class prompt, or for "dataset" alone (Single)."""
+        super().__init__(name)
+        self.space = name.space
+        self.depends_on = "category" if name.method == "Class" else "nothing"
+        self.rows = tuple(sequences)
+        self._index = {row: i for i, row in enumerate(self.rows)}
+        values = torch.stack([sequence.detach().float() for sequence in sequences.values()])
+        first = 1 if name.space == "token" else 0
+        self.tokens = nn.Parameter(values[:, first : first + name.n_tokens].clone())
+        self.register_buffer("head", values[:, :first].clone(), persistent=False)
+        self.register_buffer("tail", values[:, first + name.n_tokens :].clone(), persistent=False)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        sequences = self.sequences()
+        if self.depends_on == "nothing":
+            return sequences
+        return sequences[index_categories(batch, self._index, str(self.name))]
+
+    def sequences(self) -> Tensor:
+        """All K sequences (K, L, D)."""
+        return torch.cat([self.head, self.tokens, self.tail], dim=1)
+
+
+def start_sequences(
+    name: PromptName, text: PromptEncoder, categories: Sequence[str], init: str, seed: int
+) -> dict[str, Tensor]:
+    """First values (L, D) of a Single or Class prompt's sequences.
+
+    init: "random" (token space: embeddings of random vocabulary ids, position embedding included; hidden
+    space: uniform in [0, 1)), "empty" (the empty string's embeddings or hidden state) or "text:<sentence>"
+    (the sentence's; slots after it as the tokenizer pads them). Each row of a Class prompt has its own random
+    start.
+    """
+    rows = sorted(categories) if name.method == "Class" else [SINGLE_KEY]
+    if not rows:
+        raise ValueError(f"{name} needs the data set's categories")
+    if init == "random" and name.space == "hidden":
+        with seeded(seed):
+            values = torch.rand(len(rows), text.n_positions, text.width)
+    elif init == "random":
+        values = _frame(_random_embeddings(text, len(rows), seed), name.n_tokens, text)
+    else:
+        values = _written(_sentence(init), name, text).expand(len(rows), -1, -1)
+    return {row: value.clone() for row, value in zip(rows, values.float().cpu(), strict=True)}
+
+
+def _sentence(init: str) -> str:
+    kind, _, sentence = init.partition(":")
+    if init == "empty" or (kind == "text" and sentence):
+        return sentence
+    raise ValueError(f"prompt init must be random, empty or text:<a sentence>; got {init!r}")
+
+
+def _random_embeddings(text: PromptEncoder, n_rows: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return text.embed_ids(torch.randint(text.vocab_size, (n_rows, text.n_positions), generator=generator))
+
+
+def _written(sentence: str, name: PromptName, text: PromptEncoder) -> Tensor:
+    """The sentence's hidden state, or its embeddings in the learnable slots, (1, L, D)."""
+    if name.space == "hidden":
+        return text.encode_text([sentence])
+    ids = text.token_ids([sentence])
+    n_words = ids[0].tolist().index(text.tokenizer.eos_token_id, 1) - 1
+    if n_words > name.n_tokens:
+        raise ValueError(
+            f"{sentence!r} has {n_words} tokens, but {name} has only {name.n_tokens} learnable ones"
+        )
+    return _frame(text.embed_ids(ids), name.n_tokens, text)
+
+
+def _frame(embeds: Tensor, n_tokens: int, text: PromptEncoder) -> Tensor:
+    """Embeddings (K, L, D) with SOS, EOS and padding around slots 1..n."""
+    n_rows = len(embeds)
+    sos, eos, padding = (part.expand(n_rows, -1, -1) for part in text.special_embeddings(n_tokens))
+    return torch.cat([sos, embeds[:, 1 : 1 + n_tokens], eos, padding], dim=1)

@@ -1,0 +1,39 @@
+"""Prompts in words: "a photo of a {category}", or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from model.prompt.base import Prompt, index_categories
+from model.prompt.name import PromptName
+from model.text import PromptEncoder
+
+
+class TextPrompt(Prompt):
+    """A sentence, fixed: no parameters. With the field {category} there is one sentence per category."""
+
+    def __init__(
+        self,
+        template: str,  # such as "a photo of a {category}"; "" is the empty prompt
+        text: PromptEncoder,
+        categories: Sequence[str] = (),  # needed if the template has the field {category}
+        category_words: Callable[
+            [str], str
+        ] = str,  # how a category's name is read, such as "car(G)" -> "car"
+    ) -> None:
+        super().__init__(PromptName("text" if template else "empty"))
+        self.depends_on = "category" if "{category}" in template else "nothing"
+        if self.depends_on == "category" and not categories:
+            raise ValueError(f"the text prompt {template!r} needs the data set's categories")
+        self._index = {category: i for i, category in enumerate(categories)}
+        sentences = [template.replace("{category}", category_words(category)) for category in self._index]
+        ids = text.token_ids(sentences if self.depends_on == "category" else [template])
+        self.register_buffer("tokens", text.embed_ids(ids).float().cpu(), persistent=False)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        if self.depends_on == "nothing":
+            return self.tokens
+        return self.tokens[index_categories(batch, self._index, "the text prompt")]

@@ -1,0 +1,49 @@
+"""Compute the DINOv2 features of every image of a benchmark and keep them on disk.
+
+    python pre_compute_dino_feature.py [--config_file config/mini/base.yaml] [--datasets spair pfpascal] [KEY VALUE ...]
+
+train.py and test.py do this by themselves for the images that they need; this does it for all splits at once.
+"""
+
+import argparse
+import sys
+
+from config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: all that are in DATASET.ROOT")
+    parser.add_argument("--condition", default="DINO-Feat", help="DINO-Feat (default), CLIP-Feat or CLIP-Head")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as DATASET.ROOT /data")
+    return parser.parse_args()
+
+
+def compute(config_file: str | None, opts: list[str], names: list[str] | None, condition: str) -> None:
+    """Fill the condition's cache for every image of the named benchmarks."""
+    from utils.build import build_accelerator, build_all_splits, find_datasets
+    from utils.precompute import condition_source, fill_from_source, hash_images, unique_images
+
+    for name in names or find_datasets(load_config(config_file, opts)):
+        cfg = load_config(config_file, opts, {"DATASET.NAME": name})
+        refs = unique_images(build_all_splits(cfg))
+        source = condition_source(cfg, condition)
+        cache = fill_from_source(cfg, source, refs, hash_images(refs), build_accelerator(cfg))
+        print(f"{name}: {len(refs)} images in {cache.folder}")
+
+
+def main() -> int:
+    args = parse_args()
+    from utils.errors import USER_ERRORS
+
+    try:
+        compute(args.config_file, args.opts, args.datasets, args.condition)
+    except USER_ERRORS as error:
+        print(f"pre_compute_dino_feature.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

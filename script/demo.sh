@@ -1,0 +1,21 @@
+#!/bin/sh
+# Sets up what is missing, then the main job on the embedded default: writes the mini benchmark, learns a CPM prompt,
+# reports PCK of the text prompt and the learned one on held-out pairs, and draws both.
+# Extra arguments are KEY VALUE settings for the training: sh script/demo.sh TRAIN.MAX_STEPS 20
+. "$(dirname "$0")/setup.sh"
+
+config=config/mini/sd4match_cpm.yaml
+prompt=CPM_spair_mini_Pair-DINO-Feat-G25-C50
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "the mini benchmark (SPair-71k's layout, rendered)"
+"$PYTHON" -m dataset.mini --root asset/mini/data --only spair
+step "learn a prompt: $prompt"
+"$PYTHON" train.py --config_file $config "$@"
+for tested in text $prompt; do
+    step "test the prompt: $tested"
+    "$PYTHON" test.py --config_file $config --prompt_type $tested
+done
+step "untuned and learned side by side"
+"$PYTHON" script/compare.py --config_file $config --prompts text $prompt

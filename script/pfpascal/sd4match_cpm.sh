@@ -1,0 +1,4 @@
+#!/bin/sh
+# Train SD4Match-CPM on PF-Pascal. Extra arguments are KEY VALUE settings or flags of train.py.
+. "$(dirname "$0")/../launch.sh"
+train config/pfpascal/sd4match_cpm.yaml "$@"

@@ -1,0 +1,77 @@
+"""Report the PCK of a prompt on a benchmark.
+
+    python test.py --config_file config/mini/sd4match_cpm.yaml --prompt_type text
+    python test.py --dataset spair --prompt_type CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50 --timestep 50 --layer 1
+    accelerate launch --num_processes 3 test.py --dataset spair --prompt_type text
+
+--prompt_type is `text`, `empty`, or the name of a folder in asset/sd4match/prompt.
+config/default.py explains every KEY.
+"""
+
+import argparse
+import os
+import sys
+
+from config import ConfigError, check_config, load_config
+
+FLAGS = {  # flag -> the config key it sets
+    "dataset": "DATASET.NAME",
+    "split": "TEST.SPLIT",
+    "category": "DATASET.CATEGORY",
+    "prompt_type": "PROMPT.TYPE",
+    "timestep": "TEST.TIMESTEP",
+    "layer": "MATCHER.LAYER",
+    "batch_size": "EVAL.BATCH_SIZE",
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
+    for flag, key in FLAGS.items():
+        kind = int if flag in ("timestep", "layer", "batch_size") else str
+        parser.add_argument(f"--{flag}", type=kind, help=f"sets {key}")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TEST.ENSEMBLE 1")
+    return parser.parse_args()
+
+
+def test(cfg) -> None:
+    """Evaluate the configured prompt; print its tables and write them beside the prompt."""
+    from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
+    from utils.precompute import build_caches
+    from utils.report import evaluate_split, report
+
+    accelerator = build_accelerator(cfg)
+    pairs = build_pairs(cfg, cfg.TEST.SPLIT)
+    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
+    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    matcher = build_tester(cfg, prompt, accelerator.device)
+    summary, records = evaluate_split(cfg, matcher, pairs, accelerator)
+    if accelerator.is_main_process:
+        report(cfg, summary, records, matcher, pairs, accelerator.device)
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        overrides = {key: getattr(args, flag) for flag, key in FLAGS.items()}
+        cfg = load_config(args.config_file, args.opts, overrides)
+        check_config(cfg, training=False)
+    except ConfigError as error:
+        print(f"test.py: {error}", file=sys.stderr)
+        return 2
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{cfg.DATASET.NAME} {cfg.TEST.SPLIT}, prompt {cfg.PROMPT.TYPE}, backbone {cfg.NETWORK.NAME}")
+
+    from utils.errors import USER_ERRORS
+
+    try:
+        test(cfg)
+    except USER_ERRORS as error:
+        print(f"test.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""Coordinates and localisers: round trips, known shifts, and parity with plain-loop NumPy versions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from utils import geometry
+from utils.localise import LOCALISERS, argmax_cell, correlation, localise
+
+IMAGE_SIZE = (64, 96)
+FEAT_SIZE = (9, 13)
+
+
+def make_pair(batch=2, n=6, channels=8, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    feats = [torch.randn(batch, channels, *FEAT_SIZE, generator=g).to(dtype) for _ in range(2)]
+    kps = torch.rand(batch, n, 2, generator=g) * torch.tensor([IMAGE_SIZE[1] - 1.0, IMAGE_SIZE[0] - 1.0])
+    return *feats, kps
+
+
+# --- coordinates ---
+
+
+@pytest.mark.parametrize("convention", geometry.CONVENTIONS)
+def test_coordinates_round_trip(convention):
+    px = make_pair()[2]
+    cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE, convention)
+    torch.testing.assert_close(geometry.cell_to_px(cell, FEAT_SIZE, IMAGE_SIZE, convention), px)
+    norm = geometry.px_to_norm(px, IMAGE_SIZE, convention)
+    torch.testing.assert_close(geometry.norm_to_px(norm, IMAGE_SIZE, convention), px)
+
+
+def test_conventions_at_the_corners():
+    corners = torch.tensor([[0.0, 0.0], [767.0, 767.0]])
+    aligned = geometry.px_to_cell(corners, (768, 768), (48, 48))
+    assert aligned.tolist() == [[0, 0], [47, 47]]
+    centred = geometry.px_to_cell(corners, (768, 768), (48, 48), "half_pixel")
+    torch.testing.assert_close(centred, torch.tensor([[-0.46875] * 2, [47.46875] * 2]))
+    with pytest.raises(ValueError, match="align_corners.*half_pixel.*'corner'"):
+        geometry.px_to_cell(corners, (768, 768), (48, 48), "corner")
+    with pytest.raises(ValueError, match="at least 2"):
+        geometry.cell_to_px(corners, (1, 1), (768, 768))
+
+
+@pytest.mark.parametrize("convention", geometry.CONVENTIONS)
+def test_px_to_norm_is_what_grid_sample_reads(convention):
+    image = torch.randn(1, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    px = torch.tensor([[[5.0, 7.0], [90.0, 60.0]]])
+    grid = geometry.px_to_norm(px, IMAGE_SIZE, convention)[:, None]
+    sampled = F.grid_sample(image, grid, align_corners=convention == "align_corners")
+    torch.testing.assert_close(sampled[0, :, 0], image[0][:, [7, 60], [5, 90]], atol=1e-4, rtol=1e-4)
+
+
+def test_rescale_kps_per_axis_and_per_image():
+    kps = torch.tensor([[[10.0, 20.0]], [[10.0, 20.0]]])
+    assert geometry.rescale_kps(kps, (100, 50), (200, 200)).tolist() == [[[40, 40]], [[40, 40]]]
+    sizes = torch.tensor([[100, 50], [50, 100]])
+    assert geometry.rescale_kps(kps, sizes, (100, 100)).tolist() == [[[20, 20]], [[10, 40]]]
+
+
+def test_sample_features_equals_grid_sample_with_border_padding():
+    feat, _, px = make_pair()
+    cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE)
+    cell[0, 0], cell[0, 1] = torch.tensor([-3.0, 4.0]), torch.tensor([12.0, 8.0])
+    grid = geometry.px_to_norm(cell, FEAT_SIZE)[:, :, None]
+    expected = F.grid_sample(feat, grid, align_corners=True, padding_mode="border")[..., 0].transpose(1, 2)
+    torch.testing.assert_close(geometry.sample_features(feat, cell), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_l2_normalise_adds_eps_to_the_norm_and_keeps_zero():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(
+        geometry.l2_normalise(x, dim=1, eps=1.0), torch.tensor([[0.5, 4 / 6], [0.0, 0.0]])
+    )
+
+
+def test_cell_grid_is_row_major_xy():
+    assert geometry.cell_grid((2, 3), torch.zeros(1)).tolist() == [
+        [0, 0],
+        [1, 0],
+        [2, 0],
+        [0, 1],
+        [1, 1],
+        [2, 1],
+    ]
+
+
+# --- plain-loop versions of the four localisers ---
+
+
+def unit(v):
+    return v / (np.linalg.norm(v) + 1e-6)
+
+
+def sample(feat, x, y):
+    """Bilinear sample of feat (C, h, w) at an inside point."""
+    h, w = feat.shape[1:]
+    x0, y0 = min(int(x), w - 2), min(int(y), h - 2)
+    total = np.zeros(feat.shape[0])
+    for cx, cy in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
+        total += feat[:, cy, cx] * (1 - abs(x - cx)) * (1 - abs(y - cy))
+    return total
+
+
+def similarity(query, trg):
+    h, w = trg.shape[1:]
+    return np.array([[unit(query) @ unit(trg[:, y, x]) for x in range(w)] for y in range(h)])
+
+
+def peak(sim):
+    y, x = np.unravel_index(sim.argmax(), sim.shape)
+    return np.array([x, y], float)
+
+
+def expectation(sim, beta):
+    p = np.exp((sim - sim.max()) / beta)
+    p /= p.sum()
+    return sum(p[y, x] * np.array([x, y]) for y in range(sim.shape[0]) for x in range(sim.shape[1]))
+
+
+def plain_nn(src, trg, x, y, beta, sigma):
+    return peak(similarity(sample(src, x, y), trg))
+
+
+def plain_bilinear(src, trg, x, y, beta, sigma):
+    h, w = src.shape[1:]
+    x, y = min(max(x, 1e-5), w - 1 - 1e-5), min(max(y, 1e-5), h - 1 - 1e-5)
+    x0, y0 = int(x), int(y)
+    total = np.zeros(2)
+    for cx, cy in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
+        area = (1 - abs(x - cx)) * (1 - abs(y - cy))
+        total += area * peak(similarity(src[:, cy, cx], trg))
+    return total
+
+
+def plain_softmax(src, trg, x, y, beta, sigma):
+    return expectation(similarity(sample(src, x, y), trg), beta)
+
+
+def plain_kernelsoftmax(src, trg, x, y, beta, sigma):
+    sim = similarity(sample(src, x, y), trg)
+    px, py = peak(sim)
+    h, w = sim.shape
+    gauss = [
+        [math.exp(-((i - px) ** 2 + (j - py) ** 2) / (2 * sigma**2)) for i in range(w)] for j in range(h)
+    ]
+    return expectation(sim * np.array(gauss), beta)
+
+
+PLAIN = {
+    "nn": plain_nn,
+    "bilinear": plain_bilinear,
+    "softmax": plain_softmax,
+    "kernelsoftmax": plain_kernelsoftmax,
+}
+
+
+@pytest.mark.parametrize("name", LOCALISERS)
+def test_equals_the_plain_loop_version(name):
+    src, trg, kps = (v.double() for v in make_pair(n=5))
+    kps[0, 0], kps[0, 1] = torch.tensor([0.0, 0.0]), torch.tensor([95.0, 63.0])
+    beta, sigma = 0.07, 2.0
+    predicted = localise(src, trg, kps, IMAGE_SIZE, names=[name], beta=beta, sigma=sigma)[name]
+    for b in range(2):
+        for i in range(5):
+            x, y = kps[b, i, 0].item() * 12 / 95, kps[b, i, 1].item() * 8 / 63
+            cell = PLAIN[name](src[b].numpy(), trg[b].numpy(), x, y, beta, sigma)
+            expected = cell * np.array([95 / 12, 63 / 8])
+            np.testing.assert_allclose(predicted[b, i].numpy(), expected, atol=1e-6)
+
+
+def test_correlation_is_the_shared_map():
+    src, trg, kps = make_pair(batch=1, n=1)
+    cell = geometry.px_to_cell(kps, IMAGE_SIZE, FEAT_SIZE)
+    sim = correlation(src, trg, cell)
+    assert sim.shape == (1, 1, *FEAT_SIZE) and sim.abs().max() <= 1
+    expected = similarity(sample(src[0].double().numpy(), *cell[0, 0].tolist()), trg[0].double().numpy())
+    np.testing.assert_allclose(sim[0, 0].numpy(), expected, atol=1e-5)
+
+
+# --- known answers ---
+
+
+def on_cells(cells):
+    return torch.tensor(cells, dtype=torch.float32)[None] * torch.tensor([95 / 12, 63 / 8])
+
+
+@pytest.mark.parametrize("name", LOCALISERS)
+def test_identical_features_match_themselves(name):
+    feat = torch.randn(1, 256, *FEAT_SIZE, generator=torch.Generator().manual_seed(0))
+    kps = on_cells([[1, 1], [6, 4], [12, 8], [0, 0]])
+    predicted = localise(feat, feat, kps, IMAGE_SIZE, names=[name])[name]
+    torch.testing.assert_close(predicted, kps, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("name", LOCALISERS)
+def test_a_shift_by_k_cells_moves_every_match_by_k_cells(name):
+    feat = torch.randn(1, 256, *FEAT_SIZE, generator=torch.Generator().manual_seed(0))
+    shifted = feat.roll((2, 3), dims=(2, 3))  # down by 2 cells, right by 3
+    kps = on_cells([[1, 1], [6, 4], [8, 5]])
+    predicted = localise(feat, shifted, kps, IMAGE_SIZE, names=[name])[name]
+    torch.testing.assert_close(predicted, kps + torch.tensor([3 * 95 / 12, 2 * 63 / 8]), atol=0.05, rtol=0)
+
+
+def test_maps_of_different_sizes():
+    g = torch.Generator().manual_seed(0)
+    small, large = torch.randn(1, 8, 5, 7, generator=g), torch.randn(1, 8, 9, 13, generator=g)
+    kps = on_cells([[6, 4]])
+    for src, trg in ((small, large), (large, small)):
+        for predicted in localise(src, trg, kps, IMAGE_SIZE).values():
+            assert predicted.shape == (1, 1, 2) and (predicted >= 0).all()
+            assert (predicted <= torch.tensor([95.01, 63.01])).all()
+
+
+def test_equal_maxima_give_the_first():
+    sim = torch.zeros(1, 1, 4, 5)
+    sim[0, 0, 1, 3] = sim[0, 0, 2, 0] = 1
+    assert argmax_cell(sim).tolist() == [[[3, 1]]]
+    assert argmax_cell(torch.zeros(2, 2, 5)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_kernelsoftmax_ignores_a_far_second_peak_that_pulls_softmax():
+    src = torch.zeros(1, 2, 33, 33)
+    src[:, 0] = 1
+    trg = torch.zeros(1, 2, 33, 33)
+    trg[:, 1] = 1
+    trg[0, :, 2, 2] = torch.tensor([1.0, 0.0])
+    trg[0, :, 30, 30] = torch.tensor([0.999, 0.045])
+    found = localise(src, trg, torch.tensor([[[16.0, 16.0]]]), (33, 33))
+    assert (found["softmax"] - 16).abs().max() < 1
+    assert (found["kernelsoftmax"] - 2).abs().max() < 0.1
+
+
+# --- batches and precision ---
+
+
+def test_batch_of_two_is_two_batches_of_one():
+    src, trg, kps = make_pair()
+    both = localise(src, trg, kps, IMAGE_SIZE)
+    for b in range(2):
+        single = localise(src[b : b + 1], trg[b : b + 1], kps[b : b + 1], IMAGE_SIZE)
+        for name in LOCALISERS:
+            torch.testing.assert_close(both[name][b], single[name][0], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_are_correlated_in_float32(dtype):
+    src, trg, kps = make_pair(dtype=dtype)
+    src, trg = src * 1000, trg * 1000  # squared norms overflow float16
+    expected = localise(src.float(), trg.float(), kps, IMAGE_SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = localise(src, trg, kps, IMAGE_SIZE)
+    for name in LOCALISERS:
+        assert found[name].dtype == torch.float32 and found[name].isfinite().all()
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-4)
+
+
+def test_names_choose_the_localisers_and_unknown_ones_list_the_known():
+    src, trg, kps = make_pair()
+    assert list(localise(src, trg, kps, IMAGE_SIZE, names=("softmax", "nn"))) == ["softmax", "nn"]
+    with pytest.raises(ValueError, match=r"\['window'\].*nn.*bilinear.*softmax.*kernelsoftmax"):
+        localise(src, trg, kps, IMAGE_SIZE, names=["nn", "window"])
+
+
+def test_a_new_localiser_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setitem(LOCALISERS, "centre", lambda query: torch.full_like(query.query_cell, 4.0))
+    predicted = localise(*make_pair(), IMAGE_SIZE, names=["centre"])["centre"]
+    torch.testing.assert_close(predicted[0, 0], torch.tensor([4 * 95 / 12, 4 * 63 / 8]))

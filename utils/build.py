@@ -1,0 +1,170 @@
+"""From the config to objects: the only place, with utils.report and utils.run, where library code meets config keys."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import loss
+from config import ConfigError, resolve_path
+from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word
+from dataset.error import choose
+from dataset.pair_dataset import PairDataset
+from model.load import load_stable_diffusion, resolve_device, resolve_dtype
+from model.matcher import build_matcher
+from model.prompt import build_prompt
+from model.prompt.base import Prompt
+from model.prompt.name import PromptName, format_prompt, parse_prompt_name
+from model.prompt.store import load_prompt
+from model.text import PromptEncoder
+from utils import runtime
+from utils.precompute import condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
+
+
+def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
+    """The process, or processes, as launched, on the configured device."""
+    dtype = resolve_dtype(cfg.PRECISION, resolve_device(cfg.DEVICE))
+    return runtime.build_accelerator(cfg.DEVICE, dtype, accumulation)
+
+
+def find_folder(cfg) -> Path:
+    """The folder of the configured benchmark."""
+    known = choose(cfg.DATASET.NAME, BENCHMARKS, "data set (DATASET.NAME)")
+    return Path(resolve_path(cfg.DATASET.ROOT)) / BENCHMARKS[known].FOLDER
+
+
+def find_datasets(cfg) -> list[str]:
+    """Names of the benchmarks whose folder is in DATASET.ROOT; MissingDataError if there is none."""
+    root = Path(resolve_path(cfg.DATASET.ROOT))
+    names = [name for name, benchmark in BENCHMARKS.items() if (root / benchmark.FOLDER).is_dir()]
+    if not names:
+        folders = ", ".join(benchmark.FOLDER for benchmark in BENCHMARKS.values())
+        raise MissingDataError(
+            f"{root} (DATASET.ROOT) holds none of {folders}; `sh script/prepare_data.sh` downloads a data set"
+        )
+    return names
+
+
+def build_pairs(cfg, split: str) -> PairDataset:
+    """The pairs of a split, still without caches."""
+    try:
+        benchmark = build_benchmark(cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY)
+    except (DatasetError, MissingDataError):
+        raise
+    except ValueError as error:  # an unknown name
+        raise ConfigError(str(error)) from error
+    return PairDataset(benchmark, cfg.DATASET.IMAGE_SIZE)
+
+
+def build_all_splits(cfg) -> list[PairDataset]:
+    """The pairs of every split that the configured benchmark has."""
+    return [build_pairs(cfg, split) for split in BENCHMARKS[cfg.DATASET.NAME].SPLITS]
+
+
+def build_prompt_name(cfg) -> PromptName:
+    """The name of the prompt that the config trains."""
+    section = cfg.PROMPT
+    variants = {"TokenEmbeds": f"TokenEmbeds{section.LENGTH}", "HiddenState": "HiddenState"}
+    variant = section.CPM if section.METHOD == "CPM" else variants[section.SPACE]
+    return format_prompt(section.METHOD, cfg.DATASET.NAME, cfg.NETWORK.NAME, variant)
+
+
+def build_new_prompt(cfg, categories: Sequence[str]) -> Prompt:
+    """The prompt to be trained, at its start."""
+    name = build_prompt_name(cfg)
+    return _build_prompt(cfg, name, categories)
+
+
+def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt:
+    """The prompt that PROMPT.TYPE names: in words, or learned and read from disk."""
+    name = parse_prompt_name(cfg.PROMPT.TYPE)
+    if name.method in ("text", "empty"):
+        return _build_prompt(cfg, name, categories)
+    folder = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE
+    return load_prompt(
+        folder,
+        text=load_text(cfg),
+        backbone=cfg.NETWORK.NAME,
+        categories=categories,
+        condition_shape=_condition_shape(cfg, name),
+        fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+    )
+
+
+def build_trainee(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
+    """The matcher in the setting of training, for a prompt on the same device."""
+    return _build_matcher(cfg, prompt, cfg.TRAIN.TIMESTEP, cfg.TRAIN.ENSEMBLE, device)
+
+
+def build_validator(cfg, matcher: nn.Module) -> nn.Module:
+    """The same networks and prompt in the setting of validation."""
+    return matcher.at(cfg.VAL.TIMESTEP, cfg.VAL.ENSEMBLE)
+
+
+def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
+    """The matcher in the setting of the test."""
+    return _build_matcher(cfg, prompt, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE, device)
+
+
+def build_loss(cfg) -> nn.Module:
+    """The training objective; (B,) losses."""
+    section = cfg.LOSS
+    return loss.build_loss(section.NAME, beta=section.BETA, kernel_size=section.KERNEL_SIZE, sigma=section.SIGMA)
+
+
+def describe_prompt(cfg) -> dict:
+    """What a saved prompt says of its training, beside what it knows itself."""
+    return {
+        "network": cfg.NETWORK.FOLDER,
+        "network_fingerprint": fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+        "init": cfg.PROMPT.INIT,
+        "layer": cfg.MATCHER.LAYER,
+        "train_timestep": cfg.TRAIN.TIMESTEP,
+    }
+
+
+def load_text(cfg) -> PromptEncoder:
+    """The text transformer on the CPU in float32: what prompts start from."""
+    networks = load_stable_diffusion(parts=("text_encoder", "tokenizer"), seed=cfg.SEED, **find_stable_diffusion(cfg))
+    return PromptEncoder(networks.text_encoder, networks.tokenizer)
+
+
+def _build_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:
+    return build_prompt(
+        name,
+        load_text(cfg),
+        categories=categories,
+        condition_shape=_condition_shape(cfg, name),
+        init=cfg.PROMPT.INIT,
+        seed=cfg.SEED,
+        template=cfg.PROMPT.TEMPLATE,
+        category_words=category_word,
+    )
+
+
+def _condition_shape(cfg, name: PromptName) -> tuple[int, int] | None:
+    return condition_shape(cfg, name.condition) if name.condition else None
+
+
+def _build_matcher(cfg, prompt: Prompt, timestep: int, ensemble: int, device: torch.device) -> nn.Module:
+    dtype = resolve_dtype(cfg.PRECISION, device)
+    networks = load_stable_diffusion(
+        parts=("unet", "text_encoder", "tokenizer", "scheduler"),
+        dtype=dtype,
+        device=device,
+        attention=cfg.NETWORK.ATTENTION,
+        seed=cfg.SEED,
+        **find_stable_diffusion(cfg),
+    )
+    return build_matcher(
+        cfg.MATCHER.NAME,
+        networks,
+        prompt.to(device),
+        layer=cfg.MATCHER.LAYER,
+        timestep=timestep,
+        ensemble=ensemble,
+        posterior=cfg.MATCHER.POSTERIOR,
+        recompute=cfg.NETWORK.RECOMPUTE,
+    )

@@ -1,0 +1,147 @@
+"""Every change of coordinates, in one place.
+
+Frames: `px` = pixels of the network's input image, `cell` = positions on a feature map (its first element is
+cell (0, 0)), `norm` = [-1, 1] as in `torch.nn.functional.grid_sample`, `orig` = pixels of the image on disk.
+Points are (x, y), sizes are (H, W). Two conventions tie px, cell and norm together:
+
+* `align_corners` (default; SD4Match): the centres of the corner pixels and of the corner cells coincide,
+  cell = px (w - 1) / (W - 1).
+* `half_pixel`: the outer borders coincide, cell = (px + 1/2) w / W - 1/2.
+"""
+
+import torch
+from torch import Tensor
+
+CONVENTIONS = ("align_corners", "half_pixel")
+NORM_EPS = 1e-6  # added to every norm, as in SD4Match
+Size = tuple[int, int]
+
+
+def check_convention(convention: str) -> None:
+    """Raise ValueError unless `convention` is one of CONVENTIONS."""
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {list(CONVENTIONS)}, got {convention!r}")
+
+
+def _change_grid(points: Tensor, from_size: Size, to_size: Size, convention: str) -> Tensor:
+    """Points (..., 2) on a grid of `from_size` samples -> the same places on a grid of `to_size` samples."""
+    check_convention(convention)
+    if convention == "align_corners" and min(from_size) < 2:
+        raise ValueError(
+            f"align_corners needs at least 2 samples per axis, got size (H, W) = {tuple(from_size)}"
+        )
+    (from_h, from_w), (to_h, to_w) = from_size, to_size
+    x, y = points.unbind(-1)
+    if convention == "align_corners":
+        x, y = x * ((to_w - 1) / (from_w - 1)), y * ((to_h - 1) / (from_h - 1))
+    else:
+        x, y = (x + 0.5) * (to_w / from_w) - 0.5, (y + 0.5) * (to_h / from_h) - 0.5
+    return torch.stack((x, y), dim=-1)
+
+
+def px_to_cell(
+    kps_px: Tensor, image_size: Size, feat_size: Size, convention: str = "align_corners"
+) -> Tensor:
+    """Image pixels (..., 2) -> cells (..., 2) of a feature map; image_size (H, W), feat_size (h, w)."""
+    return _change_grid(kps_px, image_size, feat_size, convention)
+
+
+def cell_to_px(
+    kps_cell: Tensor, feat_size: Size, image_size: Size, convention: str = "align_corners"
+) -> Tensor:
+    """Feature-map cells (..., 2) -> image pixels (..., 2); the inverse of `px_to_cell`."""
+    return _change_grid(kps_cell, feat_size, image_size, convention)
+
+
+def px_to_norm(kps_px: Tensor, image_size: Size, convention: str = "align_corners") -> Tensor:
+    """Image pixels (..., 2) -> [-1, 1], as `grid_sample` reads them with align_corners set or not."""
+    check_convention(convention)
+    height, width = image_size
+    x, y = kps_px.unbind(-1)
+    if convention == "align_corners":
+        if min(image_size) < 2:
+            raise ValueError(
+                f"align_corners needs at least 2 pixels per axis, got size (H, W) = {tuple(image_size)}"
+            )
+        x, y = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
+    else:
+        x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
+    return torch.stack((x, y), dim=-1)
+
+
+def norm_to_px(kps_norm: Tensor, image_size: Size, convention: str = "align_corners") -> Tensor:
+    """[-1, 1] (..., 2) -> image pixels (..., 2); the inverse of `px_to_norm`."""
+    check_convention(convention)
+    height, width = image_size
+    x, y = kps_norm.unbind(-1)
+    if convention == "align_corners":
+        x, y = (x + 1) * (width - 1) / 2, (y + 1) * (height - 1) / 2
+    else:
+        x, y = ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2
+    return torch.stack((x, y), dim=-1)
+
+
+def rescale_kps(kps: Tensor, from_size: Size | Tensor, to_size: Size | Tensor) -> Tensor:
+    """Keypoints (B, N, 2) of an image of `from_size` -> of its copy resized to `to_size`: x W'/W, y H'/H.
+
+    Sizes are (H, W), or int tensors (B, 2) with one size per image.
+    """
+    from_hw = torch.as_tensor(from_size, device=kps.device)
+    to_hw = torch.as_tensor(to_size, device=kps.device)
+    scale_xy = (to_hw.to(kps.dtype) / from_hw.to(kps.dtype)).flip(-1)  # (2,) or (B, 2)
+    return kps * (scale_xy if scale_xy.dim() == 1 else scale_xy[:, None])
+
+
+def cell_grid(feat_size: Size, like: Tensor) -> Tensor:
+    """Coordinates (x, y) of all cells in row-major order, (h*w, 2), with the device and dtype of `like`."""
+    y, x = (torch.arange(n, device=like.device, dtype=like.dtype) for n in feat_size)
+    return torch.cartesian_prod(y, x).flip(-1)
+
+
+def bilinear_corners(points_cell: Tensor, feat_size: Size) -> tuple[Tensor, Tensor]:
+    """The four cells around each point and their bilinear weights (the area of the opposite rectangle).
+
+    Args:
+        points_cell: (..., 2), (x, y) in cells; points outside the map are moved to its border.
+        feat_size: (h, w).
+    Returns:
+        index (..., 4) int64 into the flattened h*w map, in the order (y0,x0), (y0,x1), (y1,x0), (y1,x1);
+        weight (..., 4), non-negative, summing to 1.
+    """
+    h, w = feat_size
+    x, y = points_cell[..., 0].clamp(0, w - 1), points_cell[..., 1].clamp(0, h - 1)
+    x0, y0 = x.floor().clamp(max=max(w - 2, 0)), y.floor().clamp(max=max(h - 2, 0))
+    x1, y1 = (x0 + 1).clamp(max=w - 1), (y0 + 1).clamp(max=h - 1)
+    right, down = x - x0, y - y0
+    left, up = 1 - right, 1 - down
+    index = torch.stack((y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1), dim=-1).long()
+    weight = torch.stack((up * left, up * right, down * left, down * right), dim=-1)
+    return index, weight
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 if it is half precision, otherwise unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gather_cells(feat: Tensor, index: Tensor) -> Tensor:
+    """Features (B, N, K, C), at least float32, of the flat cells `index` (B, N, K) of feat (B, C, h, w)."""
+    batch, channels = feat.shape[:2]
+    picked = feat.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))  # (B, C, N*K)
+    return at_least_float32(picked).transpose(1, 2).reshape(batch, *index.shape[1:], channels)
+
+
+def sample_features(feat: Tensor, kps_cell: Tensor) -> Tensor:
+    """Bilinear samples (B, N, C), at least float32, of feat (B, C, h, w) at kps_cell (B, N, 2)."""
+    index, weight = bilinear_corners(at_least_float32(kps_cell), feat.shape[-2:])
+    return (gather_cells(feat, index) * weight[..., None]).sum(dim=2)
+
+
+def l2_norm(x: Tensor, dim: int) -> Tensor:
+    """||x||_2 along `dim`, which is kept with length 1; the gradient of a zero vector is zero, not NaN."""
+    return x.square().sum(dim=dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+
+def l2_normalise(x: Tensor, dim: int, eps: float = NORM_EPS) -> Tensor:
+    """x / (||x||_2 + eps) along `dim`: eps is added to the norm; a zero vector stays zero."""
+    return x / (l2_norm(x, dim) + eps)

@@ -1,0 +1,70 @@
+"""What tensorboard shows of a training run. Only the main process writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+class Monitor:
+    """Scalars of every step, written in groups so that a step never waits for the GPU; pictures of validations."""
+
+    def __init__(self, folder: str | Path, active: bool, log_every: int):
+        self.log_every = log_every
+        self._pending: list[tuple[int, float, torch.Tensor]] = []
+        self._clock: tuple[int, float] | None = None
+        self._writer = None
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder))
+
+    def add_step(self, step: int, lr: float, loss: torch.Tensor, now: float) -> str | None:
+        """Note a step's loss (a scalar tensor on its device) and lr; every log_every steps, a line to print."""
+        if self._writer is None:
+            return None
+        self._pending.append((step, lr, loss.detach()))
+        if self._clock is None:
+            self._clock = (step, now)
+        return self.flush(now) if step % self.log_every == 0 else None
+
+    def flush(self, now: float) -> str | None:
+        """Write the noted steps."""
+        if self._writer is None or not self._pending:
+            return None
+        losses = torch.stack([loss for _, _, loss in self._pending]).float().tolist()
+        for (step, lr, _), loss in zip(self._pending, losses, strict=True):
+            self._writer.add_scalar("train/loss", loss, step)
+            self._writer.add_scalar("train/lr", lr, step)
+        begin, then = self._clock
+        line = f"loss {sum(losses) / len(losses):.4f}  lr {lr:.2e}"
+        if step > begin and now > then:
+            rate = (step - begin) / (now - then)
+            self._writer.add_scalar("train/steps_per_second", rate, step)
+            line += f"  {rate:.2f} steps/s"
+        self._pending, self._clock = [], (step, now)
+        return line
+
+    def add_pck(self, step: int, summary: dict) -> None:
+        """Validation PCK of every localiser at every alpha."""
+        if self._writer is None:
+            return
+        for localiser, by_alpha in summary["pck"].items():
+            for alpha, by_category in by_alpha.items():
+                if by_category["all"] is not None:
+                    self._writer.add_scalar(f"val_{localiser}/pck@{alpha}", by_category["all"], step)
+        self._writer.flush()
+
+    def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:
+        """The matches and the correlation map of each drawn pair (utils.picture.draw_pair)."""
+        if self._writer is None:
+            return
+        for number, picture in enumerate(pictures):
+            for kind, image in picture.items():
+                self._writer.add_image(f"val_{kind}/{number}", image, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,131 @@
+"""Result tables as text, and the two files of an evaluation: one CSV row per pair and one JSON summary."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from utils import atomic_path
+from utils.pck import Record, merge_records
+
+COLUMN = 12  # characters; the width of the release's tables
+RULE = "-" * 65
+FIXED_COLUMNS = ("index", "pair_id", "category", "src_identifier", "trg_identifier", "protocol", "n_points")
+FLAG_PREFIX = "flag:"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _columns(cells: Iterable[str], width: int) -> str:
+    return "".join(f"{cell:<{width}}" for cell in cells)
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """One line that says what the numbers of a summary are: frame, by, average, number of pairs."""
+    over = {"pair": "over all pairs", "category": "over categories"}[summary["average"]]
+    empty = summary["pairs_without_points"]
+    skipped = f" ({empty} more without keypoints)" if empty else ""
+    return (
+        f"PCK in the {summary['protocol']} frame, per {summary['by']}, averaged {over}: "
+        f"{summary['pairs']} pairs, {summary['points']} keypoints{skipped}"
+    )
+
+
+def format_overview(summary: Mapping[str, Any]) -> str:
+    """Localisers x alphas over all pairs, under the line of `describe`; `summary` is of `pck.summarise`."""
+    pck = summary["pck"]
+    name_width = max([COLUMN, *(len(name) + 2 for name in pck)])
+    alphas = next(iter(pck.values()), {})
+    lines = [describe(summary), f"{'':<{name_width}}" + _columns((f"@{key}" for key in alphas), 10)]
+    lines += [
+        f"{name:<{name_width}}" + _columns((_percent(row["all"]) for row in rows.values()), 10)
+        for name, rows in pck.items()
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def format_category_table(summary: Mapping[str, Any]) -> str:
+    """The release's text layout: a block per localiser, categories and "all" as columns, alphas as rows.
+
+    Columns are 12 characters wide (wider only if a category's name needs it). The last line is that of
+    `describe`.
+    """
+    columns = [*sorted(summary["categories"]), "all"]
+    width = max([COLUMN, *(len(name) + 1 for name in columns)])
+    lines = []
+    for localiser, rows in summary["pck"].items():
+        lines += [f"{localiser}:", _columns(["", *columns], width)]
+        lines += [
+            _columns([key, *(_percent(row[name]) for name in columns)], width) for key, row in rows.items()
+        ]
+        lines.append(RULE)
+    return "\n".join([*lines, describe(summary)]) + "\n"
+
+
+def write_pairs_csv(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """One row per pair, by index: ids, category, n_points, `flag:NAME` and `LOCALISER@ALPHA` (hits)."""
+    records = merge_records(records)
+    flags = sorted({name for record in records for name in record["flags"]})
+    first_hits = records[0]["hits"] if records else {}
+    hit_columns = [(name, key) for name, row in first_hits.items() for key in row]
+    header = [
+        *FIXED_COLUMNS,
+        *(FLAG_PREFIX + name for name in flags),
+        *(f"{n}@{key}" for n, key in hit_columns),
+    ]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for record in records:
+            row = [record[name] for name in FIXED_COLUMNS] + [record["flags"].get(name, -1) for name in flags]
+            writer.writerow(row + [record["hits"][name][key] for name, key in hit_columns])
+
+
+def read_pairs_csv(path: str | os.PathLike) -> list[Record]:
+    """The records of a file of `write_pairs_csv`, from which every table can be computed again.
+
+    Raises:
+        ValueError: the file is no such table; the message names the file and the missing columns.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in FIXED_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} is not a per-pair result file: it has no column {missing}")
+        return [_parse_row(row, path) for row in reader]
+
+
+def _parse_row(row: Mapping[str, str], path: str | os.PathLike) -> Record:
+    record: Record = {name: row[name] for name in FIXED_COLUMNS} | {"flags": {}, "hits": {}}
+    try:
+        record |= {name: int(row[name]) for name in ("index", "n_points")}
+        for column, value in row.items():
+            if column.startswith(FLAG_PREFIX):
+                record["flags"][column.removeprefix(FLAG_PREFIX)] = int(value)
+            elif "@" in column:
+                localiser, key = column.split("@", 1)
+                record["hits"].setdefault(localiser, {})[key] = int(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: row of pair {row['pair_id']!r} is damaged ({error})") from error
+    return record
+
+
+def write_summary_json(
+    path: str | os.PathLike,
+    summary: Mapping[str, Any],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write {"summary", "config", "provenance"} as JSON; NaN and what else JSON does not know is refused."""
+    content = {"summary": summary, "config": config, "provenance": provenance}
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in one step (UTF-8)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,180 @@
+"""A training run on disk: where it writes, how it resumes, what it logs, when it keeps a prompt."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from config import ConfigError, dump_config, iter_keys, resolve_path
+from dataset.pair_dataset import PairDataset, collate
+from model.noise import noise_seeds
+from model.prompt.store import save_prompt
+from utils.build import build_prompt_name, describe_prompt
+from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
+from utils.evaluate import move_batch
+from utils.learner import Learner
+from utils.monitor import Monitor
+from utils.pck import alpha_key
+from utils.picture import choose_pairs, draw_pairs
+from utils.report import evaluate_split
+from utils.result import format_overview, write_text
+from utils.runtime import write_provenance
+from utils.sampler import EpochBatches
+
+MAY_DIFFER = (  # settings that do not change what is learned
+    "DEVICE",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "OUTPUT_ROOT",
+    "PROMPT.TYPE",
+    "TRAIN.SAVE_EVERY",
+    "TRAIN.LOG_EVERY",
+    "VAL.PICTURES",
+)
+LENGTH = (
+    "TRAIN.EPOCHS",
+    "TRAIN.MAX_STEPS",
+)  # a run may be made longer, unless its schedule depends on the length
+
+
+class TrainingRun:
+    """One prompt being trained. Every process has one; only the main process writes."""
+
+    def __init__(self, cfg, accelerator: Accelerator, overwrite: bool):
+        self.cfg, self.accelerator = cfg, accelerator
+        self.name = str(build_prompt_name(cfg))
+        output = Path(resolve_path(cfg.OUTPUT_ROOT))
+        settings = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
+        self.folder = output / "log" / cfg.DATASET.NAME / settings
+        self.prompt_folder = output / "prompt" / self.name
+        self.state = None if overwrite else load_checkpoint(self.folder)
+        self._refuse_other_config()
+
+    def plan(self, n_pairs: int) -> EpochBatches:
+        """The data order: this process's part of every step. Refuses a batch that cannot be shared out."""
+        cfg = self.cfg.TRAIN
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        try:
+            self.batches = EpochBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return self.batches
+
+    def start(self, trn: PairDataset, prompt: torch.nn.Module) -> tuple[DataLoader, Learner]:
+        """The loader and the optimiser, at the beginning or where a checkpoint left them."""
+        cfg = self.cfg.TRAIN
+        loader = DataLoader(
+            trn,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=self.cfg.DATASET.NUM_WORKERS,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        total_steps = cfg.EPOCHS * self.batches.steps_per_epoch
+        total_steps = min(total_steps, cfg.MAX_STEPS) if cfg.MAX_STEPS else total_steps
+        groups = prompt.param_groups(cfg.LR, cfg.LINEAR_LR_SCALE)
+        self.learner = Learner(self.accelerator, prompt, groups, cfg.SCHEDULER, cfg.STEP_RULES, total_steps)
+        if self.state is not None:
+            self.learner.load_state_dict(self.state["learner"])
+        self.monitor = Monitor(self.folder, self.accelerator.is_main_process, cfg.LOG_EVERY)
+        self._announce(len(trn.benchmark))
+        return loader, self.learner
+
+    def moved(self, loader: DataLoader):
+        """The loader's batches on this process's device, with a bar that counts the run's optimiser steps."""
+        self.bar = tqdm(
+            initial=self.learner.step,
+            total=self.learner.total_steps,
+            desc=f"epoch {self.learner.epoch + 1}",
+            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
+        )
+        with self.bar:
+            for batch in loader:
+                yield move_batch(batch, self.accelerator.device)
+
+    def noise_seeds(self, index: torch.Tensor) -> torch.Tensor:
+        """(B, 2) seeds of the source and target noise: fresh in every epoch, the same for any number of processes."""
+        sides = [noise_seeds(self.cfg.SEED, self.learner.epoch, index.cpu(), side) for side in (0, 1)]
+        return torch.stack([torch.as_tensor(side) for side in sides], dim=1)
+
+    def log_step(self, loss: torch.Tensor, now: float) -> None:
+        """Loss, lr and speed to tensorboard; a line to the terminal now and then."""
+        self.bar.update()
+        line = self.monitor.add_step(self.learner.step, self.learner.lr, loss, now)
+        if line:
+            self.print(f"step {self.learner.step}/{self.learner.total_steps}  {line}")
+
+    def validate(self, matcher, val: PairDataset) -> None:
+        """PCK on the validation pairs; the prompt is kept if it is the best so far."""
+        self.monitor.flush(time.monotonic())
+        summary, _ = evaluate_split(self.cfg, matcher, val, self.accelerator)
+        score = summary["pck"][self.cfg.VAL.LOCALISER][alpha_key(self.cfg.VAL.ALPHA)]["all"]
+        best = self.learner.improves(score)
+        if not self.accelerator.is_main_process:
+            return
+        self.monitor.add_pck(self.learner.step, summary)
+        positions = choose_pairs(val, self.cfg.VAL.PICTURES)
+        pictures = draw_pairs(self.cfg, matcher, val, positions, self.name, self.accelerator.device)
+        self.monitor.add_pictures(self.learner.step, pictures)
+        self.print(f"validation after step {self.learner.step}\n{format_overview(summary)}")
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            entry = {
+                "step": self.learner.step,
+                "epoch": self.learner.epoch,
+                "score": score,
+                "pck": summary["pck"],
+            }
+            file.write(json.dumps(entry) + "\n")
+        if best:
+            metrics = {"step": self.learner.step, "validation": summary}
+            prompt = self.accelerator.unwrap_model(self.learner.prompt)
+            save_prompt(self.prompt_folder, prompt, {**describe_prompt(self.cfg), "metrics": metrics})
+            write_text(self.prompt_folder / "config.yaml", dump_config(self.cfg))
+            self.print(f"best so far: saved to {self.prompt_folder}")
+
+    def save(self) -> None:
+        """A checkpoint from which the run goes on exactly."""
+        if self.accelerator.is_main_process:
+            config = dict(iter_keys(self.cfg))
+            save_checkpoint(self.folder, {"config": config, "learner": self.learner.state_dict()})
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        self.monitor.close()
+        localiser, alpha = self.cfg.VAL.LOCALISER, self.cfg.VAL.ALPHA
+        self.print(
+            f"finished {self.learner.step} steps; best validation PCK@{alpha:g} ({localiser}) "
+            f"{self.learner.best:.2%}; prompt in {self.prompt_folder}"
+        )
+
+    def print(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+    def _announce(self, n_pairs: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        write_provenance(self.folder, dump_config(self.cfg), self.accelerator.device)
+        learner, cfg = self.learner, self.cfg.TRAIN
+        where = f"at step {learner.step} of {learner.total_steps}" if learner.step else f"{learner.total_steps} steps"
+        self.print(
+            f"{self.name}: {'going on ' if learner.step else ''}{where}, batch {cfg.BATCH_SIZE}, "
+            f"{n_pairs} pairs, {self.accelerator.num_processes} process(es) on {self.accelerator.device}\n"
+            f"log: {self.folder}"
+        )
+
+    def _refuse_other_config(self) -> None:
+        if self.state is None:
+            return
+        may_differ = MAY_DIFFER if self.cfg.TRAIN.SCHEDULER == "linear" else (*MAY_DIFFER, *LENGTH)
+        changed = changed_keys(self.state["config"], dict(iter_keys(self.cfg)), may_differ)
+        if changed:
+            raise CheckpointError(
+                f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                "go on with the old settings, start anew with --overwrite, or choose another OUTPUT_ROOT"
+            )
