@@ -96,11 +96,13 @@ def _check_evaluation(cfg: CN) -> Iterator[str]:
 
 def _check_network(cfg: CN) -> Iterator[str]:
     """What the network's own config files rule out. A hub id that is not on disk yet is checked after its download."""
-    from model.facts import network_facts
+    from model.facts import is_hub_id, network_facts
 
     folder = resolve_network(cfg.NETWORK.FOLDER)
     facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
     if facts is None:
+        if not is_hub_id(folder):
+            yield f"NETWORK.FOLDER {cfg.NETWORK.FOLDER}: not a diffusers folder (vae, unet, ...), and no hub id"
         return
     if facts.n_up_blocks <= cfg.MATCHER.LAYER:
         yield (
@@ -124,6 +126,8 @@ def _check_training(cfg: CN) -> Iterator[str]:
             parse_cpm(cfg.PROMPT.CPM)
         except ValueError as error:
             yield f"PROMPT.CPM: {error}"
+    if cfg.PROMPT.METHOD == "CPM" and cfg.PROMPT.INIT != "random":
+        yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
     if cfg.PROMPT.INIT not in ("random", "empty") and not cfg.PROMPT.INIT.startswith("text:"):
         yield f"PROMPT.INIT must be random, empty or text:<a sentence>; got {cfg.PROMPT.INIT!r}"
     if cfg.TRAIN.BATCH_SIZE % cfg.TRAIN.ACCUMULATION:

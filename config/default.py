@@ -17,10 +17,7 @@ _C.DATASET = CN()
 _C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow"
 _C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/ and pf-willow/
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
-_C.DATASET.IMAGE_SIZE = (
-    768,
-    768,
-)  # (H, W) pixels that every image is resized to; the aspect ratio is not kept
+_C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels that every image is resized to; the aspect ratio is not kept
 _C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process does
 
 # ---- the frozen Stable Diffusion -----------------------------------------------------------------------------
@@ -72,9 +69,7 @@ _C.TRAIN.MAX_STEPS = 0  # stop after so many optimiser steps; 0 = no limit
 _C.TRAIN.LR = 0.01  # learning rate of Adam
 _C.TRAIN.LINEAR_LR_SCALE = 0.1  # CPM's linear layers learn at LR times this
 _C.TRAIN.SCHEDULER = "constant"  # "constant", "linear" (to 0 at the last step), "piecewise_constant"
-_C.TRAIN.STEP_RULES = (
-    ""  # for piecewise_constant, in steps: "1:1000,0.1:2000,0.01" = lr x 1 to step 1000, x 0.1 to 2000, x 0.01
-)
+_C.TRAIN.STEP_RULES = ""  # piecewise_constant: "1:1000,0.1:2000,0.01" = lr x 1 to step 1000, x 0.1 to 2000, then x 0.01
 _C.TRAIN.SAVE_EVERY = 1000  # optimiser steps between resumable checkpoints (one is always written after each epoch)
 _C.TRAIN.LOG_EVERY = 10  # optimiser steps between writes to tensorboard (which still gets every step)
 
@@ -98,7 +93,7 @@ _C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as 
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
 _C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
-_C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")
+_C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
 _C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells
 _C.EVAL.PROTOCOL = "resized"  # "resized" (SD4Match: frame of IMAGE_SIZE) or "original" (frame of the image file)

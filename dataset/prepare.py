@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
 
-ASSET = Path(__file__).resolve().parents[1] / "asset"
+ASSET = Path(__file__).resolve().parents[1] / "asset" / "dataset"
 CHUNK = 1 << 20
 
 
@@ -113,7 +113,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="prepare_data.sh", description="Download, unpack and check a data set."
     )
     parser.add_argument("name", choices=sorted(PARTS))
-    parser.add_argument("--root", type=Path, help="folder of the data set (default: asset/<its usual name>)")
+    parser.add_argument("--root", type=Path, help="folder of the data set (default: its usual name in asset/dataset)")
     parser.add_argument("--check", action="store_true", help="only check what is there")
     parser.add_argument("--url", help="another address of the archive (http, https or file)")
     parser.add_argument("--pairs-url", help="another address of the pair lists (PF-PASCAL, PF-WILLOW)")

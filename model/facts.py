@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.error import NetworkError
 from model.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_architecture
+from model.error import NetworkError
 
 _MIB = 1 << 20
 _WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -86,20 +86,18 @@ def network_facts(
 ) -> NetworkFacts | None:
     """Sizes of the Stable Diffusion model in `folder`, a local folder or hub id, from its JSON files.
 
-    With init="random" those of the named architecture. None for an unknown hub id that has not been
-    downloaded yet, and for a folder that lacks one of the files (loading then explains what is missing).
+    With init="random", and for the default hub ids, nothing need be on this machine. None for another hub id
+    that has not been downloaded, and for a folder that lacks a file (loading then says what is missing).
     """
     if init == "random":
         return compute_facts(get_architecture(STABLE_DIFFUSION, architecture))
-    root = local_folder(folder)
-    if root is None:
-        known = HUB_IDS.get(folder)
-        return compute_facts(STABLE_DIFFUSION[known]) if known in STABLE_DIFFUSION else None
+    root = local_folder(folder) or Path(folder)
     paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
     paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
-    if not all(path.is_file() for path in paths.values()):
-        return None
-    return compute_facts({name: read_json(path) for name, path in paths.items()})
+    if all(path.is_file() for path in paths.values()):
+        return compute_facts({name: read_json(path) for name, path in paths.items()})
+    known = HUB_IDS.get(folder)
+    return compute_facts(STABLE_DIFFUSION[known]) if known in STABLE_DIFFUSION else None
 
 
 def condition_facts(
@@ -113,15 +111,12 @@ def condition_facts(
     config, preprocessor = _vision_configs(spec, folder, init, architecture)
     if config is None:
         return None
-    width, patch = (
-        config.get("hidden_size", 768),
-        config.get("patch_size", 14 if spec.network == "DINO" else 32),
-    )
     if spec.output == "embedding":
         return 1, config.get("projection_dim", 512)
+    patch = config.get("patch_size", 14 if spec.network == "DINO" else 32)
     crop = preprocessor.get("crop_size", 224)
-    height, width_px = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-    return 1 + (height // patch) * (width_px // patch), width
+    height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+    return 1 + (height // patch) * (width // patch), config.get("hidden_size", 768)
 
 
 def get_condition(condition: str) -> Condition:
@@ -143,8 +138,8 @@ def network_fingerprint(
 
     parts: subfolders ("vae", "unet", "text_encoder"; "" is the folder itself). Hashed are the configuration's
     bytes and, of each safetensors file that loading would use, name, size and a checksum of the first and
-    last MiB. With init="random" the architecture's name and the seed. Raises FileNotFoundError for a folder,
-    or hub id, that is not on this machine.
+    last MiB. With init="random" the architecture's name and the seed. Raises FileNotFoundError if a part is
+    not, or not wholly, on this machine.
     """
     digest = hashlib.sha256()
     if init == "random":
@@ -189,7 +184,9 @@ def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
     try:
         return _compute_facts(configs)
     except KeyError as error:
-        raise NetworkError(f"a configuration of the Stable Diffusion model lacks the entry {error}") from error
+        raise NetworkError(
+            f"a configuration of the Stable Diffusion model lacks the entry {error}"
+        ) from error
 
 
 def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
@@ -213,23 +210,18 @@ def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
 
 
 def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
-    root = None if init == "random" else local_folder(folder)
-    if root is None:
-        name = (
-            (architecture or CONDITION_ARCHITECTURE[spec.network])
-            if init == "random"
-            else HUB_IDS.get(folder)
-        )
-        if init != "random" and name not in VISION:
-            return None, {}
-        entry = get_architecture(VISION, name)
+    if init == "random":
+        entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
         return entry["config"], entry["preprocessor"]
-    if not (root / "config.json").is_file() or not (root / "preprocessor_config.json").is_file():
-        return None, {}
-    config = read_json(root / "config.json")
+    root = local_folder(folder) or Path(folder)
+    files = root / "config.json", root / "preprocessor_config.json"
+    if not all(path.is_file() for path in files):
+        entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
+        return entry["config"], entry["preprocessor"]
+    config, preprocessor = (read_json(path) for path in files)
     if "vision_config" in config:  # a whole CLIP model: the projection's width is kept one level up
         config = {**config["vision_config"], "projection_dim": config.get("projection_dim", 512)}
-    return config, read_json(root / "preprocessor_config.json")
+    return config, preprocessor
 
 
 def _hub_cache() -> Path:
@@ -241,14 +233,14 @@ def _hub_cache() -> Path:
 
 def _hash_part(digest: hashlib._Hash, folder: Path, part: str) -> None:
     config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"no network at {folder}: config.json is missing")
+    weights = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
+    if not config.is_file() or not weights:
+        raise FileNotFoundError(f"no network at {folder}: config.json or its safetensors weights are missing")
     digest.update(part.encode() + config.read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        if _WEIGHT_FILE.fullmatch(path.name):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_MIB))
-                file.seek(max(0, size - _MIB))
-                digest.update(file.read(_MIB))
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_MIB))
+            file.seek(max(0, size - _MIB))
+            digest.update(file.read(_MIB))

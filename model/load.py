@@ -128,8 +128,8 @@ def load_vision(
 
 def freeze(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
     """No gradients, evaluation mode, cast to `dtype` on `device`; in place."""
-    module.requires_grad_(False).eval().to(device)
-    return module if module.dtype == dtype else module.to(dtype)
+    # not diffusers' own `to`: it warns about modules it would keep in float32, of which these have none
+    return nn.Module.to(module.requires_grad_(False).eval(), device=device, dtype=dtype)
 
 
 def _pretrained_stable_diffusion(folder: str, parts: Sequence[str], dtype: torch.dtype) -> StableDiffusion:

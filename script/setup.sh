@@ -1,6 +1,7 @@
 # Sourced by the other scripts: goes to the repository's root and sets PYTHON to a Python that meets requirements.txt.
 # The current Python is taken if it does; else a virtual environment beside the checkout, made on first use.
 set -eu
+caller=$PWD
 cd "$(dirname "$0")"
 while [ ! -f requirements.txt ]; do
     cd ..

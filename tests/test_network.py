@@ -10,8 +10,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
-from transformers import Dinov2Config, Dinov2Model
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from model.architecture import STABLE_DIFFUSION, VISION
 from model.condition import compute_condition
@@ -171,7 +177,9 @@ def test_random_networks_depend_on_the_seed_alone(tiny_architecture):
     for part in ("vae", "unet", "text_encoder"):
         weights = [next(iter(getattr(n, part).state_dict().values())) for n in (one, same, other)]
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    fingerprints = [network_fingerprint("", init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)]
+    fingerprints = [
+        network_fingerprint("", init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)
+    ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     with pytest.raises(ValueError, match="unknown architecture 'sd3'; known: sd1-5, sd2-1"):
         load_stable_diffusion(init="random", architecture="sd3")
@@ -179,7 +187,9 @@ def test_random_networks_depend_on_the_seed_alone(tiny_architecture):
 
 def test_missing_networks_say_what_to_do(monkeypatch, tmp_path, folders):
     hint = r"stabilityai/stable-diffusion-2-1.*withdrawn.*November 2025.*NETWORK.FOLDER /path/to/folder"
-    with pytest.raises(NetworkNotFoundError, match=r"'no/such/folder' \(NETWORK.FOLDER\).*no such folder.*" + hint):
+    with pytest.raises(
+        NetworkNotFoundError, match=r"'no/such/folder' \(NETWORK.FOLDER\).*no such folder.*" + hint
+    ):
         load_stable_diffusion("no/such/folder")
     with pytest.raises(NetworkNotFoundError, match=r"the folder lacks .*unet/config.json.*" + hint):
         load_stable_diffusion(str(tmp_path))
@@ -227,7 +237,7 @@ def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, folders):
 
 
 def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):
-    """SD2-1's tokenizer_config.json says <|endoftext|>, its special_tokens_map.json "!"; the latter is what counts."""
+    """SD2-1's tokenizer_config.json says <|endoftext|>, its special_tokens_map.json "!", which counts."""
     shutil.copytree(folders["sd"], tmp_path / "sd")
     folder = tmp_path / "sd" / "tokenizer"
     vocab = build_byte_tokenizer(514).get_vocab()
@@ -248,7 +258,9 @@ def test_text_weights_with_the_older_prefix_load(tmp_path, folders):
     """Released text encoders name their weights text_model.*."""
     shutil.copytree(folders["sd"], tmp_path / "sd")
     path = tmp_path / "sd" / "text_encoder" / "model.safetensors"
-    weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
+    weights = {
+        f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()
+    }
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(weights, path, metadata={"format": "pt"})
     old = load_stable_diffusion(str(tmp_path / "sd"), parts=("text_encoder",)).text_encoder
@@ -262,13 +274,18 @@ def test_fingerprint_follows_the_weights(tmp_path, folders):
     copy = str(tmp_path / "sd")
     assert network_fingerprint(copy, ("vae", "unet")) == network_fingerprint(folders["sd"], ("vae", "unet"))
     path = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not loaded")
+    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(
+        b"a variant, not loaded"
+    )
     assert network_fingerprint(copy, ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     assert network_fingerprint(copy, ("vae",)) != network_fingerprint(folders["sd"], ("vae",))
     assert network_fingerprint(copy, ("unet",)) == network_fingerprint(folders["sd"], ("unet",))
+    path.unlink()  # as when only the configuration has been downloaded
+    with pytest.raises(FileNotFoundError, match="safetensors weights are missing"):
+        network_fingerprint(copy, ("vae",))
     with pytest.raises(FileNotFoundError, match="no network at 'nowhere'"):
         network_fingerprint("nowhere")
 
@@ -343,7 +360,9 @@ def test_moments_reproduce_the_posterior(folders):
     assert moments.shape == (2, 8, 8, 8)
     assert torch.equal(draw_latents(moments, 1.0), posterior.mode())
     noise = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(draw_latents(moments, 0.5, noise), 0.5 * (posterior.mean + posterior.std * noise))
+    torch.testing.assert_close(
+        draw_latents(moments, 0.5, noise), 0.5 * (posterior.mean + posterior.std * noise)
+    )
     extreme = torch.cat([torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 500.0)], dim=1)
     assert draw_latents(extreme, 1.0, torch.ones(1, 4, 2, 2)).isfinite().all()
 
@@ -375,7 +394,10 @@ def test_noise_seeds_are_distinct_and_independent_of_the_batch():
 
 def test_seeds_are_the_same_everywhere():
     """Known values: a change would silently change every result."""
-    assert noise_seeds(0, 0, torch.tensor([0, 1]), 0).tolist() == [reference_seed(0, 0, 0, 0), reference_seed(0, 0, 0, 1)]
+    assert noise_seeds(0, 0, torch.tensor([0, 1]), 0).tolist() == [
+        reference_seed(0, 0, 0, 0),
+        reference_seed(0, 0, 0, 1),
+    ]
     word = int.from_bytes(hashlib.blake2b(b"cat-2008", digest_size=8).digest(), "little")
     assert identifier_seed(3, "cat-2008") == reference_seed(3, word)
     assert len({identifier_seed(s, i) for s in (0, 1) for i in ("cat-2008", "cat-2009", "dog-2008")}) == 6
@@ -397,7 +419,10 @@ def reference_seed(*words: int) -> int:
 
 def make_images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in ((80, 60), (50, 90))]
+    return [
+        Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8))
+        for h, w in ((80, 60), (50, 90))
+    ]
 
 
 def test_conditions_have_the_expected_outputs(folders):
@@ -410,13 +435,16 @@ def test_conditions_have_the_expected_outputs(folders):
     pixels = dino.processor(images=images, return_tensors="pt").pixel_values
     assert pixels.shape == (2, 3, 56, 56)
     assert torch.equal(tokens[:, 0], dino.model(pixels).pooler_output)
-    torch.testing.assert_close(tokens[1:], compute_condition("DINO-Feat", dino, images[1:]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        tokens[1:], compute_condition("DINO-Feat", dino, images[1:]), rtol=1e-5, atol=1e-5
+    )
 
     embedding = compute_condition("CLIP-Head", clip, images)
     assert compute_condition("CLIP-Feat", clip, images).shape == (2, *tiny.CLIP_FEAT_SHAPE)
     assert embedding.shape == (2, *tiny.CLIP_HEAD_SHAPE)
     torch.testing.assert_close(
-        embedding[:, 0], clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds
+        embedding[:, 0],
+        clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds,
     )
 
 
@@ -425,7 +453,12 @@ def test_a_whole_clip_model_gives_its_vision_tower(tmp_path, folders):
     shutil.copytree(folders["CLIP"], tmp_path / "clip")
     vision = json.loads((tmp_path / "clip" / "config.json").read_text())
     vision.pop("projection_dim")
-    whole = {"model_type": "clip", "projection_dim": 12, "vision_config": vision, "text_config": {"hidden_size": 16}}
+    whole = {
+        "model_type": "clip",
+        "projection_dim": 12,
+        "vision_config": vision,
+        "text_config": {"hidden_size": 16},
+    }
     (tmp_path / "clip" / "config.json").write_text(json.dumps(whole))
     network = load_vision("CLIP", str(tmp_path / "clip"))
     assert condition_facts("CLIP-Head", str(tmp_path / "clip")) == tiny.CLIP_HEAD_SHAPE

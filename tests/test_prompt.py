@@ -19,7 +19,12 @@ from tests import tiny
 
 D = tiny.TEXT_WIDTH
 N_PATCH, WIDTH = tiny.DINO_SHAPE[0] - 1, tiny.DINO_SHAPE[1]
-SHAPES = {"DINO-Feat": tiny.DINO_SHAPE, "DINO-Head": tiny.DINO_SHAPE, "CLIP-Feat": (17, 16), "CLIP-Head": (1, 12)}
+SHAPES = {
+    "DINO-Feat": tiny.DINO_SHAPE,
+    "DINO-Head": tiny.DINO_SHAPE,
+    "CLIP-Feat": (17, 16),
+    "CLIP-Head": (1, 12),
+}
 CPM_NAMES = [
     f"{scope}-{network}-{feature}-G{n_global}-C5"
     for scope in ("Img", "Pair")
@@ -126,10 +131,10 @@ def test_encoding_embeddings_equals_encoding_ids(text):
 def test_the_text_transformer_is_causal(text):
     tokens = torch.randn(1, 77, D)
     changed = tokens.clone()
-    changed[:, 40] += 1
+    changed[:, 40] = torch.randn(D)
     before, after = text.encode_tokens(tokens), text.encode_tokens(changed)
     assert torch.equal(before[:, :40], after[:, :40])
-    assert not torch.isclose(before[:, 40:], after[:, 40:]).all(dim=-1).any()
+    assert (before[:, 40:] != after[:, 40:]).any(dim=-1).all()
 
 
 def test_gradients_reach_the_tokens_only(text):
@@ -192,10 +197,14 @@ def test_single_token_prompt(text, n):
     tokens = prompt({})
     sos, eos, padding = text.special_embeddings(n)
     assert tokens.shape == (1, 77, D) and prompt.depends_on == "nothing" and prompt.space == "token"
-    assert torch.equal(tokens[:, :1], sos) and torch.equal(tokens[:, n + 1 :], torch.cat([eos, padding], dim=1))
+    assert torch.equal(tokens[:, :1], sos) and torch.equal(
+        tokens[:, n + 1 :], torch.cat([eos, padding], dim=1)
+    )
     assert {name: p.shape for name, p in prompt.named_parameters()} == {"tokens": (1, n, D)}
     position = text.text_model.embeddings.position_embedding.weight[1 : n + 1]
-    distance = torch.cdist(prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight)
+    distance = torch.cdist(
+        prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight
+    )
     assert distance.min(dim=1).values.max() < 1e-3  # random ids of the vocabulary, at their positions
 
 
@@ -275,7 +284,7 @@ def test_cpm_shapes_and_state_dict(text, variant):
     assert {key: tuple(value.shape) for key, value in prompt.state_dict().items()} == expected
     for key in ("positional_embedding", "alpha_cond", "global_embeds"):
         if key in expected:
-            assert 0 <= prompt.state_dict()[key].min() and prompt.state_dict()[key].max() < 1
+            assert prompt.state_dict()[key].min() >= 0 and prompt.state_dict()[key].max() < 1
 
     tokens = prompt(make_pairs(2, shape))
     assert tokens.shape == (2 if cpm.scope == "Pair" else 4, 77, D)
@@ -300,7 +309,8 @@ def test_cpm_pair_feat_equals_a_plain_loop(text):
         ]
         by_patch = [weights["linear_C.weight"] @ row + weights["linear_C.bias"] for row in joined]
         mixed = [
-            sum(weights["linear_N.weight"][i, j] * by_patch[j] for j in range(N_PATCH)) + weights["linear_N.bias"][i]
+            sum(weights["linear_N.weight"][i, j] * by_patch[j] for j in range(N_PATCH))
+            + weights["linear_N.bias"][i]
             for i in range(N_PATCH)
         ]
         for c in range(5):
@@ -384,7 +394,9 @@ def test_prompts_round_trip(text, tmp_path, name, file):
     assert (meta["name"], meta["backbone"], meta["width"]) == (name, "tiny", D)
     assert meta["metrics"] == {"pck": 0.5}
 
-    loaded = load_prompt(folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, fingerprint="abc")
+    loaded = load_prompt(
+        folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, fingerprint="abc"
+    )
     assert type(loaded) is type(prompt) and loaded.name == parsed
     batch = {"category": ["cat", "dog"], **(make_pairs(2, shape) if shape else {})}
     assert torch.equal(loaded(batch), prompt(batch))
@@ -401,8 +413,13 @@ def test_files_have_the_release_formats(text, tmp_path):
     assert {key: tuple(value.shape) for key, value in caption.items()} == {"dataset": (1, 77, D)}
     assert torch.equal(caption["dataset"], single({}))
     by_class = build_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "cat"])
-    caption = torch.load(save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True)
-    assert {key: tuple(value.shape) for key, value in caption.items()} == {"cat": (1, 77, D), "dog": (1, 77, D)}
+    caption = torch.load(
+        save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True
+    )
+    assert {key: tuple(value.shape) for key, value in caption.items()} == {
+        "cat": (1, 77, D),
+        "dog": (1, 77, D),
+    }
     cpm = build_cpm(text)
     state = torch.load(save_prompt(tmp_path / str(cpm.name), cpm) / "ckpt.pt", weights_only=True)
     assert set(state) == {
@@ -428,7 +445,10 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
 
     folder = tmp_path / "CPM_spair_tiny_Pair-DINO-Feat-G0-C5"
     folder.mkdir()
-    state = {**build_cpm(text, "Pair-DINO-Feat-G0-C5", seed=7).state_dict(), "global_embeds": torch.zeros(1, 0, D)}
+    state = {
+        **build_cpm(text, "Pair-DINO-Feat-G0-C5", seed=7).state_dict(),
+        "global_embeds": torch.zeros(1, 0, D),
+    }
     torch.save(state, folder / "ckpt.pt")
     assert torch.equal(load_prompt(folder, text, backbone="tiny").alpha_cond, state["alpha_cond"])
 
@@ -436,7 +456,9 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
 def test_missing_prompts_are_answered_with_those_there_are(text, tmp_path):
     with pytest.raises(PromptNotFoundError, match=r"holds no prompts: train one"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")
-    save_prompt(tmp_path / "Single_spair_tiny_TokenEmbeds9", build_prompt("Single_spair_tiny_TokenEmbeds9", text))
+    save_prompt(
+        tmp_path / "Single_spair_tiny_TokenEmbeds9", build_prompt("Single_spair_tiny_TokenEmbeds9", text)
+    )
     assert list_prompts(tmp_path) == ["Single_spair_tiny_TokenEmbeds9"]
     with pytest.raises(PromptNotFoundError, match="there are: Single_spair_tiny_TokenEmbeds9"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")

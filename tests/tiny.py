@@ -1,7 +1,9 @@
-"""Tiny real networks in the ordinary folder formats: diffusers and transformers classes, a few thousand weights each.
+"""Tiny real networks in the ordinary folder formats: diffusers and transformers classes, a few thousand
+weights each.
 
-Built in seconds and deterministic. Sizes: VAE stride 8 with 4 latent channels, a UNet of 3 levels (image sides must be
-multiples of 32), text width 32, DINOv2 with 16 patches of width 24, CLIP with 16 patches of width 16 and image embeddings of 12.
+Built in a second and deterministic. Sizes: VAE stride 8 with 4 latent channels, a UNet of 3 levels (image
+sides must be multiples of 32), text width 32, DINOv2 with 16 patches of width 24, CLIP with 16 patches of
+width 16 and image embeddings of 12.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ CLIP_HEAD_SHAPE = (1, 12)
 
 
 def build_tiny_stable_diffusion(folder: str | Path, seed: int = 0) -> Path:
-    """Write a tiny v-prediction Stable Diffusion model into `folder`, in diffusers layout with safetensors."""
+    """Write a tiny v-prediction Stable Diffusion model into `folder`: diffusers layout, safetensors."""
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -118,7 +120,7 @@ def build_tiny_dinov2(folder: str | Path, seed: int = 0) -> Path:
 
 
 def build_tiny_clip_vision(folder: str | Path, seed: int = 0) -> Path:
-    """Write a tiny CLIP vision tower with its preprocessor_config.json: images of 56 px, 4 x 4 patches, width 16."""
+    """Write a tiny CLIP vision tower with its preprocessor_config.json: 56 px, 4 x 4 patches, width 16."""
     folder = Path(folder)
     config = CLIPVisionConfig(
         hidden_size=16,

@@ -12,6 +12,7 @@ from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
+from model.error import NetworkError, NetworkNotFoundError
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
 from model.matcher import build_matcher
 from model.prompt import build_prompt
@@ -73,8 +74,12 @@ def build_prompt_name(cfg) -> PromptName:
 
 def build_new_prompt(cfg, categories: Sequence[str]) -> Prompt:
     """The prompt to be trained, at its start."""
-    name = build_prompt_name(cfg)
-    return _build_prompt(cfg, name, categories)
+    try:
+        return _build_prompt(cfg, build_prompt_name(cfg), categories)
+    except (NetworkError, NetworkNotFoundError):
+        raise
+    except ValueError as error:  # such as a PROMPT.INIT with more words than PROMPT.LENGTH
+        raise ConfigError(f"PROMPT: {error}") from error
 
 
 def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt:

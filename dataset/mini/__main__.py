@@ -1,4 +1,4 @@
-"""Write the mini benchmarks: python -m dataset.mini --root asset/mini/data [--only spair|pfpascal|pfwillow]."""
+"""Write the mini benchmarks: python -m dataset.mini --root asset/mini/data [--only spair]."""
 
 from __future__ import annotations
 

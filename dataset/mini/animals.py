@@ -10,22 +10,93 @@ from dataset.mini.primitives import WORLD, Builder
 SIDES = (("left", 1.0), ("right", -1.0))
 Range = tuple[float, float]
 
-QUADRUPED_PARTS = ("head", "neck", "body", "tail", "leg front-left", "leg front-right", "leg back-left", "leg back-right")
+QUADRUPED_PARTS = (
+    "head",
+    "neck",
+    "body",
+    "tail",
+    "leg front-left",
+    "leg front-right",
+    "leg back-left",
+    "leg back-right",
+)
 QUADRUPED_COARSE = ("head", "head", "body", "body", "limbs", "limbs", "limbs", "limbs")
-HORSE_KEYPOINTS = ("nose", "left eye", "right eye", "left ear tip", "right ear tip", "withers", "tail base", "tail tip",
-                   "front-left hoof", "front-right hoof", "back-left hoof", "back-right hoof",
-                   "front-left knee", "front-right knee")
-DOG_KEYPOINTS = ("nose", "left eye", "right eye", "left ear tip", "right ear tip", "withers", "tail base", "tail tip",
-                 "front-left paw", "front-right paw", "back-left paw", "back-right paw")
+HORSE_KEYPOINTS = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear tip",
+    "right ear tip",
+    "withers",
+    "tail base",
+    "tail tip",
+    "front-left hoof",
+    "front-right hoof",
+    "back-left hoof",
+    "back-right hoof",
+    "front-left knee",
+    "front-right knee",
+)
+DOG_KEYPOINTS = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear tip",
+    "right ear tip",
+    "withers",
+    "tail base",
+    "tail tip",
+    "front-left paw",
+    "front-right paw",
+    "back-left paw",
+    "back-right paw",
+)
 BIRD_PARTS = ("head", "body", "tail", "wing left", "wing right", "leg left", "leg right")
 BIRD_COARSE = ("head", "body", "body", "wings", "wings", "legs", "legs")
-BIRD_KEYPOINTS = ("beak tip", "crown", "left eye", "right eye", "breast", "left wing shoulder", "right wing shoulder",
-                  "left wing tip", "right wing tip", "left tail corner", "right tail corner", "left foot", "right foot")
-PERSON_PARTS = ("head", "torso", "upper arm left", "upper arm right", "forearm left", "forearm right",
-                "thigh left", "thigh right", "shin left", "shin right")
+BIRD_KEYPOINTS = (
+    "beak tip",
+    "crown",
+    "left eye",
+    "right eye",
+    "breast",
+    "left wing shoulder",
+    "right wing shoulder",
+    "left wing tip",
+    "right wing tip",
+    "left tail corner",
+    "right tail corner",
+    "left foot",
+    "right foot",
+)
+PERSON_PARTS = (
+    "head",
+    "torso",
+    "upper arm left",
+    "upper arm right",
+    "forearm left",
+    "forearm right",
+    "thigh left",
+    "thigh right",
+    "shin left",
+    "shin right",
+)
 PERSON_COARSE = ("head", "torso", "arms", "arms", "arms", "arms", "legs", "legs", "legs", "legs")
-PERSON_KEYPOINTS = ("head top", "nose", "left eye", "right eye", "left shoulder", "right shoulder", "left elbow",
-                    "right elbow", "left hand", "right hand", "left knee", "right knee", "left toe", "right toe")
+PERSON_KEYPOINTS = (
+    "head top",
+    "nose",
+    "left eye",
+    "right eye",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left hand",
+    "right hand",
+    "left knee",
+    "right knee",
+    "left toe",
+    "right toe",
+)
 
 
 @dataclass(frozen=True)
@@ -37,23 +108,53 @@ class _Quadruped:
     leg: Range
     leg_radius: Range
     neck: Range
-    neck_pitch: Range      # degrees above the horizontal
-    neck_radius: Range     # fraction of the body's half height, at the head
-    head: Range            # overall size of the head
-    muzzle: Range          # length, fraction of the head size
+    neck_pitch: Range  # degrees above the horizontal
+    neck_radius: Range  # fraction of the body's half height, at the head
+    head: Range  # overall size of the head
+    muzzle: Range  # length, fraction of the head size
     foot: str
-    joints: bool           # front knees are keypoints
+    joints: bool  # front knees are keypoints
     mane: bool
 
 
 def horse(b: Builder) -> None:
-    _quadruped(b, _Quadruped((0.40, 0.52), (0.17, 0.23), (0.58, 0.80), (0.042, 0.058), (0.30, 0.46), (25, 70), (0.40, 0.5),
-                             (0.16, 0.21), (1.25, 1.7), "hoof", True, True))
+    _quadruped(
+        b,
+        _Quadruped(
+            (0.40, 0.52),
+            (0.17, 0.23),
+            (0.58, 0.80),
+            (0.042, 0.058),
+            (0.30, 0.46),
+            (25, 70),
+            (0.40, 0.5),
+            (0.16, 0.21),
+            (1.25, 1.7),
+            "hoof",
+            True,
+            True,
+        ),
+    )
 
 
 def dog(b: Builder) -> None:
-    _quadruped(b, _Quadruped((0.34, 0.50), (0.14, 0.20), (0.26, 0.48), (0.048, 0.066), (0.10, 0.20), (20, 65), (0.62, 0.75),
-                             (0.19, 0.26), (0.8, 1.15), "paw", False, False))
+    _quadruped(
+        b,
+        _Quadruped(
+            (0.34, 0.50),
+            (0.14, 0.20),
+            (0.26, 0.48),
+            (0.048, 0.066),
+            (0.10, 0.20),
+            (20, 65),
+            (0.62, 0.75),
+            (0.19, 0.26),
+            (0.8, 1.15),
+            "paw",
+            False,
+            False,
+        ),
+    )
 
 
 def _quadruped(b: Builder, spec: _Quadruped) -> None:
@@ -77,7 +178,9 @@ def _neck(b: Builder, spec: _Quadruped, length: float, height: float) -> tuple[V
     radius = height * b.u(*spec.neck_radius)
     b.limb("neck", frame.at(0, 0, 0), end, height * 0.72, radius, round_ends=(True, False))
     if spec.mane:
-        b.ellipsoid("neck", frame, (0.55 * reach, 0, height * 0.52), (reach * 0.72, 0.03, height * 0.3), "second")
+        b.ellipsoid(
+            "neck", frame, (0.55 * reach, 0, height * 0.52), (reach * 0.72, 0.03, height * 0.3), "second"
+        )
     return end, yaw
 
 
@@ -86,13 +189,24 @@ def _quadruped_head(b: Builder, spec: _Quadruped, at: Vec, yaw: float) -> None:
     frame = Frame(at).child((0, 0, 0), yaw + b.draws.bump(-35, 35), -b.u(5, 45))
     muzzle, thick = s * b.u(*spec.muzzle), s * b.u(0.26, 0.32)
     b.ellipsoid("head", frame, (0.1 * s, 0, 0.05 * s), (0.58 * s, 0.42 * s, 0.5 * s))
-    b.limb("head", frame.at(0.2 * s, 0, -0.05 * s), frame.at(muzzle, 0, -0.18 * s), 0.36 * s, thick, round_ends=(False, True))
-    b.ellipsoid("head", frame, (muzzle + 0.7 * thick, 0, -0.1 * s), (0.42 * thick, 0.5 * thick, 0.4 * thick), "dark")
+    b.limb(
+        "head",
+        frame.at(0.2 * s, 0, -0.05 * s),
+        frame.at(muzzle, 0, -0.18 * s),
+        0.36 * s,
+        thick,
+        round_ends=(False, True),
+    )
+    b.ellipsoid(
+        "head", frame, (muzzle + 0.7 * thick, 0, -0.1 * s), (0.42 * thick, 0.5 * thick, 0.4 * thick), "dark"
+    )
     b.keypoint("nose", frame.at(muzzle + 1.0 * thick, 0, -0.12 * s), "head")
     floppy = not spec.mane and b.chance(0.5)
     spread, tall = b.u(0.1, 0.3), s * b.u(0.5, 0.8)
     for side, y in SIDES:
-        b.ellipsoid("head", frame, (0.36 * s, y * 0.33 * s, 0.24 * s), (0.09 * s, 0.07 * s, 0.09 * s), "light")
+        b.ellipsoid(
+            "head", frame, (0.36 * s, y * 0.33 * s, 0.24 * s), (0.09 * s, 0.07 * s, 0.09 * s), "light"
+        )
         b.ellipsoid("head", frame, (0.39 * s, y * 0.37 * s, 0.25 * s), (0.06 * s, 0.05 * s, 0.06 * s), "dark")
         b.keypoint(f"{side} eye", frame.at(0.38 * s, y * 0.40 * s, 0.25 * s), "head", depth=0.04)
         base = frame.at(-0.05 * s, y * 0.3 * s, 0.4 * s)
@@ -118,10 +232,24 @@ def _quadruped_legs(b: Builder, spec: _Quadruped, length: float, width: float, h
             foot = swing(joint, 0.5 * leg, angle - b.u(0, 0.9 * stride) - (0 if knee else 14))
             b.limb(part, hip, joint, radius * (1.9 if knee else 2.3), radius * 1.1)
             b.limb(part, joint, foot, radius * 1.1, radius * 0.85, lower, (False, False))
-            shape = (radius * 1.35, radius * 1.2, radius) if spec.foot == "hoof" else (radius * 1.8, radius * 1.25, radius)
-            b.ellipsoid(part, Frame(foot), (radius * 0.4, 0, -0.3 * radius), shape, "dark" if spec.foot == "hoof" else lower)
-            b.keypoint(f"{end}-{side} {spec.foot}", (foot[0] + radius * 0.6, foot[1], foot[2] - 0.5 * radius), part,
-                       depth=0.09)
+            shape = (
+                (radius * 1.35, radius * 1.2, radius)
+                if spec.foot == "hoof"
+                else (radius * 1.8, radius * 1.25, radius)
+            )
+            b.ellipsoid(
+                part,
+                Frame(foot),
+                (radius * 0.4, 0, -0.3 * radius),
+                shape,
+                "dark" if spec.foot == "hoof" else lower,
+            )
+            b.keypoint(
+                f"{end}-{side} {spec.foot}",
+                (foot[0] + radius * 0.6, foot[1], foot[2] - 0.5 * radius),
+                part,
+                depth=0.09,
+            )
             if spec.joints and knee:
                 b.keypoint(f"{end}-{side} {knee}", joint, part, depth=0.1)
 
@@ -163,13 +291,22 @@ def bird(b: Builder) -> None:
 def _bird_head(b: Builder, body: Frame, long: float, round_: float) -> None:
     s = b.u(0.095, 0.135)
     at = body.at(long + b.u(-0.02, 0.08), 0, round_ * 0.6 + b.u(0.0, 0.12))
-    b.limb("body", body.at(0.55 * long, 0, 0.2 * round_), at, round_ * 0.7, s * 0.75, round_ends=(True, False))
+    b.limb(
+        "body", body.at(0.55 * long, 0, 0.2 * round_), at, round_ * 0.7, s * 0.75, round_ends=(True, False)
+    )
     frame = Frame(at).child((0, 0, 0), b.draws.bump(-35, 35), b.u(-20, 12))
     b.ellipsoid("head", frame, (0, 0, 0), (s * 1.1, s * 0.95, s))
     beak = s * b.u(0.9, 2.2)
     base, tip = frame.at(0.75 * s, 0, -0.1 * s), frame.at(0.9 * s + beak, 0, -0.25 * s)
-    b.limb("head", base, tip, s * b.u(0.35, 0.5), s * 0.1, b.draws.pick(("second", "dark", "light")),
-           (False, True))
+    b.limb(
+        "head",
+        base,
+        tip,
+        s * b.u(0.35, 0.5),
+        s * 0.1,
+        b.draws.pick(("second", "dark", "light")),
+        (False, True),
+    )
     b.keypoint("beak tip", tip, "head", depth=0.04)
     b.keypoint("crown", frame.at(-0.1 * s, 0, s), "head", depth=0.05)
     for side, y in SIDES:
@@ -178,13 +315,18 @@ def _bird_head(b: Builder, body: Frame, long: float, round_: float) -> None:
         b.keypoint(f"{side} eye", frame.at(0.55 * s, y * 0.85 * s, 0.32 * s), "head", depth=0.035)
 
 
-def _spread_wing(b: Builder, body: Frame, side: str, y: float, long: float, round_: float, reach: float,
-                 lift: float) -> None:
+def _spread_wing(
+    b: Builder, body: Frame, side: str, y: float, long: float, round_: float, reach: float, lift: float
+) -> None:
     part = f"wing {side}"
     wing = body.child((0.3 * long, y * 0.6 * round_, 0.5 * round_), roll=y * lift)
     mid, tip = wing.at(0.05, y * reach * 0.55, 0.02), wing.at(-0.12, y * (reach + 0.12), 0)
     shoulder, root = wing.at(0.1, 0, 0), wing.at(-0.75 * long, 0, 0)
-    b.polygon(part, [shoulder, mid, tip, wing.at(-0.3, y * reach * 0.8, 0), wing.at(-0.36, y * reach * 0.4, 0), root], "second")
+    b.polygon(
+        part,
+        [shoulder, mid, tip, wing.at(-0.3, y * reach * 0.8, 0), wing.at(-0.36, y * reach * 0.4, 0), root],
+        "second",
+    )
     b.limb(part, shoulder, mid, 0.045, 0.03)
     b.limb(part, mid, tip, 0.03, 0.014, round_ends=(False, True))
     b.keypoint(f"{side} wing shoulder", wing.at(0.1, 0, 0.03), part, "body", depth=0.06)
@@ -242,7 +384,9 @@ def _person_head(b: Builder, torso: Frame) -> None:
     b.limb("head", torso.at(0, 0, 0.45), torso.at(0.01, 0, 0.58), 0.055, 0.05, "skin", (False, False))
     head = torso.child((0.015, 0, 0.53 + s), b.draws.bump(-40, 40), b.draws.bump(-15, 15))
     b.ellipsoid("head", head, (0, 0, 0), (0.9 * s, 0.8 * s, 1.08 * s), "skin")
-    b.ellipsoid("head", head, (-0.2 * s, 0, 0.3 * s), (0.88 * s, 0.9 * s, 0.95 * s), b.draws.pick(("dark", "second")))
+    b.ellipsoid(
+        "head", head, (-0.2 * s, 0, 0.3 * s), (0.88 * s, 0.9 * s, 0.95 * s), b.draws.pick(("dark", "second"))
+    )
     b.ellipsoid("head", head, (0.92 * s, 0, -0.12 * s), (0.2 * s, 0.15 * s, 0.22 * s), "skin")
     b.keypoint("head top", head.at(-0.1 * s, 0, 1.22 * s), "head", depth=0.06)
     b.keypoint("nose", head.at(1.08 * s, 0, -0.14 * s), "head", depth=0.04)
@@ -260,7 +404,9 @@ def _arm(b: Builder, torso: Frame, side: str, y: float, chest: float, sleeves: s
     b.limb(f"forearm {side}", elbow, hand, 0.05, 0.038, sleeves, (False, False))
     b.ellipsoid(f"forearm {side}", WORLD, hand, (0.055, 0.05, 0.055), "skin")
     b.keypoint(f"{side} shoulder", shoulder, f"upper arm {side}", "torso", depth=0.09)
-    b.keypoint(f"{side} elbow", mix(elbow, shoulder, 0.03), f"upper arm {side}", f"forearm {side}", depth=0.08)
+    b.keypoint(
+        f"{side} elbow", mix(elbow, shoulder, 0.03), f"upper arm {side}", f"forearm {side}", depth=0.08
+    )
     b.keypoint(f"{side} hand", hand, f"forearm {side}", depth=0.08)
 
 

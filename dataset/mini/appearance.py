@@ -12,15 +12,23 @@ from dataset.mini.geometry import Vec
 Colour = tuple[float, float, float]
 
 COLOURS: dict[str, Colour] = {
-    "red": (200, 40, 40), "orange": (235, 135, 40), "yellow": (235, 210, 60), "green": (60, 150, 65),
-    "blue": (50, 90, 200), "purple": (130, 65, 170), "pink": (240, 150, 185), "brown": (125, 80, 45),
-    "black": (45, 45, 50), "white": (235, 235, 230), "gray": (135, 140, 145),
+    "red": (200, 40, 40),
+    "orange": (235, 135, 40),
+    "yellow": (235, 210, 60),
+    "green": (60, 150, 65),
+    "blue": (50, 90, 200),
+    "purple": (130, 65, 170),
+    "pink": (240, 150, 185),
+    "brown": (125, 80, 45),
+    "black": (45, 45, 50),
+    "white": (235, 235, 230),
+    "gray": (135, 140, 145),
 }
 COLOUR_NAMES = tuple(sorted(COLOURS))
 
 
 class Draws:
-    """A stream of uniform draws as Python floats (a scalar call to a numpy generator costs ten times as much)."""
+    """A stream of uniform draws as Python floats (ten times faster than scalar calls of a generator)."""
 
     def __init__(self, seed: np.random.SeedSequence) -> None:
         self.rng = np.random.default_rng(seed)
@@ -56,13 +64,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours (0..255) mixed by w0 sin(k0 p + f0) + w1 sin(k1 p + f1) sin(k2 p + f2), p in object units."""
+    """Two colours (0..255) mixed by w0 sin(k0 p + f0) + w1 sin(k1 p + f1) sin(k2 p + f2)."""
 
     first: Colour
     second: Colour
-    waves: tuple[Vec, Vec, Vec] = ((0.0, 0.0, 0.0),) * 3    # k0, k1, k2
-    phases: Vec = (0.0, 0.0, 0.0)                           # f0, f1, f2
-    weights: tuple[float, float] = (0.0, 0.0)               # w0, w1
+    waves: tuple[Vec, Vec, Vec] = ((0.0, 0.0, 0.0),) * 3  # k0, k1, k2
+    phases: Vec = (0.0, 0.0, 0.0)  # f0, f1, f2
+    weights: tuple[float, float] = (0.0, 0.0)  # w0, w1
     threshold: float = 1.0
     sharpness: float = 8.0
 
@@ -90,14 +98,14 @@ def random_material(draws: Draws, first: Colour) -> Material:
 
 
 def _texture_ranges(kind: float):
-    """Frequency range (rad per unit), weights, threshold range and sharpness of the texture family at `kind`."""
+    """Frequencies (rad per unit), weights, thresholds and sharpness of the texture family at `kind`."""
     if kind < 0.45:
-        return 9.0, 24.0, (1.0, 0.0), (0.1, 0.6), 6.0       # stripes
+        return 9.0, 24.0, (1.0, 0.0), (0.1, 0.6), 6.0  # stripes
     if kind < 0.65:
-        return 8.0, 20.0, (0.0, 1.0), (0.3, 0.5), 8.0       # spots
+        return 8.0, 20.0, (0.0, 1.0), (0.3, 0.5), 8.0  # spots
     if kind < 0.85:
-        return 5.0, 9.0, (0.6, 0.8), (0.35, 0.6), 8.0       # patches
-    return 1.0, 2.5, (0.6, 0.0), (0.6, 0.9), 0.6            # gradient
+        return 5.0, 9.0, (0.6, 0.8), (0.35, 0.6), 8.0  # patches
+    return 1.0, 2.5, (0.6, 0.0), (0.6, 0.9), 0.6  # gradient
 
 
 def _wave(draws: Draws, low: float, high: float) -> Vec:

@@ -13,7 +13,7 @@ _NOISE = np.random.default_rng(0).normal(0, 1, (1024, 1024, 1)).astype(np.float3
 
 
 def background(draws: Draws, size: tuple[int, int], clutter: bool) -> Image.Image:
-    """RGB image of `size` (h, w): a smooth field, and with `clutter` stripes, blobs and small shapes on it."""
+    """RGB image of `size` (h, w): a smooth field, with `clutter` also stripes, blobs and small shapes."""
     h, w = size
     cells = 2 + draws.index(5) if clutter else 2
     spread = draws.uniform(0.15, 0.9)
@@ -42,7 +42,9 @@ def occluder(draws: Draws, size: tuple[int, int], box: tuple[float, float, float
     x, y = draws.uniform(x0, x1), draws.uniform(y0, y1)
     if draws.chance(0.3):
         lean, half = draws.uniform(-0.2, 0.2) * h, long_side * draws.uniform(0.03, 0.08)
-        canvas.polygon([x - lean - half, 0, x - lean + half, 0, x + lean + half, h, x + lean - half, h], fill=255)
+        canvas.polygon(
+            [x - lean - half, 0, x - lean + half, 0, x + lean + half, h, x + lean - half, h], fill=255
+        )
     else:
         canvas.polygon(_blob(draws, x, y, long_side * draws.uniform(0.1, 0.22)), fill=255)
     return mask
@@ -61,13 +63,16 @@ def grain(draws: Draws, size: tuple[int, int]) -> np.ndarray:
     row, col = draws.index(512), draws.index(512)
     if max(size) > 512:
         return draws.rng.standard_normal((*size, 1), dtype=np.float32)
-    return _NOISE[row:row + size[0], col:col + size[1]]
+    return _NOISE[row : row + size[0], col : col + size[1]]
 
 
 def _blob(draws: Draws, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     n = 5 + draws.index(7)
     radii = [radius * draws.uniform(0.65, 1.35) for _ in range(n)]
-    return [(x + r * math.cos(2 * math.pi * i / n), y + r * math.sin(2 * math.pi * i / n)) for i, r in enumerate(radii)]
+    return [
+        (x + r * math.cos(2 * math.pi * i / n), y + r * math.sin(2 * math.pi * i / n))
+        for i, r in enumerate(radii)
+    ]
 
 
 def _fill(draws: Draws) -> tuple[int, int, int]:
@@ -99,8 +104,11 @@ def _shape(canvas: ImageDraw.ImageDraw, draws: Draws, h: int, w: int) -> None:
         canvas.ellipse([x - radius, y - flat, x + radius, y + flat], fill=_fill(draws))
     elif kind == 2:
         a, tall = draws.uniform(0, math.pi), radius * draws.uniform(1, 3)
-        canvas.line([x, y, x + tall * math.cos(a), y + tall * math.sin(a)], fill=_fill(draws),
-                    width=1 + int(0.4 * radius))
+        canvas.line(
+            [x, y, x + tall * math.cos(a), y + tall * math.sin(a)],
+            fill=_fill(draws),
+            width=1 + int(0.4 * radius),
+        )
     else:
         flat = radius * draws.uniform(0.3, 1)
         canvas.rectangle([x - radius, y - flat, x + radius, y + flat], fill=_fill(draws))

@@ -6,12 +6,31 @@ from dataset.mini.animals import SIDES
 from dataset.mini.geometry import Frame, mix
 from dataset.mini.primitives import WORLD, Builder
 
-CHAIR_PARTS = ("seat", "backrest", "arm left", "arm right", "leg front-left", "leg front-right", "leg back-left",
-               "leg back-right")
+CHAIR_PARTS = (
+    "seat",
+    "backrest",
+    "arm left",
+    "arm right",
+    "leg front-left",
+    "leg front-right",
+    "leg back-left",
+    "leg back-right",
+)
 CHAIR_COARSE = ("seat", "back and arms", "back and arms", "back and arms", "legs", "legs", "legs", "legs")
-CHAIR_KEYPOINTS = ("front-left seat corner", "front-right seat corner", "back-left seat corner", "back-right seat corner",
-                   "left back top", "right back top", "front-left leg end", "front-right leg end", "back-left leg end",
-                   "back-right leg end", "left arm end", "right arm end")
+CHAIR_KEYPOINTS = (
+    "front-left seat corner",
+    "front-right seat corner",
+    "back-left seat corner",
+    "back-right seat corner",
+    "left back top",
+    "right back top",
+    "front-left leg end",
+    "front-right leg end",
+    "back-left leg end",
+    "back-right leg end",
+    "left arm end",
+    "right arm end",
+)
 
 
 def chair(b: Builder) -> None:
@@ -49,7 +68,14 @@ def _backrest(b: Builder, deep: float, wide: float, radius: float, legs: str) ->
         _panel(b, back, wide, 0.0, tall + radius, thick)
     elif style == 1:
         for i in range(3):
-            _panel(b, back, wide - radius, tall * (0.25 + 0.28 * i), tall * (0.25 + 0.28 * i) + 0.16 * tall, 0.025)
+            _panel(
+                b,
+                back,
+                wide - radius,
+                tall * (0.25 + 0.28 * i),
+                tall * (0.25 + 0.28 * i) + 0.16 * tall,
+                0.025,
+            )
     else:
         _panel(b, back, wide - radius, tall * b.u(0.35, 0.55), tall, thick)
 
@@ -64,5 +90,13 @@ def _arms(b: Builder, deep: float, wide: float, radius: float, material: str) ->
         part, out = f"arm {side}", y * (wide + 0.5 * radius)
         end = (reach, out, high)
         b.limb(part, (-deep, out, high), end, radius, radius, "second")
-        b.limb(part, mix((-deep, out, high), end, 0.9), (reach * 0.85, out, 0), radius * 0.8, radius * 0.8, material, (False, False))
+        b.limb(
+            part,
+            mix((-deep, out, high), end, 0.9),
+            (reach * 0.85, out, 0),
+            radius * 0.8,
+            radius * 0.8,
+            material,
+            (False, False),
+        )
         b.keypoint(f"{side} arm end", end, part, depth=0.07)

@@ -51,13 +51,15 @@ def matmul(a: Rows, b: Rows) -> Rows:
 
 
 def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Rows:
-    """Rotation from degrees: yaw turns x to the left, pitch raises x, roll turns y up (applied roll, pitch, yaw)."""
+    """Rotation from degrees: yaw turns x to the left, pitch raises x, roll turns y up (roll comes first)."""
     cy, sy = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
     cp, sp = math.cos(math.radians(pitch)), math.sin(math.radians(pitch))
     cr, sr = math.cos(math.radians(roll)), math.sin(math.radians(roll))
-    return ((cy * cp, -sy * cr - cy * sp * sr, sy * sr - cy * sp * cr),
-            (sy * cp, cy * cr - sy * sp * sr, -cy * sr - sy * sp * cr),
-            (sp, cp * sr, cp * cr))
+    return (
+        (cy * cp, -sy * cr - cy * sp * sr, sy * sr - cy * sp * cr),
+        (sy * cp, cy * cr - sy * sp * sr, -cy * sr - sy * sp * cr),
+        (sp, cp * sr, cp * cr),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,11 @@ class Frame:
 
     def at(self, x: float, y: float, z: float) -> Vec:
         (a, b, c), o = self.rows, self.origin
-        return (a[0] * x + a[1] * y + a[2] * z + o[0],
-                b[0] * x + b[1] * y + b[2] * z + o[1],
-                c[0] * x + c[1] * y + c[2] * z + o[2])
+        return (
+            a[0] * x + a[1] * y + a[2] * z + o[0],
+            b[0] * x + b[1] * y + b[2] * z + o[1],
+            c[0] * x + c[1] * y + c[2] * z + o[2],
+        )
 
     def child(self, origin: Vec, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Frame:
         """Frame at local point `origin`, turned by the angles (degrees) about it."""
@@ -81,19 +85,22 @@ class Frame:
 def swing(start: Vec, length: float, angle: float, out: float = 0.0) -> Vec:
     """End of a bone hanging from `start`: `angle` degrees forward, `out` degrees towards +y."""
     a, o = math.radians(angle), math.radians(out)
-    return (start[0] + length * math.sin(a) * math.cos(o), start[1] + length * math.sin(o),
-            start[2] - length * math.cos(a) * math.cos(o))
+    return (
+        start[0] + length * math.sin(a) * math.cos(o),
+        start[1] + length * math.sin(o),
+        start[2] - length * math.cos(a) * math.cos(o),
+    )
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Perspective camera. A camera-frame point (x, y, z) lands at pixel (focal x / z + cx, focal y / z + cy)."""
+    """Perspective camera: the camera-frame point (x, y, z) lands at pixel focal (x, y) / z + (cx, cy)."""
 
-    turn: np.ndarray      # (3, 3) object frame -> camera frame
-    shift: np.ndarray     # (3,) camera-frame position of the object's origin
-    focal: float = 1.0    # pixels
-    cx: float = 0.0       # pixels
-    cy: float = 0.0       # pixels
+    turn: np.ndarray  # (3, 3) object frame -> camera frame
+    shift: np.ndarray  # (3,) camera-frame position of the object's origin
+    focal: float = 1.0  # pixels
+    cx: float = 0.0  # pixels
+    cy: float = 0.0  # pixels
 
     def points(self, points: np.ndarray) -> np.ndarray:
         """(n, 3) object-frame points -> (n, 3) camera-frame points."""
@@ -103,12 +110,14 @@ class Camera:
 def look_at(centre: np.ndarray, distance: float, azimuth: float, elevation: float, roll: float) -> Camera:
     """Camera (unit focal length) that looks at `centre` from `distance`.
 
-    Azimuth 0 sees the front, 90 the object's left side (it faces left in the image), 180 the back; `roll` turns the
-    image counter-clockwise. Angles are degrees.
+    Azimuth 0 sees the front, 90 the object's left side (it faces left in the image), 180 the back; `roll`
+    turns the image. Angles are degrees.
     """
     a, e, r = (math.radians(v) for v in (azimuth, elevation, roll))
     away = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
     right = np.array([-math.sin(a), math.cos(a), 0.0])
     down = np.cross(-away, right)
-    turn = np.stack([math.cos(r) * right + math.sin(r) * down, math.cos(r) * down - math.sin(r) * right, -away])
+    turn = np.stack(
+        [math.cos(r) * right + math.sin(r) * down, math.cos(r) * down - math.sin(r) * right, -away]
+    )
     return Camera(turn, np.array([0.0, 0.0, distance]) - turn @ centre)

@@ -1,6 +1,6 @@
 """Rendering of one model into buffers: exact ray casting of quadrics, filled polygons, one depth buffer.
 
-Buffers are (h, w) at the supersampled resolution; pixel (x, y) of a camera looks along (x - cx, y - cy, focal).
+Buffers are (h, w) at the supersampled resolution; pixel (x, y) looks along (x - cx, y - cy, focal).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ FAR = np.float32(1e6)
 class CameraModel:
     """A model in camera coordinates, as arrays. q quadrics, p polygons."""
 
-    centre: np.ndarray             # (q, 3)
-    axes: np.ndarray               # (q, 3, 3) columns are the axes
-    taper: np.ndarray              # (q,) NaN: ellipsoid
-    polygons: list[np.ndarray]     # p arrays (m, 3)
+    centre: np.ndarray  # (q, 3)
+    axes: np.ndarray  # (q, 3, 3) columns are the axes
+    taper: np.ndarray  # (q,) NaN: ellipsoid
+    polygons: list[np.ndarray]  # p arrays (m, 3)
     holes: list[np.ndarray | None]
     solid: list[bool]
-    normals: np.ndarray            # (p, 3) of the polygons, not normalised
-    part: np.ndarray               # (q + p,) fine part
-    material: np.ndarray           # (q + p,)
-    boxes: np.ndarray              # (q + p, 4) x0 y0 x1 y1 for unit focal length and zero centre
+    normals: np.ndarray  # (p, 3) of the polygons, not normalised
+    part: np.ndarray  # (q + p,) fine part
+    material: np.ndarray  # (q + p,)
+    boxes: np.ndarray  # (q + p, 4) x0 y0 x1 y1 for unit focal length and zero centre
 
 
 @dataclass
 class Buffers:
-    """What one object shows: `primitive` (h, w) int16, -1 = nothing; `depth` (h, w) float32 along the view."""
+    """What one object shows: `primitive` (h, w) int16 (-1: nothing) and `depth` (h, w) float32."""
 
     primitive: np.ndarray
     depth: np.ndarray
@@ -47,9 +47,18 @@ def to_camera(model: Model, camera: Camera) -> CameraModel:
     taper = np.array(model.taper, dtype=np.float64)
     polygons, holes = _transform(model.polygons, camera), _transform_optional(model.holes, camera)
     boxes = np.concatenate([_quadric_boxes(centre, axes, taper), _polygon_boxes(polygons)])
-    return CameraModel(centre, axes, taper, polygons, holes, model.solid, _normals(polygons),
-                       np.array(model.quadric_part + model.polygon_part, dtype=np.int16),
-                       np.array(model.quadric_material + model.polygon_material, dtype=np.int16), boxes)
+    return CameraModel(
+        centre,
+        axes,
+        taper,
+        polygons,
+        holes,
+        model.solid,
+        _normals(polygons),
+        np.array(model.quadric_part + model.polygon_part, dtype=np.int16),
+        np.array(model.quadric_material + model.polygon_material, dtype=np.int16),
+        boxes,
+    )
 
 
 def _transform(polygons: list, camera: Camera) -> list[np.ndarray]:
@@ -114,10 +123,12 @@ def extent(view: CameraModel) -> np.ndarray:
 
 
 def aim(camera: Camera, view: CameraModel, long_side: float, centre: tuple[float, float]) -> Camera:
-    """Camera whose zoom makes the model's long side `long_side` pixels and puts its box centre at `centre` (x, y)."""
+    """Camera that shows the model `long_side` pixels long, with its box centre at pixel `centre` (x, y)."""
     x0, y0, x1, y1 = extent(view)
     focal = long_side / max(x1 - x0, y1 - y0)
-    return replace(camera, focal=focal, cx=centre[0] - focal * (x0 + x1) / 2, cy=centre[1] - focal * (y0 + y1) / 2)
+    return replace(
+        camera, focal=focal, cx=centre[0] - focal * (x0 + x1) / 2, cy=centre[1] - focal * (y0 + y1) / 2
+    )
 
 
 def rasterise(view: CameraModel, camera: Camera, size: tuple[int, int]) -> Buffers:
@@ -131,7 +142,7 @@ def rasterise(view: CameraModel, camera: Camera, size: tuple[int, int]) -> Buffe
     ys = ((np.arange(h) - camera.cy) / camera.focal).astype(np.float32)
     quadrics, polygons = _Quadrics(view), _Polygons(view, camera)
     n_quadrics = len(view.taper)
-    with np.errstate(invalid="ignore", divide="ignore"):    # rays that miss
+    with np.errstate(invalid="ignore", divide="ignore"):  # rays that miss
         for i, (x0, y0, x1, y1) in enumerate(boxes):
             if x0 >= x1 or y0 >= y1:
                 continue
@@ -151,12 +162,12 @@ class _Quadrics:
         frustum, k, metric, inverse = _surface(view)
         origin = -np.einsum("qij,qj->qi", inverse, view.centre)
         weighted = inverse * metric[:, :, None]
-        a = np.swapaxes(inverse, 1, 2) @ weighted                                      # d^T G d as a form in (x, y, 1)
-        b = np.einsum("qi,qij->qj", origin, weighted) - k[:, None] * inverse[:, 2]     # linear in (x, y, 1)
+        a = np.swapaxes(inverse, 1, 2) @ weighted  # d^T G d as a form in (x, y, 1)
+        b = np.einsum("qi,qij->qj", origin, weighted) - k[:, None] * inverse[:, 2]  # linear in (x, y, 1)
         c = (metric * origin**2).sum(1) - 2 * k * origin[:, 2] - 1
         disc = b[:, :, None] * b[:, None, :] - a * c[:, None, None]
         self.b, self.c, self.disc, self.frustum = b.tolist(), c.tolist(), disc.tolist(), frustum.tolist()
-        self.axis = np.concatenate([origin[:, 2:], inverse[:, 2]], 1).tolist()    # position along the axis
+        self.axis = np.concatenate([origin[:, 2:], inverse[:, 2]], 1).tolist()  # position along the axis
 
     def draw(self, i: int, buffers: Buffers, window: tuple, grid: tuple) -> None:
         """Entering root of a z^2 + 2 b z + c = 0, as z = c / (sqrt(b^2 - a c) - b)."""
@@ -181,8 +192,11 @@ class _Quadrics:
 
 
 def _surface(view: CameraModel) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of the quadrics x^2 + y^2 + g z^2 - 2 k z - 1 = 0 in their own coordinates: which are frustums, k, the metric
-    (1, 1, g) and the inverse axes. Ellipsoid: g = 1, k = 0; frustum: g = -k^2."""
+    """Which quadrics are frustums, their k, metric (1, 1, g) and inverse axes.
+
+    In its own coordinates a surface is x^2 + y^2 + g z^2 - 2 k z - 1 = 0: g = 1, k = 0 for an ellipsoid and
+    g = -k^2 for a frustum.
+    """
     frustum = ~np.isnan(view.taper)
     k = np.where(frustum, view.taper, 0.0)
     metric = np.ones((len(k), 3))
@@ -232,8 +246,9 @@ def _pixels(points: np.ndarray, camera: Camera) -> np.ndarray:
     return points[:, :2] / points[:, 2:] * camera.focal + (camera.cx, camera.cy)
 
 
-def shade(view: CameraModel, model: Model, camera: Camera, buffers: Buffers, light: np.ndarray,
-          ambient: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shade(
+    view: CameraModel, model: Model, camera: Camera, buffers: Buffers, light: np.ndarray, ambient: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Colours (n, 3) float32 in 0..255 of the n covered pixels and their rows and columns."""
     rows, cols = np.nonzero(buffers.primitive >= 0)
     primitive, z = buffers.primitive[rows, cols], buffers.depth[rows, cols]
@@ -242,8 +257,11 @@ def shade(view: CameraModel, model: Model, camera: Camera, buffers: Buffers, lig
     points[:, 1] = (rows - np.float32(camera.cy)) * (z / np.float32(camera.focal))
     points[:, 2] = z
     lambert = _lambert(view, primitive, points, light)
-    colour = _texture(model, view.material[primitive], (points - camera.shift.astype(np.float32)) @
-                      camera.turn.astype(np.float32))
+    colour = _texture(
+        model,
+        view.material[primitive],
+        (points - camera.shift.astype(np.float32)) @ camera.turn.astype(np.float32),
+    )
     return colour * (ambient + (1.12 - ambient) * lambert)[:, None], rows, cols
 
 
@@ -252,7 +270,7 @@ def _lambert(view: CameraModel, primitive: np.ndarray, points: np.ndarray, light
     fields = _normal_fields(view).reshape(-1, 12).take(primitive, axis=0)
     normal = fields[:, :3]
     for i in range(3):
-        normal = normal + fields[:, 3 * i + 3:3 * i + 6] * points[:, i, None]
+        normal = normal + fields[:, 3 * i + 3 : 3 * i + 6] * points[:, i, None]
     cosine = normal @ light.astype(np.float32)
     cosine *= np.sign(-np.einsum("ni,ni->n", normal, points))
     cosine /= np.sqrt(np.einsum("ni,ni->n", normal, normal)) + np.float32(1e-12)
@@ -260,7 +278,7 @@ def _lambert(view: CameraModel, primitive: np.ndarray, points: np.ndarray, light
 
 
 def _normal_fields(view: CameraModel) -> np.ndarray:
-    """(n, 4, 3) float32 of every primitive: its normal at the camera-frame point p is row 0 + p @ rows 1..3."""
+    """(n, 4, 3) float32 of every primitive: its normal at camera-frame point p is row 0 + p @ rows 1..3."""
     q = len(view.taper)
     fields = np.zeros((len(view.part), 4, 3), np.float32)
     _, k, metric, inverse = _surface(view)
@@ -274,12 +292,15 @@ def _normal_fields(view: CameraModel) -> np.ndarray:
 def _texture(model: Model, material: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Colours (n, 3) of object-frame `points` (n, 3) by their materials."""
     m = model.materials
-    table = np.array([(*sum(s.waves, ()), *s.phases, *s.weights, s.threshold, s.sharpness) for s in m], np.float32)
+    table = np.array(
+        [(*sum(s.waves, ()), *s.phases, *s.weights, s.threshold, s.sharpness) for s in m], np.float32
+    )
     first, second = (np.array(c, np.float32) for c in ([s.first for s in m], [s.second for s in m]))
     row = table.take(material, axis=0)
     x, y, z = points.T
-    s0, s1, s2 = (np.sin(row[:, i] * x + row[:, i + 1] * y + row[:, i + 2] * z + row[:, 9 + i // 3])
-                  for i in (0, 3, 6))
+    s0, s1, s2 = (
+        np.sin(row[:, i] * x + row[:, i + 1] * y + row[:, i + 2] * z + row[:, 9 + i // 3]) for i in (0, 3, 6)
+    )
     value = row[:, 12] * s0 + row[:, 13] * s1 * s2
     blend = np.clip((value - row[:, 14]) * row[:, 15] + 0.5, 0, 1) * (row[:, 14] < 0.99)
     return first.take(material, axis=0) + (second - first).take(material, axis=0) * blend[:, None]

@@ -1,4 +1,4 @@
-"""Scenes of the mini world: one or two objects over a cluttered background, with part, instance and keypoint labels.
+"""Scenes of the mini world: one or two objects over a cluttered background, with all their labels.
 
 Pixel (x, y) has its centre at (x, y). Scenes are drawn at twice the wanted resolution and reduced.
 """
@@ -22,11 +22,11 @@ from dataset.mini.raster import Buffers, CameraModel, aim, extent, rasterise, sh
 
 SPLITS = ("pretrain", "trn", "val", "test")
 GENERATOR_VERSION = 1
-_SUPER = 2                   # supersampling factor
+_SUPER = 2  # supersampling factor
 _POSES = ("Frontal", "Left", "Rear", "Right")
-_FRONTAL = 25.0              # degrees from the front within which an object counts as facing the camera
-_MIN_VISIBLE = 0.35          # share of every object that must remain visible, otherwise the scene is drawn again
-_MIN_IMAGE_SHARE = 0.004     # share of the image an object must cover at least
+_FRONTAL = 25.0  # degrees from the front within which an object counts as facing the camera
+_MIN_VISIBLE = 0.35  # share of every object that must remain visible, otherwise the scene is drawn again
+_MIN_IMAGE_SHARE = 0.004  # share of the image an object must cover at least
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,25 @@ class SceneObject:
     """Ground truth of one object. Coordinates are pixels (x, y) of the final (possibly mirrored) image."""
 
     category: str
-    colour: str                                           # word for the main body colour
-    facing: str                                           # left, right or front, in the image
-    azimuth: float                                        # degrees in [0, 360): 0 front, 90 left side, 180 back
-    azimuth_id: int                                       # nearest of the eight 45-degree views
-    pose: str                                             # Left, Right, Frontal or Rear
+    colour: str  # word for the main body colour
+    facing: str  # left, right or front, in the image
+    azimuth: float  # degrees in [0, 360): 0 front, 90 left side, 180 back
+    azimuth_id: int  # nearest of the eight 45-degree views
+    pose: str  # Left, Right, Frontal or Rear
     mirrored: bool
-    truncated: int                                        # 1: a part lies outside the image
-    occluded: int                                         # 1: a part lies behind something else
-    bbox: tuple[int, int, int, int]                       # first and last visible column and row: x1, y1, x2, y2
-    kps: dict[str, tuple[float, float] | None]            # by keypoint id; None = not visible
+    truncated: int  # 1: a part lies outside the image
+    occluded: int  # 1: a part lies behind something else
+    bbox: tuple[int, int, int, int]  # first and last visible column and row: x1, y1, x2, y2
+    kps: dict[str, tuple[float, float] | None]  # by keypoint id; None = not visible
 
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` (H, W, 3) uint8; `part` (H, W) uint8, 0 = none, else 1 + fine part; `instance` (H, W) uint8, 0 = none,
-    i = objects[i - 1]."""
+    """One rendered image with its labels."""
 
-    image: np.ndarray
-    part: np.ndarray
-    instance: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8
+    part: np.ndarray  # (H, W) uint8, 0: background or occluder, else 1 + fine part of the object's category
+    instance: np.ndarray  # (H, W) uint8, 0: none, i: objects[i - 1]
     objects: list[SceneObject]
 
 
@@ -68,7 +67,7 @@ class _Layer:
     view: CameraModel
     camera: Camera
     buffers: Buffers
-    owner: np.ndarray         # (h, w) bool, where the object is on top
+    owner: np.ndarray  # (h, w) bool, where the object is on top
     truncated: bool
 
 
@@ -80,35 +79,40 @@ def instance_seed(split: str, category: str, index: int) -> np.random.SeedSequen
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {SPLITS}")
     _require_category(category)
-    digest = hashlib.blake2b(f"mini/{GENERATOR_VERSION}/{split}/{category}/{index}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(
+        f"mini/{GENERATOR_VERSION}/{split}/{category}/{index}".encode(), digest_size=16
+    ).digest()
     return np.random.SeedSequence(int.from_bytes(digest, "little"))
 
 
 def render_scene(
     seed: int | np.random.SeedSequence,
-    categories: Sequence[str],                     # one or two names; the second object stands beside or behind
-    size: tuple[int, int] = (96, 96),              # (H, W)
-    clutter: bool = True,                          # distractors in the background
-    occlude: float = 0.2,                          # probability of a foreground occluder (True/False: always/never)
-    truncate: float = 0.15,                        # probability that the first object crosses the image border
-    mirror: bool | None = None,                    # None: one half of the scenes
-    azimuth: tuple[float, float] | None = None,    # degrees [0, 360) before mirroring; None: the category's views
-    scale: tuple[float, float] = (0.45, 0.95),     # long side of a single object, fraction of the image
+    categories: Sequence[str],  # one or two names; the second object stands beside or behind
+    size: tuple[int, int] = (96, 96),  # (H, W)
+    clutter: bool = True,  # distractors in the background
+    occlude: float = 0.2,  # probability of a foreground occluder (True/False: always/never)
+    truncate: float = 0.15,  # probability that the first object crosses the image border
+    mirror: bool | None = None,  # None: one half of the scenes
+    azimuth: tuple[float, float] | None = None,  # degrees before mirroring; None: the category's views
+    scale: tuple[float, float] = (0.45, 0.95),  # long side of a single object, fraction of the image
 ) -> Scene:
     """Render one scene. The same arguments give the same bytes.
 
-    A mirrored scene is the exact mirror image of the one that `mirror=False` gives; its left and right parts and
-    keypoints are exchanged. Raises ValueError for unknown categories or other than one or two of them.
+    A mirrored scene is the exact mirror image of the one that `mirror=False` gives, with left and right parts
+    and keypoints exchanged. Raises ValueError for unknown categories or other than one or two of them.
     """
     if not 1 <= len(categories) <= 2:
         raise ValueError(f"categories must hold one or two names, got {tuple(categories)!r}")
     for name in categories:
         _require_category(name)
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    options = _Options(tuple(categories), tuple(size), clutter, float(occlude), float(truncate), azimuth, scale)
+    options = _Options(
+        tuple(categories), tuple(size), clutter, float(occlude), float(truncate), azimuth, scale
+    )
     for attempt in range(100):
         draws = Draws(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, attempt)))
-        flip = draws.chance(0.5) if mirror is None else _second(draws.unit(), mirror)
+        coin = draws.chance(0.5)
+        flip = coin if mirror is None else mirror
         scene = _attempt(draws, options, flip)
         if scene is not None:
             return scene
@@ -124,10 +128,6 @@ class _Options:
     truncate: float
     azimuth: tuple[float, float] | None
     scale: tuple[float, float]
-
-
-def _second(_first, second):
-    return second
 
 
 def _require_category(name: str) -> None:
@@ -169,9 +169,15 @@ def _place(draws: Draws, name: str, order: int, options: _Options, size: tuple[i
     centre = _centre(draws, (half_w, half_h), size, draws.chance(options.truncate) and order == 0, side)
     camera = aim(camera, view, fraction * fit, centre)
     buffers = rasterise(view, camera, size)
-    outside = (centre[0] - half_w < -1.5 or centre[1] - half_h < -1.5 or centre[0] + half_w > w + 0.5
-               or centre[1] + half_h > h + 0.5)
-    return _Layer(category, colour, azimuth, builder.model, view, camera, buffers, buffers.primitive >= 0, outside)
+    outside = (
+        centre[0] - half_w < -1.5
+        or centre[1] - half_h < -1.5
+        or centre[0] + half_w > w + 0.5
+        or centre[1] + half_h > h + 0.5
+    )
+    return _Layer(
+        category, colour, azimuth, builder.model, view, camera, buffers, buffers.primitive >= 0, outside
+    )
 
 
 def _draw_azimuth(draws: Draws, category: Category, wanted: tuple[float, float] | None) -> float:
@@ -185,14 +191,20 @@ def _view(draws: Draws, model: Model, azimuth: float, category: Category) -> tup
     points = model_points(model)
     low, high = points.min(0), points.max(0)
     radius = float(np.linalg.norm(high - low)) / 2
-    camera = look_at((low + high) / 2, radius * draws.uniform(2.6, 6.0), azimuth, draws.uniform(*category.elevation),
-                     draws.bump(-25, 25))
+    camera = look_at(
+        (low + high) / 2,
+        radius * draws.uniform(2.6, 6.0),
+        azimuth,
+        draws.uniform(*category.elevation),
+        draws.bump(-25, 25),
+    )
     return camera, to_camera(model, camera)
 
 
-def _centre(draws: Draws, half: tuple[float, float], size: tuple[int, int], truncate: bool,
-            side: int | None) -> tuple[float, float]:
-    """Position of the object's box centre: inside the image, over the border, or (of two) in the object's half."""
+def _centre(
+    draws: Draws, half: tuple[float, float], size: tuple[int, int], truncate: bool, side: int | None
+) -> tuple[float, float]:
+    """Centre of the object's box: inside the image, over its border, or (of two objects) in one half."""
     h, w = size
     free = [max(0.0, (length - 1) / 2 - r) for length, r in zip((w, h), half, strict=True)]
     x, y = (w - 1) / 2 + draws.uniform(-1, 1) * free[0], (h - 1) / 2 + draws.uniform(-1, 1) * free[1]
@@ -240,7 +252,9 @@ def _paint(draws: Draws, canvas: np.ndarray, layers: list[_Layer], cover: np.nda
         canvas[cover] = np.asarray(paint(draws, canvas.shape[:2]))[cover]
 
 
-def _finish(draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[int, int], flip: bool) -> Scene | None:
+def _finish(
+    draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[int, int], flip: bool
+) -> Scene | None:
     """Reduce, add grain, label and mirror; None when an object vanishes in the labels."""
     image = np.asarray(Image.fromarray(canvas).reduce(_SUPER), np.float32)
     image = (image - 128) * draws.uniform(0.8, 1.1) + 128 + draws.uniform(-15, 15)
@@ -249,7 +263,10 @@ def _finish(draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[
     part, instance = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for i, layer in enumerate(layers, 1):
         owner = layer.owner[::_SUPER, ::_SUPER]
-        labels = np.array(layer.category.part_partner if flip else range(len(layer.category.fine_parts)), np.uint8) + 1
+        labels = (
+            np.array(layer.category.part_partner if flip else range(len(layer.category.fine_parts)), np.uint8)
+            + 1
+        )
         part[owner] = labels[layer.view.part[layer.buffers.primitive[::_SUPER, ::_SUPER][owner]]]
         instance[owner] = i
     if flip:
@@ -267,17 +284,26 @@ def _describe(layer: _Layer, mask: np.ndarray, flip: bool) -> SceneObject:
     total = np.count_nonzero(layer.buffers.primitive >= 0)
     occluded = int(np.count_nonzero(layer.owner) < 0.97 * total)
     return SceneObject(
-        category=layer.category.name, colour=layer.colour,
+        category=layer.category.name,
+        colour=layer.colour,
         facing="front" if folded <= _FRONTAL else "left" if azimuth < 180 else "right",
-        azimuth=azimuth, azimuth_id=round(azimuth / 45) % 8, pose=_POSES[round(azimuth / 90) % 4], mirrored=flip,
-        truncated=int(layer.truncated), occluded=occluded,
-        bbox=(int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1])), kps=_keypoints(layer, mask, flip))
+        azimuth=azimuth,
+        azimuth_id=round(azimuth / 45) % 8,
+        pose=_POSES[round(azimuth / 90) % 4],
+        mirrored=flip,
+        truncated=int(layer.truncated),
+        occluded=occluded,
+        bbox=(int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1])),
+        kps=_keypoints(layer, mask, flip),
+    )
 
 
 def _keypoints(layer: _Layer, mask: np.ndarray, flip: bool) -> dict[str, tuple[float, float] | None]:
     """Visible keypoints of the final image by id; `mask` (H, W) is the object's final visible region."""
     h, w = mask.shape
-    found: dict[str, tuple[float, float] | None] = {str(i): None for i in range(len(layer.category.keypoints))}
+    found: dict[str, tuple[float, float] | None] = {
+        str(i): None for i in range(len(layer.category.keypoints))
+    }
     indices = list(layer.model.keypoints)
     points = layer.camera.points(np.array([layer.model.keypoints[i].point for i in indices]))
     for i, (px, py, pz) in zip(indices, points.tolist(), strict=True):
@@ -293,7 +319,7 @@ def _keypoints(layer: _Layer, mask: np.ndarray, flip: bool) -> dict[str, tuple[f
 
 
 def _visible(layer: _Layer, index: int, x: float, y: float, z: float) -> bool:
-    """Whether the keypoint at supersampled pixel (x, y) and depth z lies on a visible surface of one of its parts."""
+    """Whether the keypoint at supersampled pixel (x, y), depth z, lies on a visible surface of its parts."""
     h, w = layer.owner.shape
     col, row = round(x), round(y)
     if not (0 <= col < w and 0 <= row < h):
@@ -310,4 +336,4 @@ def _visible(layer: _Layer, index: int, x: float, y: float, z: float) -> bool:
 def _near(mask: np.ndarray, x: float, y: float) -> bool:
     """Whether the mask has a pixel within one and a half pixels of (x, y)."""
     col, row = round(x), round(y)
-    return bool(mask[max(0, row - 1):row + 2, max(0, col - 1):col + 2].any())
+    return bool(mask[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2].any())

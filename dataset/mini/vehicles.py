@@ -6,11 +6,21 @@ from dataset.mini.animals import SIDES
 from dataset.mini.geometry import Frame, Vec, mix
 from dataset.mini.primitives import WORLD, Builder
 
-_CORNERS = (("back-right", 4), ("front-right", 5), ("front-left", 6), ("back-left", 7))    # top corners of a block
+_CORNERS = (
+    ("back-right", 4),
+    ("front-right", 5),
+    ("front-left", 6),
+    ("back-left", 7),
+)  # top corners of a block
 _WHEELS = ("wheel front-left", "wheel front-right", "wheel back-left", "wheel back-right")
 _WHEEL_CENTRES = tuple(f"{name[6:]} wheel centre" for name in _WHEELS)
 _LIGHTS = ("left headlight", "right headlight", "left tail light", "right tail light")
-_ROOF = ("front-left roof corner", "front-right roof corner", "back-left roof corner", "back-right roof corner")
+_ROOF = (
+    "front-left roof corner",
+    "front-right roof corner",
+    "back-left roof corner",
+    "back-right roof corner",
+)
 
 CAR_PARTS = ("front", "hood", "windscreen", "roof", "trunk", "back", "side left", "side right", *_WHEELS)
 CAR_COARSE = ("body", "body", "cabin", "cabin", "body", "body", "body", "body", *("wheels",) * 4)
@@ -18,37 +28,88 @@ CAR_KEYPOINTS = (*_LIGHTS, *_WHEEL_CENTRES, *_ROOF, "left windscreen foot", "rig
 BUS_PARTS = ("front", "back", "side left", "side right", "roof", *_WHEELS)
 BUS_COARSE = ("ends", "ends", "sides", "sides", "sides", *("wheels",) * 4)
 BUS_KEYPOINTS = (*_LIGHTS, *_WHEEL_CENTRES, *_ROOF, "left mirror", "right mirror")
-AEROPLANE_PARTS = ("nose", "fuselage", "fin", "wing left", "wing right", "tailplane left", "tailplane right",
-                   "engine left", "engine right")
+AEROPLANE_PARTS = (
+    "nose",
+    "fuselage",
+    "fin",
+    "wing left",
+    "wing right",
+    "tailplane left",
+    "tailplane right",
+    "engine left",
+    "engine right",
+)
 AEROPLANE_COARSE = ("body", "body", "tail", "wings", "wings", "tail", "tail", "wings", "wings")
-AEROPLANE_KEYPOINTS = ("nose tip", "cockpit", "fin tip", "fin foot", "tail end", "left wing tip", "right wing tip",
-                       "left wing root", "right wing root", "left tailplane tip", "right tailplane tip",
-                       "left engine front", "right engine front")
+AEROPLANE_KEYPOINTS = (
+    "nose tip",
+    "cockpit",
+    "fin tip",
+    "fin foot",
+    "tail end",
+    "left wing tip",
+    "right wing tip",
+    "left wing root",
+    "right wing root",
+    "left tailplane tip",
+    "right tailplane tip",
+    "left engine front",
+    "right engine front",
+)
 BICYCLE_PARTS = ("wheel front", "wheel back", "frame", "fork", "handlebar", "saddle", "crank")
 BICYCLE_COARSE = ("wheels", "wheels", "frame", "frame", "controls", "controls", "controls")
-BICYCLE_KEYPOINTS = ("front wheel centre", "back wheel centre", "front tyre front", "back tyre back", "left handle end",
-                     "right handle end", "stem", "saddle front", "saddle back", "seat cluster", "bottom bracket",
-                     "left pedal", "right pedal")
+BICYCLE_KEYPOINTS = (
+    "front wheel centre",
+    "back wheel centre",
+    "front tyre front",
+    "back tyre back",
+    "left handle end",
+    "right handle end",
+    "stem",
+    "saddle front",
+    "saddle back",
+    "seat cluster",
+    "bottom bracket",
+    "left pedal",
+    "right pedal",
+)
 BOAT_PARTS = ("hull left", "hull right", "stern", "deck", "cabin", "mast", "sail")
 BOAT_COARSE = ("hull", "hull", "hull", "upper works", "upper works", "rig", "rig")
-BOAT_KEYPOINTS = ("bow tip", "bow foot", "left stern corner", "right stern corner", "left stern foot",
-                  "right stern foot", "mast top", "boom end", "front-left cabin corner", "front-right cabin corner",
-                  "back-left cabin corner", "back-right cabin corner")
+BOAT_KEYPOINTS = (
+    "bow tip",
+    "bow foot",
+    "left stern corner",
+    "right stern corner",
+    "left stern foot",
+    "right stern foot",
+    "mast top",
+    "boom end",
+    "front-left cabin corner",
+    "front-right cabin corner",
+    "back-left cabin corner",
+    "back-right cabin corner",
+)
 
 
-def _road_wheels(b: Builder, front: float, back: float, half_width: float, bottom: float, radius: float) -> None:
+def _road_wheels(
+    b: Builder, front: float, back: float, half_width: float, bottom: float, radius: float
+) -> None:
     hub = b.u(0.4, 0.65)
     turn = b.draws.bump(-20, 20)
     for end, x, yaw in (("front", front, turn), ("back", back, 0.0)):
         for side, y in SIDES:
             frame = WORLD.child((x, y * (half_width - 0.045), bottom), yaw=yaw)
             b.wheel(f"wheel {end}-{side}", frame, radius, 0.15, hub, y)
-            b.keypoint(f"{end}-{side} wheel centre", frame.at(0, y * 0.08, 0), f"wheel {end}-{side}", depth=0.05)
+            b.keypoint(
+                f"{end}-{side} wheel centre", frame.at(0, y * 0.08, 0), f"wheel {end}-{side}", depth=0.05
+            )
 
 
 def _lamps(b: Builder, front: list[Vec], back: list[Vec], low: float, high: float) -> None:
     """Head and tail lights; `front` runs from the object's right to its left, `back` from left to right."""
-    for end, quad, name, material in (("front", front, "headlight", "light"), ("back", back, "tail light", "second")):
+    for end, quad, name, material in (
+        ("front", front, "headlight", "light"),
+        ("back", back, "tail light", "second"),
+    ):
         first, second = ("right", "left") if end == "front" else ("left", "right")
         for side, start in ((first, 0.05), (second, 0.75)):
             corners = b.decal(end, quad, start, start + 0.2, low, high, material)
@@ -61,8 +122,12 @@ def car(b: Builder) -> None:
     x0, x1 = -length + trunk, length - hood
     dip = b.u(0.0, 0.07)
     sides = {"left": "side left", "right": "side right"}
-    b.block({**sides, "top": "trunk", "back": "back"}, WORLD, (-length, x0, -width, width, 0),
-            (-length + 0.03, x0, -width, width, height))
+    b.block(
+        {**sides, "top": "trunk", "back": "back"},
+        WORLD,
+        (-length, x0, -width, width, 0),
+        (-length + 0.03, x0, -width, width, height),
+    )
     b.block(sides, WORLD, (x0, x1, -width, width, 0), (x0, x1, -width, width, height))
     nose = [(x, y, z) for x, z in ((length, 0.0), (length - 0.05, height - dip)) for y in (-width, width)]
     front = [nose[0], nose[1], nose[3], nose[2]]
@@ -70,7 +135,12 @@ def car(b: Builder) -> None:
     b.polygon("hood", [(x1, -width, height), nose[2], nose[3], (x1, width, height)], solid=True)
     b.polygon("side right", [(x1, -width, 0), nose[0], nose[2], (x1, -width, height)], solid=True)
     b.polygon("side left", [nose[1], (x1, width, 0), (x1, width, height), nose[3]], solid=True)
-    back = [(-length, width, 0), (-length, -width, 0), (-length + 0.03, -width, height), (-length + 0.03, width, height)]
+    back = [
+        (-length, width, 0),
+        (-length, -width, 0),
+        (-length + 0.03, -width, height),
+        (-length + 0.03, width, height),
+    ]
     _lamps(b, front, back, 0.45, 0.8)
     b.decal("front", front, 0.32, 0.68, 0.25, 0.6, "dark")
     b.decal("back", back, 0.38, 0.62, 0.2, 0.45, "light")
@@ -83,8 +153,10 @@ def _car_cabin(b: Builder, x0: float, x1: float, width: float, height: float, re
     tall, inset = b.u(0.24, 0.36), b.u(0.04, 0.09)
     slope = b.u(0.12, 0.32)
     parts = {"front": "windscreen", "back": "back", "left": "side left", "right": "side right", "top": "roof"}
-    low, high = (x0 + 0.01, x1 - 0.01, -width, width, height), (x0 + rear, x1 - slope, -width + inset, width - inset,
-                                                                height + tall)
+    low, high = (
+        (x0 + 0.01, x1 - 0.01, -width, width, height),
+        (x0 + rear, x1 - slope, -width + inset, width - inset, height + tall),
+    )
     c = b.block(parts, WORLD, low, high)
     b.decal("windscreen", [c[1], c[2], c[6], c[5]], 0.08, 0.92, 0.1, 0.9, "glass")
     b.decal("back", [c[3], c[0], c[4], c[7]], 0.1, 0.9, 0.2, 0.85, "glass")
@@ -97,15 +169,23 @@ def _car_cabin(b: Builder, x0: float, x1: float, width: float, height: float, re
         b.keypoint(f"{side} windscreen foot", corner, "windscreen", "hood", f"side {side}", depth=0.06)
     for name, i in _CORNERS:
         end, side = name.split("-")
-        b.keypoint(f"{name} roof corner", c[i], "roof", f"side {side}", "windscreen" if end == "front" else "back",
-                   depth=0.06)
+        b.keypoint(
+            f"{name} roof corner",
+            c[i],
+            "roof",
+            f"side {side}",
+            "windscreen" if end == "front" else "back",
+            depth=0.06,
+        )
 
 
 def bus(b: Builder) -> None:
     length, width, height = b.u(1.05, 1.45), b.u(0.3, 0.38), b.u(0.62, 0.85)
     lean = b.u(0.0, 0.08)
     parts = {"front": "front", "back": "back", "left": "side left", "right": "side right", "top": "roof"}
-    c = b.block(parts, WORLD, (-length, length, -width, width, 0), (-length, length - lean, -width, width, height))
+    c = b.block(
+        parts, WORLD, (-length, length, -width, width, 0), (-length, length - lean, -width, width, height)
+    )
     front, back = [c[1], c[2], c[6], c[5]], [c[3], c[0], c[4], c[7]]
     left, right = [c[2], c[3], c[7], c[6]], [c[0], c[1], c[5], c[4]]
     _lamps(b, front, back, 0.1, 0.24)
@@ -163,8 +243,12 @@ def aeroplane(b: Builder) -> None:
         _wing(b, side, y, r, low_wing, span, sweep, dihedral, engine)
         root = WORLD.child((tail + 0.22, y * 0.2 * r, 0.45 * r), roll=y * dihedral)
         _plank(b, f"tailplane {side}", root, y, tailplane, 0.18, 0.09, 0.4 * sweep, 0.016)
-        b.keypoint(f"{side} tailplane tip", root.at(-0.4 * sweep - 0.02, y * tailplane, 0), f"tailplane {side}",
-                   depth=0.05)
+        b.keypoint(
+            f"{side} tailplane tip",
+            root.at(-0.4 * sweep - 0.02, y * tailplane, 0),
+            f"tailplane {side}",
+            depth=0.05,
+        )
 
 
 def _fin(b: Builder, r: float, tail: float) -> None:
@@ -177,8 +261,17 @@ def _fin(b: Builder, r: float, tail: float) -> None:
     b.keypoint("fin foot", foot, "fin", "fuselage", depth=0.08)
 
 
-def _wing(b: Builder, side: str, y: float, r: float, z: float, span: float, sweep: float, dihedral: float,
-          engine: float) -> None:
+def _wing(
+    b: Builder,
+    side: str,
+    y: float,
+    r: float,
+    z: float,
+    span: float,
+    sweep: float,
+    dihedral: float,
+    engine: float,
+) -> None:
     part = f"wing {side}"
     root = WORLD.child((0.12, y * 0.5 * r, z), roll=y * dihedral)
     _plank(b, part, root, y, span, 0.32, 0.14, sweep, 0.024)
@@ -187,12 +280,26 @@ def _wing(b: Builder, side: str, y: float, r: float, z: float, span: float, swee
     x, out = -sweep * engine, y * span * engine
     front, rear = root.at(x + 0.1, out, -0.07), root.at(x - 0.14, out, -0.07)
     b.limb(f"engine {side}", front, rear, 0.062, 0.045, "metal", (False, True))
-    b.disc(f"engine {side}", Frame(root.at(x + 0.1, out, -0.07), root.rows).child((0, 0, 0), yaw=90), 0.062, "dark")
+    b.disc(
+        f"engine {side}",
+        Frame(root.at(x + 0.1, out, -0.07), root.rows).child((0, 0, 0), yaw=90),
+        0.062,
+        "dark",
+    )
     b.keypoint(f"{side} engine front", root.at(x + 0.1, out, -0.07), f"engine {side}", depth=0.08)
 
 
-def _plank(b: Builder, part: str, root: Frame, y: float, span: float, chord: float, tip: float, sweep: float,
-           edge: float) -> None:
+def _plank(
+    b: Builder,
+    part: str,
+    root: Frame,
+    y: float,
+    span: float,
+    chord: float,
+    tip: float,
+    sweep: float,
+    edge: float,
+) -> None:
     """Flat wing with a rounded leading edge from the root's origin to (-sweep, y span)."""
     front, end = root.at(0, 0, 0), root.at(-sweep, y * span, 0)
     rear, end_rear = root.at(-chord, 0, 0), root.at(-sweep - tip, y * span, 0)
@@ -206,12 +313,19 @@ def bicycle(b: Builder) -> None:
     radius, base, tube = b.u(0.29, 0.36), b.u(0.46, 0.56), b.u(0.022, 0.032)
     bracket, back = (b.u(-0.1, -0.02), 0.0, radius * 0.9), (-base, 0.0, radius)
     seat = (bracket[0] - b.u(0.1, 0.18), 0.0, radius + b.u(0.34, 0.48))
-    steering = Frame((base - b.u(0.16, 0.24), 0.0, radius + b.u(0.38, 0.5))).child((0, 0, 0), yaw=b.draws.bump(-35, 35))
+    steering = Frame((base - b.u(0.16, 0.24), 0.0, radius + b.u(0.38, 0.5))).child(
+        (0, 0, 0), yaw=b.draws.bump(-35, 35)
+    )
     head = steering.at(0, 0, 0)
     crossbar = mix(bracket, seat, b.u(0.7, 0.95))
     neck = steering.at(0.03, 0, -0.12)
-    for start, end, r in ((bracket, seat, tube), (crossbar, head, tube), (bracket, neck, tube * 1.1),
-                          (crossbar, back, tube * 0.8), (bracket, back, tube * 0.8)):
+    for start, end, r in (
+        (bracket, seat, tube),
+        (crossbar, head, tube),
+        (bracket, neck, tube * 1.1),
+        (crossbar, back, tube * 0.8),
+        (bracket, back, tube * 0.8),
+    ):
         b.limb("frame", start, end, r, r, round_ends=(start is bracket and end is seat, end is neck))
     b.keypoint("seat cluster", crossbar, "frame", depth=0.06)
     b.keypoint("bottom bracket", bracket, "frame", "crank", depth=0.1)
@@ -235,7 +349,10 @@ def _handlebar(b: Builder, steering: Frame, tube: float) -> None:
     b.limb("handlebar", steering.at(-0.01, 0, 0.05), stem, tube, tube, round_ends=(False, True))
     b.keypoint("stem", stem, "handlebar", "fork", depth=0.06)
     for side, y in SIDES:
-        bend, end = steering.at(0.05, y * wide * 0.7, 0.08 + rise), steering.at(0.05 + reach, y * wide, 0.08 + rise)
+        bend, end = (
+            steering.at(0.05, y * wide * 0.7, 0.08 + rise),
+            steering.at(0.05 + reach, y * wide, 0.08 + rise),
+        )
         b.limb("handlebar", stem, bend, tube * 0.85, tube * 0.85, "metal", (False, False))
         b.limb("handlebar", bend, end, tube, tube, "dark")
         b.keypoint(f"{side} handle end", end, "handlebar", depth=0.06)
@@ -243,14 +360,24 @@ def _handlebar(b: Builder, steering: Frame, tube: float) -> None:
 
 def _cycle_wheel(b: Builder, end: str, frame: Frame, radius: float) -> None:
     part, width = f"wheel {end}", 0.045
-    b.limb(part, frame.at(0, -width / 2, 0), frame.at(0, width / 2, 0), radius, radius, "dark", (False, False))
+    b.limb(
+        part, frame.at(0, -width / 2, 0), frame.at(0, width / 2, 0), radius, radius, "dark", (False, False)
+    )
     for y in (-width / 2, width / 2):
         b.disc(part, Frame(frame.at(0, y, 0), frame.rows), radius, "dark", inner=radius * 0.84)
     for i in range(4):
         spoke = frame.child((0, 0, 0), pitch=45 * i + 20)
         reach = radius * 0.86
-        b.polygon(part, [spoke.at(-reach, 0, -0.006), spoke.at(reach, 0, -0.006), spoke.at(reach, 0, 0.006),
-                         spoke.at(-reach, 0, 0.006)], "metal")
+        b.polygon(
+            part,
+            [
+                spoke.at(-reach, 0, -0.006),
+                spoke.at(reach, 0, -0.006),
+                spoke.at(reach, 0, 0.006),
+                spoke.at(-reach, 0, 0.006),
+            ],
+            "metal",
+        )
     b.ellipsoid(part, frame, (0, 0, 0), (0.035, 0.05, 0.035), "metal")
     b.keypoint(f"{end} wheel centre", frame.at(0, 0, 0), part, "frame", "fork", depth=0.1)
     tyre = frame.at(radius, 0, 0) if end == "front" else frame.at(-radius, 0, 0)
@@ -278,10 +405,12 @@ def boat(b: Builder) -> None:
         rim[side] = [(-length, y * width * 0.8, 0.02), (0.25 * length, y * width, 0.0), bow]
         keel[side] = [(-length * 0.9, y * width * 0.45, -deep), (0.15 * length, y * width * 0.5, -deep), foot]
         for i in range(2):
-            _hull_panel(b, f"hull {side}", rim[side][i:i + 2], keel[side][i:i + 2], side == "left")
+            _hull_panel(b, f"hull {side}", rim[side][i : i + 2], keel[side][i : i + 2], side == "left")
         b.keypoint(f"{side} stern corner", rim[side][0], f"hull {side}", "stern", "deck", depth=0.06)
         b.keypoint(f"{side} stern foot", keel[side][0], f"hull {side}", "stern", depth=0.06)
-    b.polygon("stern", [rim["left"][0], keel["left"][0], keel["right"][0], rim["right"][0]], "second", solid=True)
+    b.polygon(
+        "stern", [rim["left"][0], keel["left"][0], keel["right"][0], rim["right"][0]], "second", solid=True
+    )
     b.polygon("deck", [*rim["right"], *rim["left"][1::-1]], "second")
     rigged = b.chance(0.75)
     if rigged:
@@ -291,7 +420,7 @@ def boat(b: Builder) -> None:
 
 
 def _hull_panel(b: Builder, part: str, top: list[Vec], bottom: list[Vec], left: bool) -> None:
-    """Hull between two stations, as two triangles (the quadrilateral is not flat), with a coloured band on top."""
+    """Hull between two stations: two triangles (the quadrilateral is not flat) and a rail on top."""
     for triangle in ([bottom[0], bottom[1], top[1]], [bottom[0], top[1], top[0]]):
         b.polygon(part, triangle[::-1] if left else triangle, solid=True)
     b.limb(part, top[0], top[1], 0.022, 0.022, "dark", (False, True))
@@ -314,7 +443,9 @@ def _rig(b: Builder, length: float) -> None:
 def _boat_cabin(b: Builder, length: float, width: float) -> None:
     x0, x1, tall = -b.u(0.55, 0.8) * length, -b.u(0.0, 0.2) * length, b.u(0.16, 0.34)
     half, slope = width * b.u(0.5, 0.68), b.u(0.02, 0.12)
-    c = b.block("cabin", WORLD, (x0, x1, -half, half, 0), (x0 + 0.02, x1 - slope, -half * 0.9, half * 0.9, tall))
+    c = b.block(
+        "cabin", WORLD, (x0, x1, -half, half, 0), (x0 + 0.02, x1 - slope, -half * 0.9, half * 0.9, tall)
+    )
     for quad in ([c[2], c[3], c[7], c[6]], [c[0], c[1], c[5], c[4]]):
         for start in (0.1, 0.55):
             b.decal("cabin", quad, start, start + 0.35, 0.35, 0.8, "glass")

@@ -50,7 +50,7 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str)
         compute=compute,
         scores=scores,
         history=history,
-        kinds=", ".join(TEMPLATES),
+        kinds=" | ".join(TEMPLATES),
         dashes="---:|" * len(TEMPLATES),
         baseline=100 * baseline,
         psnr=final["vae"]["psnr"],

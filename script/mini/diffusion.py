@@ -26,7 +26,7 @@ FEATURE_BLOCK = 1  # up block whose output is matched
 STEPS = 1000
 EARLY, EARLY_SHARE = 400, 0.75  # this share of the timesteps is drawn below EARLY
 DENOISE_SHARE = 1 / 3  # share of the steps that also predict v: the rest ends at the feature block
-GROUNDING = 0.3  # weight of the grounded objective
+GROUNDING = 0.5  # weight of the grounded objective
 TAU = 0.08  # temperature of the cosine classifier
 BLUR_CELLS, BLUR_SHARE = 2.0, 0.5  # how far and how much the labels of neighbouring cells count
 

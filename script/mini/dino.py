@@ -52,7 +52,7 @@ def build_processor() -> BitImageProcessor:
 
 
 def _normalise(crops: np.ndarray, device: torch.device) -> torch.Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(crops)).to(device).permute(0, 3, 1, 2).float() / 255
+    x = torch.tensor(crops, device=device).permute(0, 3, 1, 2).float() / 255
     mean, std = (x.new_tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
     return (x - mean) / std
 

@@ -1,5 +1,6 @@
 """The mini image autoencoder: 96 x 96 images to 4 x 24 x 24 latents of unit deviation."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def build_vae() -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
     """Turn uint8 images (n, H, W, 3) into float (n, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def draw_crops(images: np.ndarray, batch: int, generator: torch.Generator) -> np.ndarray:
@@ -68,11 +69,34 @@ def train_vae(
         return {"psnr": (10 * torch.log10(4 / (y - x).square().mean())).item()}
 
     def export(vae: nn.Module) -> None:
-        moments = encode(vae, store.image[:500], device)
-        vae.register_to_config(scaling_factor=round(1 / moments[:, :4].float().std().item(), 5))
-        vae.save_pretrained(out)
+        whiten(copy.deepcopy(vae), store.image[:500], device).save_pretrained(out)
 
     fit(Run("vae", build_vae().to(device), schedule, folder), compute_loss, evaluate, export)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> AutoencoderKL:
+    """Change the basis of the latents so that they have mean 0, unit deviation and no correlation on `images`.
+
+    Every latent channel then stands out equally from the noise of diffusion. The change is folded into
+    the two 1 x 1 convolutions around the latent, so the reconstruction stays as it is. The deviation of
+    the posterior is tiny and becomes a constant.
+    """
+    mean, logvar = encode(vae, images, device).double().transpose(0, 1).flatten(1).split(4)
+    centre = mean.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(mean))
+    forward = vectors.T / values.sqrt()[:, None]  # new = forward (old - centre)
+    backward = vectors * values.sqrt()
+    variance = forward**2 @ logvar.exp().mean(1)
+    into, back = vae.quant_conv, vae.post_quant_conv
+    weight, bias = into.weight.double().cpu()[:, :, 0, 0], into.bias.double().cpu()
+    weight = torch.cat([forward @ weight[:4], torch.zeros_like(weight[4:])])
+    into.weight.copy_(weight[:, :, None, None])
+    into.bias.copy_(torch.cat([forward @ (bias[:4] - centre), variance.log()]))
+    back_weight = back.weight.double().cpu()[:, :, 0, 0]
+    back.bias.copy_(back.bias.double().cpu() + back_weight @ centre)
+    back.weight.copy_((back_weight @ backward)[:, :, None, None])
+    return vae
 
 
 @torch.no_grad()

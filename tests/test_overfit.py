@@ -1,0 +1,59 @@
+"""Every kind of prompt can learn: the loss falls on one pair with fixed noise."""
+
+import pytest
+import torch
+
+from config import load_config
+from dataset.pair_dataset import collate
+from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
+from utils.precompute import build_caches
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+CPMS = [
+    f"{scope}-{network}-{feature}-G{count}-C4"
+    for scope in ("Img", "Pair")
+    for network in ("DINO", "CLIP")
+    for feature in ("Feat", "Head")
+    for count in (0, 3)
+]
+SIMPLE = [(method, space, init) for method in ("Single", "Class") for space in ("TokenEmbeds", "HiddenState")
+          for init in ("random", "empty", "text:a cat")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("overfit")
+
+
+def overfit(world, output, *more, steps=12):
+    """(first, last) loss of some Adam steps on one pair."""
+    cfg = load_config(None, world.opts(output, *more))
+    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, "trn")
+    prompt = build_new_prompt(cfg, pairs.benchmark.categories)
+    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    matcher, loss_fn = build_trainee(cfg, prompt, accelerator.device), build_loss(cfg)
+    optimizer = torch.optim.Adam(prompt.param_groups(0.05, 0.1))
+    batch, seeds = collate([pairs[0]]), torch.tensor([[1, 2]])
+    losses = []
+    for _ in range(steps):
+        src_feat, trg_feat = matcher.extract_pair(batch, seeds, prompt(batch))
+        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
+        loss = loss_fn(src_feat, trg_feat, *points, pairs.image_size).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("variant", CPMS)
+def test_cpm_lowers_the_loss(world, output, variant):
+    first, last = overfit(world, output, "PROMPT.CPM", variant)
+    assert last < 0.99 * first
+
+
+@pytest.mark.parametrize(("method", "space", "init"), SIMPLE)
+def test_single_and_class_lower_the_loss(world, output, method, space, init):
+    more = ["PROMPT.METHOD", method, "PROMPT.SPACE", space, "PROMPT.INIT", init, "PROMPT.LENGTH", "8"]
+    first, last = overfit(world, output, *more)
+    assert last < 0.99 * first
