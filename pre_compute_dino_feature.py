@@ -42,6 +42,9 @@ def main() -> int:
     except USER_ERRORS as error:
         print(f"pre_compute_dino_feature.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pre_compute_dino_feature.py: interrupted; what is finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

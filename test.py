@@ -70,6 +70,9 @@ def main() -> int:
     except USER_ERRORS as error:
         print(f"test.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("test.py: interrupted; the caches written so far are kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -99,6 +99,9 @@ def main() -> int:
     except USER_ERRORS as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the caches and checkpoints written so far are kept", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ POSITIVE = ("LOSS.BETA", "LOSS.SIGMA", "TRAIN.LR", "TRAIN.LINEAR_LR_SCALE", "EVA
 
 def check_config(cfg: CN, training: bool) -> None:
     """Raise ConfigError with every problem found; `training` also checks the prompt that is to be learned."""
-    problems = [*_check_values(cfg), *_check_evaluation(cfg), *_check_network(cfg)]
+    problems = [*_check_values(cfg), *_check_names(cfg), *_check_evaluation(cfg), *_check_network(cfg)]
     problems += _check_training(cfg) if training else _check_tested_prompt(cfg)
     if problems:
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  - {line}" for line in problems))
@@ -82,10 +82,22 @@ def _check_values(cfg: CN) -> Iterator[str]:
         yield f"DATASET.IMAGE_SIZE must be two positive numbers (H, W); got {cfg.DATASET.IMAGE_SIZE}"
 
 
+def _check_names(cfg: CN) -> Iterator[str]:
+    """Entries of the tables of builders."""
+    from dataset import BENCHMARKS
+    from loss import LOSSES
+    from model.matcher import MATCHERS
+    from utils.localise import LOCALISERS
+
+    named = {"DATASET.NAME": BENCHMARKS, "LOSS.NAME": LOSSES, "MATCHER.NAME": MATCHERS}
+    named |= {"EVAL.LOCALISERS": LOCALISERS, "EVAL.PICTURE_LOCALISER": LOCALISERS, "VAL.LOCALISER": LOCALISERS}
+    for key, table in named.items():
+        value = get_value(cfg, key)
+        if unknown := [name for name in ((value,) if isinstance(value, str) else value) if name not in table]:
+            yield f"{key}: unknown {', '.join(unknown)}; known: {', '.join(table)}"
+
+
 def _check_evaluation(cfg: CN) -> Iterator[str]:
-    known = ("nn", "bilinear", "softmax", "kernelsoftmax")
-    if unknown := [name for name in cfg.EVAL.LOCALISERS if name not in known]:
-        yield f"EVAL.LOCALISERS: unknown {', '.join(unknown)}; known: {', '.join(known)}"
     if not cfg.EVAL.ALPHAS or min(cfg.EVAL.ALPHAS) <= 0:
         yield f"EVAL.ALPHAS must be positive numbers; got {cfg.EVAL.ALPHAS}"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:

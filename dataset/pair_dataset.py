@@ -45,9 +45,7 @@ def load_pil(ref: ImageRef) -> Image.Image:
         raise DatasetError(f"{ref.path}: the image cannot be decoded ({error}). {advice}") from error
     if (image.height, image.width) != ref.size:
         found = (image.height, image.width)
-        raise DatasetError(
-            f"{ref.path}: the image has size (H, W) = {found}, its annotation says {ref.size}. {advice}"
-        )
+        raise DatasetError(f"{ref.path}: the image has size (H, W) = {found}, its annotation says {ref.size}. {advice}")
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if ref.flip else image
 
 

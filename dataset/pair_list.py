@@ -27,9 +27,7 @@ class CsvRow:
         number = self.numbers([column])[0]
         if not (number.is_integer() and low <= number <= high):
             value = self._cells[column]
-            raise DatasetError(
-                f"{self.where}: column {column!r} is {value!r}, expected a whole number {low}..{high}"
-            )
+            raise DatasetError(f"{self.where}: column {column!r} is {value!r}, expected a whole number {low}..{high}")
         return int(number)
 
     def numbers(self, columns: Sequence[str]) -> list[float]:
@@ -40,18 +38,14 @@ class CsvRow:
             try:
                 values.append(float(value or "nan"))
             except ValueError:
-                raise DatasetError(
-                    f"{self.where}: column {column!r} is {value!r}, expected a number"
-                ) from None
+                raise DatasetError(f"{self.where}: column {column!r} is {value!r}, expected a number") from None
         return values
 
     def image_path(self, column: str) -> PurePosixPath:
         """Path of an image relative to the root of the data set."""
         path = PurePosixPath(self.text(column))
         if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
-            raise DatasetError(
-                f"{self.where}: column {column!r} is {str(path)!r}, expected a path below the root"
-            )
+            raise DatasetError(f"{self.where}: column {column!r} is {str(path)!r}, expected a path below the root")
         return path
 
 

@@ -14,9 +14,7 @@ from dataset.record import Benchmark
 from dataset.table import PairTable, TableBuilder
 
 POINTS = 10
-COLUMNS = {
-    side: [f"{axis}{side}{n}" for axis in "XY" for n in range(1, POINTS + 1)] for side in "AB"
-}  # XA1 .. YB10
+COLUMNS = {side: [f"{axis}{side}{n}" for axis in "XY" for n in range(1, POINTS + 1)] for side in "AB"}  # XA1 .. YB10
 
 
 def category_word(name: str) -> str:
@@ -57,9 +55,7 @@ pf-willow/
         extra = [name for name in header if re.fullmatch(r"[XY][AB]\d+", name) and int(name[2:]) > POINTS]
         if extra:
             file = self.split_files()[0]
-            raise DatasetError(
-                f"{file}: column {', '.join(extra)}: a pair has at most {POINTS} keypoints here"
-            )
+            raise DatasetError(f"{file}: column {', '.join(extra)}: a pair has at most {POINTS} keypoints here")
         sizes: dict[PurePosixPath, tuple[int, int]] = {}
         for number, row in enumerate(rows, start=1):
             paths = [row.image_path(column) for column in ("imageA", "imageB")]
@@ -78,9 +74,7 @@ def add_row(
 ) -> None:
     """Adds pair `number` of the list and its images (source, target)."""
     images = [
-        builder.add_image(
-            f"{path.parent.name}-{path.stem}", str(path), path.parent.name, size, False, row.where
-        )
+        builder.add_image(f"{path.parent.name}-{path.stem}", str(path), path.parent.name, size, False, row.where)
         for path, size in zip(paths, sizes, strict=True)
     ]
     src_kps, trg_kps, kps_ids = common_points(row)

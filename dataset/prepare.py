@@ -109,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.sh", description="Download, unpack and check a data set."
-    )
+    parser = argparse.ArgumentParser(prog="prepare_data.sh", description="Download, unpack and check a data set.")
     parser.add_argument("name", choices=sorted(PARTS))
     parser.add_argument("--root", type=Path, help="folder of the data set (default: its usual name in asset/dataset)")
     parser.add_argument("--check", action="store_true", help="only check what is there")
@@ -259,9 +257,7 @@ def install(archive: Path, root: Path, part: Part) -> None:
         unpack(archive, unpacked)
         source = find_parent(unpacked, part.brings, archive)
         names = {path.name for pattern in (*part.brings, *part.also) for path in source.glob(pattern)}
-        for name in sorted(
-            names, key=lambda name: (name in part.brings, name)
-        ):  # `brings` last: it says all is there
+        for name in sorted(names, key=lambda name: (name in part.brings, name)):  # `brings` last: it says all is there
             if (root / name).exists():
                 say(f"kept {root / name}, which was there before")
             else:

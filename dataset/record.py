@@ -179,9 +179,7 @@ class Benchmark(Sequence):
     def _check_images(self) -> None:
         """One listing per folder instead of one look-up per image."""
         paths = [self._table.path[image] for image in self._image_rows()]
-        present = {
-            folder: list_names(self.root / folder) for folder in {os.path.dirname(path) for path in paths}
-        }
+        present = {folder: list_names(self.root / folder) for folder in {os.path.dirname(path) for path in paths}}
         missing = [path for path in paths if os.path.basename(path) not in present[os.path.dirname(path)]]
         if missing:
             some = ", ".join(str(self.root / path) for path in missing[:3])

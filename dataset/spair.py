@@ -113,16 +113,12 @@ class PairAnnotation:
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
             raise DatasetError(f"{path}: not valid JSON ({error})") from None
         if not isinstance(self._data, dict):
-            raise DatasetError(
-                f"{path}: holds a {type(self._data).__name__}, expected an object with the pair's keys"
-            )
+            raise DatasetError(f"{path}: holds a {type(self._data).__name__}, expected an object with the pair's keys")
 
     def expect(self, key: str, value: str) -> None:
         """Refuses another value than the one the layout line promises."""
         if self.text(key) != value:
-            raise DatasetError(
-                f"{self.path}: key {key!r} is {self._data[key]!r}, but its layout line says {value!r}"
-            )
+            raise DatasetError(f"{self.path}: key {key!r} is {self._data[key]!r}, but its layout line says {value!r}")
 
     def text(self, key: str) -> str:
         value = self._get(key)

@@ -42,17 +42,13 @@ class PairTable:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Every column as an array without objects; strings as one UTF-8 text with a line each."""
         columns = {column.name: getattr(self, column.name) for column in fields(self)}
-        return {
-            name: pack_text(value) if isinstance(value, list) else value for name, value in columns.items()
-        }
+        return {name: pack_text(value) if isinstance(value, list) else value for name, value in columns.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PairTable:
         """The inverse of `to_arrays`; KeyError if a column is missing."""
         is_text = {column.name: column.type == "list[str]" for column in fields(cls)}
-        return cls(
-            **{name: unpack_text(arrays[name]) if text else arrays[name] for name, text in is_text.items()}
-        )
+        return cls(**{name: unpack_text(arrays[name]) if text else arrays[name] for name, text in is_text.items()})
 
 
 def pack_text(lines: Sequence[str]) -> np.ndarray:
@@ -85,9 +81,7 @@ class TableBuilder:
             self._images[identifier] = (len(self._images), path, category, size, flip)
         row, _, _, known_size, _ = self._images[identifier]
         if size != known_size:
-            raise DatasetError(
-                f"{where}: image {identifier} has size (H, W) = {size}, elsewhere {known_size}"
-            )
+            raise DatasetError(f"{where}: image {identifier} has size (H, W) = {size}, elsewhere {known_size}")
         return row
 
     def add_pair(

@@ -94,9 +94,7 @@ class KernelSmoothedCrossEntropy(nn.Module):
             image_size: (H, W) of the resized frame.
         """
         feat_size = trg_feat.shape[-2:]
-        src_kps, trg_kps = (
-            torch.where(kps_mask[..., None], at_least_float32(kps), 0.0) for kps in (src_kps, trg_kps)
-        )
+        src_kps, trg_kps = (torch.where(kps_mask[..., None], at_least_float32(kps), 0.0) for kps in (src_kps, trg_kps))
         src_cell = px_to_cell(src_kps, image_size, src_feat.shape[-2:], self.convention)
         trg_cell = px_to_cell(trg_kps, image_size, feat_size, self.convention)
         sim = correlation(src_feat, trg_feat, src_cell)  # (B, N, h, w)

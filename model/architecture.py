@@ -187,6 +187,4 @@ def default_hub_id(architecture: str) -> str:
     for hub_id, name in HUB_IDS.items():
         if name == architecture:
             return hub_id
-    raise ValueError(
-        f"no default hub id for {architecture!r}; known: {', '.join(sorted(set(HUB_IDS.values())))}"
-    )
+    raise ValueError(f"no default hub id for {architecture!r}; known: {', '.join(sorted(set(HUB_IDS.values())))}")

@@ -56,9 +56,7 @@ class NetworkFacts:
         if not 0 <= layer < self.n_up_blocks:
             raise ValueError(f"layer must be one of {list(range(self.n_up_blocks))}, got {layer}")
         if any(side <= 0 or side % self.image_divisor for side in image_size):
-            raise ValueError(
-                f"image size {tuple(image_size)} must be a multiple of {self.image_divisor} px per side"
-            )
+            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.image_divisor} px per side")
         stride = self.image_divisor // 2 ** sum(self.up_upsamples[: layer + 1])
         return (self.up_channels[layer], image_size[0] // stride, image_size[1] // stride)
 
@@ -81,9 +79,7 @@ CONDITIONS: dict[str, Condition] = {
 CONDITION_ARCHITECTURE = {"DINO": "dinov2-base", "CLIP": "clip-vit-h"}
 
 
-def network_facts(
-    folder: str, *, init: str = "pretrained", architecture: str = "sd2-1"
-) -> NetworkFacts | None:
+def network_facts(folder: str, *, init: str = "pretrained", architecture: str = "sd2-1") -> NetworkFacts | None:
     """Sizes of the Stable Diffusion model in `folder`, a local folder or hub id, from its JSON files.
 
     With init="random", and for the default hub ids, nothing need be on this machine. None for another hub id
@@ -184,9 +180,7 @@ def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
     try:
         return _compute_facts(configs)
     except KeyError as error:
-        raise NetworkError(
-            f"a configuration of the Stable Diffusion model lacks the entry {error}"
-        ) from error
+        raise NetworkError(f"a configuration of the Stable Diffusion model lacks the entry {error}") from error
 
 
 def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
@@ -225,9 +219,7 @@ def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) 
 
 
 def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
-    )
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 

@@ -158,9 +158,7 @@ def _load_part(source: NetworkSource, part: str, dtype: torch.dtype) -> Any:
         )
     if part == "text_encoder":
         return source.load(CLIPTextModel, subfolder=part, dtype=dtype)
-    return source.load(
-        {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part], subfolder=part, torch_dtype=dtype
-    )
+    return source.load({"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part], subfolder=part, torch_dtype=dtype)
 
 
 def _check_tokenizer(tokenizer: CLIPTokenizer, source: NetworkSource) -> CLIPTokenizer:
@@ -182,9 +180,7 @@ def _random_stable_diffusion(configs: dict[str, dict], parts: Sequence[str], see
         if "text_encoder" in parts:
             networks.text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
     if "tokenizer" in parts:
-        networks.tokenizer = build_byte_tokenizer(
-            configs["text_encoder"]["vocab_size"], **configs["tokenizer"]
-        )
+        networks.tokenizer = build_byte_tokenizer(configs["text_encoder"]["vocab_size"], **configs["tokenizer"])
     if "scheduler" in parts:
         networks.scheduler = DDIMScheduler(**configs["scheduler"])
     return networks

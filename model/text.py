@@ -21,9 +21,7 @@ class PromptEncoder(nn.Module):
         self.vocab_size: int = text_model.config.vocab_size
         largest = max(tokenizer.bos_token_id, tokenizer.eos_token_id)
         if largest >= self.vocab_size:
-            raise ValueError(
-                f"the tokenizer's id {largest} does not fit the text model's {self.vocab_size} embeddings"
-            )
+            raise ValueError(f"the tokenizer's id {largest} does not fit the text model's {self.vocab_size} embeddings")
 
     @property
     def max_learnable(self) -> int:
@@ -86,9 +84,7 @@ class PromptEncoder(nn.Module):
         by `tokens`.
         """
         if tokens.shape[1:] != (self.n_positions, self.width):
-            raise ValueError(
-                f"tokens must be (P, {self.n_positions}, {self.width}), got {tuple(tokens.shape)}"
-            )
+            raise ValueError(f"tokens must be (P, {self.n_positions}, {self.width}), got {tuple(tokens.shape)}")
         tokens = tokens.to(device=self.device, dtype=self.dtype)
         unused_ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=self.device)
         handle = self._embeddings.register_forward_hook(lambda *_: tokens)

@@ -1,6 +1,6 @@
 """Compare prompts that test.py has run with one config: a table, and pictures of the same pairs under each prompt.
 
-python script/compare.py --config_file config/mini/sd4match_cpm.yaml --prompts text CPM_spair_mini_Pair-DINO-Feat-G25-C50
+python script/compare.py --config_file config/mini/base.yaml --prompts text CPM_spair_mini_Pair-DINO-Feat-G25-C50
 """
 
 import argparse

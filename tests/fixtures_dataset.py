@@ -84,9 +84,7 @@ def tiny_spair(tmp_path: Path, categories: Sequence[str] = SPAIR_CATEGORIES) -> 
             draw_image(root / "JPEGImages" / category / f"2008_{image:06d}.jpg", size)
     for split, pairs in SPAIR_SPLITS.items():
         records = [(category, *pair) for category in categories for pair in pairs]
-        annotations = [
-            spair_annotation(c, number, *pair) for number, (c, *pair) in enumerate(records, start=1)
-        ]
+        annotations = [spair_annotation(c, number, *pair) for number, (c, *pair) in enumerate(records, start=1)]
         folder = root / "PairAnnotation" / split
         folder.mkdir(parents=True)
         for annotation in annotations:

@@ -81,7 +81,10 @@ def test_wrong_settings_name_the_key(opts, message):
         (["TRAIN.LR", "-1.0"], r"TRAIN.LR must be positive"),
         (["LOSS.KERNEL_SIZE", "4"], r"KERNEL_SIZE must be odd"),
         (["TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES"),
-        (["EVAL.LOCALISERS", "[nn, argmax]"], r"unknown argmax"),
+        (["EVAL.LOCALISERS", "[nn, argmax]"], r"EVAL.LOCALISERS: unknown argmax; known: nn, bilinear"),
+        (["DATASET.NAME", "spar"], r"DATASET.NAME: unknown spar; known: spair, pfpascal, pfwillow"),
+        (["LOSS.NAME", "mse"], r"LOSS.NAME: unknown mse"),
+        (["PROMPT.INIT", "empty"], r"PROMPT.INIT 'empty' is for Single and Class"),
         (["PROMPT.INIT", "zeros"], r"PROMPT.INIT"),
     ],
 )

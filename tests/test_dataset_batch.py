@@ -201,9 +201,7 @@ def test_caches(spair):
     assert batch["src_condition"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert batch["trg_moments"][:, 0, 0].tolist() == [1, 2, 0, 4, 5, 3]
     del cache["cat-2008_000001"]
-    with pytest.raises(
-        DatasetError, match="cache 'condition' lacks 1 of 6 images, for instance 'cat-2008_000001'"
-    ):
+    with pytest.raises(DatasetError, match="cache 'condition' lacks 1 of 6 images, for instance 'cat-2008_000001'"):
         PairDataset(spair, 32, {"condition": cache})
     with pytest.raises(DatasetError, match="cache 'condition' lacks 1 of 6"):
         ImageDataset(spair.images(), 32, {"condition": cache})
@@ -223,7 +221,5 @@ def test_image_dataset(spair):
 
 @pytest.mark.parametrize("context", [None, "spawn"])
 def test_loader_workers(spair, context):
-    loader = DataLoader(
-        PairDataset(spair, 32), 4, collate_fn=collate, num_workers=1, multiprocessing_context=context
-    )
+    loader = DataLoader(PairDataset(spair, 32), 4, collate_fn=collate, num_workers=1, multiprocessing_context=context)
     assert [len(batch["pair_id"]) for batch in loader] == [4, 2]

@@ -91,9 +91,7 @@ def test_stale_when_an_image_of_pfpascal_changes(tmp_path, monkeypatch):
         build_benchmark("pfpascal", root, "test")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"rubbish" * 9, None]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"rubbish" * 9, None])
 def test_torn_index_is_rebuilt(root, reads, caplog, damage):
     first = build_benchmark("spair", root, "trn")
     path = root / ".index/spair_trn.npz"
@@ -149,11 +147,7 @@ def test_text_columns_round_trip():
 
 def test_empty_table():
     table = TableBuilder(max_kps=3).build()
-    assert (
-        table.src_kps.shape == (0, 2)
-        and table.kps_start.tolist() == [0]
-        and table.flags.shape == (0, len(FLAGS))
-    )
+    assert table.src_kps.shape == (0, 2) and table.kps_start.tolist() == [0] and table.flags.shape == (0, len(FLAGS))
 
 
 def test_reading_needs_no_torch(root):

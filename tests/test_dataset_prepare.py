@@ -190,9 +190,7 @@ def test_pfpascal_with_zipped_pairs_in_a_folder(server, tmp_path):
     other = tmp_path / "other" / "pf-pascal"
     p.prepare("pfpascal", other, parts_at("pfpascal", server), counts, pairs=lists / "inner")
     assert (other / "val_pairs.csv").read_bytes() == (source / "val_pairs.csv").read_bytes()
-    with pytest.raises(
-        p.PrepareError, match="--pairs .*: trn_pairs.csv, val_pairs.csv, test_pairs.csv not found"
-    ):
+    with pytest.raises(p.PrepareError, match="--pairs .*: trn_pairs.csv, val_pairs.csv, test_pairs.csv not found"):
         p.prepare("pfpascal", tmp_path / "third" / "x", parts_at("pfpascal", server), counts, pairs=tmp_path)
 
 
@@ -202,9 +200,7 @@ def test_what_is_there_is_kept(server, tmp_path, capsys):
     root = tmp_path / "SPair-71k"
     (root / "JPEGImages").mkdir(parents=True)
     (root / ".unpack").mkdir()
-    with pytest.raises(
-        p.PrepareError, match="(?s)images are missing.*JPEGImages has 0 images, expected 6.*move the"
-    ):
+    with pytest.raises(p.PrepareError, match="(?s)images are missing.*JPEGImages has 0 images, expected 6.*move the"):
         p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
     assert f"kept {root / 'JPEGImages'}" in capsys.readouterr().out
     assert not (root / ".unpack").exists()
@@ -260,9 +256,7 @@ def test_damaged_archives(server, tmp_path, spoil, message):
 
 def test_another_archive(server, tmp_path):
     server.files["/archive"] = tar_bytes(tiny_pfwillow(tmp_path / "source"))
-    with pytest.raises(
-        p.PrepareError, match="does not hold Layout, PairAnnotation, JPEGImages in one folder"
-    ):
+    with pytest.raises(p.PrepareError, match="does not hold Layout, PairAnnotation, JPEGImages in one folder"):
         p.prepare("spair", tmp_path / "SPair-71k", parts_at("spair", server), SPAIR_COUNTS)
 
 

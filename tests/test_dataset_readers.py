@@ -217,15 +217,11 @@ def test_empty_split_is_refused(spair, pfpascal):
 
 
 def test_unknown_names_list_the_known(spair, pfwillow):
-    with pytest.raises(
-        ValueError, match="unknown data set: 'spiar'. Did you mean 'spair'. Known: spair, pfpascal"
-    ):
+    with pytest.raises(ValueError, match="unknown data set: 'spiar'. Did you mean 'spair'. Known: spair, pfpascal"):
         build_benchmark("spiar", spair, "trn")
     with pytest.raises(ValueError, match="unknown split of spair: 'train'.*Known: trn, val, test"):
         build_benchmark("spair", spair, "train")
-    with pytest.raises(
-        ValueError, match="unknown category of spair: 'birds'. Did you mean 'bird'. Known: all, bird"
-    ):
+    with pytest.raises(ValueError, match="unknown category of spair: 'birds'. Did you mean 'bird'. Known: all, bird"):
         build_benchmark("spair", spair, "trn", "birds")
     with pytest.raises(ValueError, match="unknown split of pfwillow: 'trn'. Known: test$"):
         build_benchmark("pfwillow", pfwillow, "trn")
@@ -236,13 +232,9 @@ def test_unknown_names_list_the_known(spair, pfwillow):
 
 
 def test_missing_root_and_split_file(spair, tmp_path):
-    with pytest.raises(
-        MissingDataError, match=r"(?s)nowhere: no such folder.*SPair-71k/.*prepare_data.sh spair"
-    ):
+    with pytest.raises(MissingDataError, match=r"(?s)nowhere: no such folder.*SPair-71k/.*prepare_data.sh spair"):
         build_benchmark("spair", tmp_path / "nowhere", "trn")
-    with pytest.raises(
-        FileNotFoundError, match=r"trn.txt: no such file.*Did you mean the root .*SPair-71k\?"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"trn.txt: no such file.*Did you mean the root .*SPair-71k\?"):
         build_benchmark("spair", tmp_path, "trn")
     (spair / "Layout/large/val.txt").unlink()
     with pytest.raises(MissingDataError, match="val.txt: no such file"):
@@ -260,9 +252,7 @@ def test_missing_spair_annotation_and_image(spair):
         build_benchmark("spair", spair, "trn")
     path.write_text(content)
     (spair / "JPEGImages/cat/2008_000001.jpg").unlink()
-    with pytest.raises(
-        MissingDataError, match=r"(?s)1 of 6 images are missing: .*cat/2008_000001.jpg.*JPEGImages/"
-    ):
+    with pytest.raises(MissingDataError, match=r"(?s)1 of 6 images are missing: .*cat/2008_000001.jpg.*JPEGImages/"):
         build_benchmark("spair", spair, "trn")
     assert len(build_benchmark("spair", spair, "trn", "bird")) == 3
 
@@ -309,9 +299,7 @@ def test_wrong_spair_annotation(spair, changes, message):
     if "src_imsize" in changes:
         name = "000001-2008_000000-2008_000001:bird.json"
     edit_json(spair / "PairAnnotation/trn" / name, **changes)
-    with pytest.raises(
-        DatasetError, match=rf"(?s)PairAnnotation.*{message}.*sh script/prepare_data.sh spair"
-    ):
+    with pytest.raises(DatasetError, match=rf"(?s)PairAnnotation.*{message}.*sh script/prepare_data.sh spair"):
         build_benchmark("spair", spair, "trn")
 
 
@@ -357,31 +345,23 @@ def test_wrong_class_number(pfpascal, number):
 def test_wrong_flip(pfpascal):
     path = pfpascal / "trn_pairs.csv"
     path.write_text(path.read_text().replace(",8,1", ",8,2"))
-    with pytest.raises(
-        DatasetError, match="trn_pairs.csv, line 3: column 'flip' is '2', expected a whole number 0..1"
-    ):
+    with pytest.raises(DatasetError, match="trn_pairs.csv, line 3: column 'flip' is '2', expected a whole number 0..1"):
         build_benchmark("pfpascal", pfpascal, "trn")
 
 
 def test_csv_without_the_columns(pfpascal, pfwillow):
     write_csv(pfpascal / "val_pairs.csv", ["source_image", "label"], [["a", 1]])
-    with pytest.raises(
-        DatasetError, match="val_pairs.csv: column target_image, class missing; the header is"
-    ):
+    with pytest.raises(DatasetError, match="val_pairs.csv: column target_image, class missing; the header is"):
         build_benchmark("pfpascal", pfpascal, "val")
     write_csv(pfwillow / "test_pairs.csv", willow_header(9), [])
     with pytest.raises(DatasetError, match="test_pairs.csv: column XA10, YA10, XB10, YB10 missing"):
         build_benchmark("pfwillow", pfwillow, "test")
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [("", "is empty"), ("../x/y.jpg", "below the root"), ("y.jpg", "below")]
-)
+@pytest.mark.parametrize(("value", "message"), [("", "is empty"), ("../x/y.jpg", "below the root"), ("y.jpg", "below")])
 def test_wrong_image_path(pfpascal, value, message):
     header = ["source_image", "target_image", "class"]
-    write_csv(
-        pfpascal / "val_pairs.csv", header, [[value, "PF-dataset-PASCAL/JPEGImages/2009_000000.jpg", 8]]
-    )
+    write_csv(pfpascal / "val_pairs.csv", header, [[value, "PF-dataset-PASCAL/JPEGImages/2009_000000.jpg", 8]])
     with pytest.raises(DatasetError, match=f"val_pairs.csv, line 2: column 'source_image' .*{message}"):
         build_benchmark("pfpascal", pfpascal, "val")
 
@@ -389,9 +369,7 @@ def test_wrong_image_path(pfpascal, value, message):
 def test_not_a_number_in_csv(pfwillow):
     path = pfwillow / "test_pairs.csv"
     path.write_text(path.read_text().replace("54.0", "left", 1))
-    with pytest.raises(
-        DatasetError, match=r"test_pairs.csv, line 2: column 'XA1' is 'left', expected a number"
-    ):
+    with pytest.raises(DatasetError, match=r"test_pairs.csv, line 2: column 'XA1' is 'left', expected a number"):
         build_benchmark("pfwillow", pfwillow, "test")
 
 

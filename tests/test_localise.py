@@ -72,9 +72,7 @@ def test_sample_features_equals_grid_sample_with_border_padding():
 
 def test_l2_normalise_adds_eps_to_the_norm_and_keeps_zero():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    torch.testing.assert_close(
-        geometry.l2_normalise(x, dim=1, eps=1.0), torch.tensor([[0.5, 4 / 6], [0.0, 0.0]])
-    )
+    torch.testing.assert_close(geometry.l2_normalise(x, dim=1, eps=1.0), torch.tensor([[0.5, 4 / 6], [0.0, 0.0]]))
 
 
 def test_cell_grid_is_row_major_xy():
@@ -144,9 +142,7 @@ def plain_kernelsoftmax(src, trg, x, y, beta, sigma):
     sim = similarity(sample(src, x, y), trg)
     px, py = peak(sim)
     h, w = sim.shape
-    gauss = [
-        [math.exp(-((i - px) ** 2 + (j - py) ** 2) / (2 * sigma**2)) for i in range(w)] for j in range(h)
-    ]
+    gauss = [[math.exp(-((i - px) ** 2 + (j - py) ** 2) / (2 * sigma**2)) for i in range(w)] for j in range(h)]
     return expectation(sim * np.array(gauss), beta)
 
 

@@ -44,9 +44,7 @@ def loss_by_grid_sample(src_feat, trg_feat, src_kps, trg_kps, mask, beta, size, 
                 for dx in range(-(size // 2), size // 2 + 1):
                     if not (0 < x + dx < w - 1 and 0 < y + dy < h - 1):
                         continue
-                    at = torch.stack((2 * (x + dx) / (w - 1) - 1, 2 * (y + dy) / (h - 1) - 1))[
-                        None, None, None
-                    ]
+                    at = torch.stack((2 * (x + dx) / (w - 1) - 1, 2 * (y + dy) / (h - 1) - 1))[None, None, None]
                     value = F.grid_sample(p, at, align_corners=True, padding_mode="border").squeeze()
                     k = math.exp(-(dx * dx + dy * dy) / (2 * s * s)) / (2 * math.pi * s * s)
                     total = total - k * value.log()
@@ -66,9 +64,7 @@ def test_gradient_equals_that_of_the_definition():
     src, trg, src_kps, trg_kps, mask = (v.double() if v.is_floating_point() else v for v in make_pair(n=3))
     src.requires_grad_(), trg.requires_grad_()
     expected = loss_by_grid_sample(src, trg, src_kps, trg_kps, mask, beta=0.2, size=5, s=1.0).sum()
-    actual = KernelSmoothedCrossEntropy(beta=0.2, kernel_size=5)(
-        src, trg, src_kps, trg_kps, mask, IMAGE_SIZE
-    ).sum()
+    actual = KernelSmoothedCrossEntropy(beta=0.2, kernel_size=5)(src, trg, src_kps, trg_kps, mask, IMAGE_SIZE).sum()
     for ours, theirs in zip(
         torch.autograd.grad(actual, (src, trg)), torch.autograd.grad(expected, (src, trg)), strict=True
     ):
@@ -79,13 +75,9 @@ def test_hand_computed_loss_of_a_uniform_map():
     """Constant features give p = 1/49; of the 7 x 7 offsets the 5 x 5 strictly inside the 7 x 7 map count."""
     feat = torch.ones(1, 4, 7, 7)
     centre = torch.tensor([[[30.0, 30.0]]])
-    loss = KernelSmoothedCrossEntropy()(
-        feat, feat, centre, centre, torch.ones(1, 1, dtype=torch.bool), (61, 61)
-    )
+    loss = KernelSmoothedCrossEntropy()(feat, feat, centre, centre, torch.ones(1, 1, dtype=torch.bool), (61, 61))
     kernel = sum(
-        math.exp(-(dx * dx + dy * dy) / 4.5) / (2 * math.pi * 2.25)
-        for dx in range(-2, 3)
-        for dy in range(-2, 3)
+        math.exp(-(dx * dx + dy * dy) / 4.5) / (2 * math.pi * 2.25) for dx in range(-2, 3) for dy in range(-2, 3)
     )
     assert loss.item() == pytest.approx(kernel * math.log(49), rel=1e-5)
 
@@ -166,9 +158,7 @@ def test_autocast_does_not_lower_the_precision():
     torch.testing.assert_close(inside, loss(*inputs, IMAGE_SIZE), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("scale", "dtype"), [(1e-4, torch.float32), (1.0, torch.float16), (6e4, torch.float16)]
-)
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-4, torch.float32), (1.0, torch.float16), (6e4, torch.float16)])
 def test_extremely_peaked_maps_give_finite_loss_and_gradient(scale, dtype):
     """One cell takes all the mass, the truth lies elsewhere: p underflows to 0 in float32, log p must not."""
     src = torch.zeros(1, 2, 9, 13)
@@ -177,9 +167,7 @@ def test_extremely_peaked_maps_give_finite_loss_and_gradient(scale, dtype):
     trg[:, :, 1, 1] *= -1
     src, trg = src.to(dtype).requires_grad_(), trg.to(dtype).requires_grad_()
     kps = torch.tensor([[[60.0, 40.0]]])
-    loss = KernelSmoothedCrossEntropy(beta=1e-3)(
-        src, trg, kps, kps, torch.ones(1, 1, dtype=torch.bool), IMAGE_SIZE
-    )
+    loss = KernelSmoothedCrossEntropy(beta=1e-3)(src, trg, kps, kps, torch.ones(1, 1, dtype=torch.bool), IMAGE_SIZE)
     assert loss.isfinite().all() and loss.item() > 1000
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss.sum(), (src, trg)))
 

@@ -31,9 +31,7 @@ def folder(tmp_path_factory):
 
 
 def build(folder, prompt_name=PAIR, dtype=torch.float32, **settings):
-    networks = load_stable_diffusion(
-        folder, parts=("unet", "text_encoder", "tokenizer", "scheduler"), dtype=dtype
-    )
+    networks = load_stable_diffusion(folder, parts=("unet", "text_encoder", "tokenizer", "scheduler"), dtype=dtype)
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     prompt = build_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
     return build_matcher("stable_diffusion", networks, prompt, **{"layer": 1, "timestep": 261, **settings})
@@ -148,9 +146,7 @@ def test_noise_follows_the_seeds(folder):
 
 def test_gradients_reach_the_prompt_and_nothing_else(folder):
     matcher = build(folder).train()
-    frozen = {
-        key: value.clone() for key, value in matcher.state_dict().items() if not key.startswith("prompt")
-    }
+    frozen = {key: value.clone() for key, value in matcher.state_dict().items() if not key.startswith("prompt")}
     optimizer = torch.optim.Adam(matcher.prompt.param_groups(0.01))
     batch, seeds = make_pairs()
     before = [parameter.detach().clone() for parameter in matcher.prompt.parameters()]
@@ -225,9 +221,7 @@ def test_wrong_settings_are_refused(folder):
     with pytest.raises(ValueError, match="unknown matcher 'sift'; known: stable_diffusion"):
         build_matcher("sift", None, None)
     with pytest.raises(ValueError, match="with the parts unet, scheduler"):
-        build_matcher(
-            "stable_diffusion", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None
-        )
+        build_matcher("stable_diffusion", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)
     matcher = build(folder, "empty")
     with pytest.raises(ValueError, match="the batch has no src_moments: .*cache"):
         matcher.extract_pair({}, torch.zeros(1, 2, dtype=torch.int64))

@@ -175,11 +175,7 @@ def test_rasteriser_agrees_with_ray_sampling():
     assert set(np.unique(buffers.primitive)) == {-1, 0, 1}
     depths = np.linspace(2.0, 4.0, 2001)
     rays = np.array(
-        [
-            [(x - camera.cx) / camera.focal, (y - camera.cy) / camera.focal, 1]
-            for y in range(24)
-            for x in range(24)
-        ]
+        [((x - camera.cx) / camera.focal, (y - camera.cy) / camera.focal, 1) for y, x in np.ndindex(24, 24)]
     )
     points = (rays[:, None] * depths[:, None] - camera.shift) @ camera.turn
     inside = (((points - (0.1, 0.0, 0.2)) / (0.5, 0.3, 0.2)) ** 2).sum(-1) <= 1
@@ -216,9 +212,8 @@ def _check_side(base: Path, pair: dict, side: str, weight: int) -> None:
     """One side of a pair record against its image record and its image."""
     record = _load(base / "ImageAnnotation" / pair["category"] / f"{pair[f'{side}_imname'][:-4]}.json")
     with Image.open(base / "JPEGImages" / pair["category"] / record["filename"]) as image:
-        assert (
-            pair[f"{side}_imsize"] == [*image.size, 3] == [record["image_width"], record["image_height"], 3]
-        )
+        assert image.size == (record["image_width"], record["image_height"])
+        assert pair[f"{side}_imsize"] == [*image.size, 3]
     assert pair[f"{side}_bndbox"] == record["bndbox"]
     assert pair[f"{side}_pose"] == record["pose"] in ("Left", "Right", "Frontal", "Rear")
     assert [record["kps"][k] for k in pair["kps_ids"]] == pair[f"{side}_kps"]
@@ -291,13 +286,10 @@ def test_pfpascal_files(tmp_path):
         category = PASCAL_CLASSES[int(row["class"]) - 1]
         for side, key in (("A", "source_image"), ("B", "target_image")):
             assert (base / row[key]).is_file() and row[key].startswith("PF-dataset-PASCAL/JPEGImages/")
-            mat = loadmat(
-                base / "PF-dataset-PASCAL" / "Annotations" / category / f"{Path(row[key]).stem}.mat"
-            )
-            assert mat["kps"].shape == (len(CATEGORIES[category].keypoints), 2) and mat["bbox"].shape == (
-                1,
-                4,
-            )
+            folder = base / "PF-dataset-PASCAL" / "Annotations" / category
+            mat = loadmat(folder / f"{Path(row[key]).stem}.mat")
+            assert mat["kps"].shape == (len(CATEGORIES[category].keypoints), 2)
+            assert mat["bbox"].shape == (1, 4)
             known = mat["kps"][~np.isnan(mat["kps"]).any(1)]
             for x, y in zip(row[f"X{side}"].split(";"), row[f"Y{side}"].split(";"), strict=True):
                 assert np.abs(known - (float(x), float(y))).sum(1).min() < 1e-3

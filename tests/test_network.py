@@ -170,16 +170,12 @@ def test_networks_are_cast_to_the_compute_dtype(folders, dtype):
 def test_random_networks_depend_on_the_seed_alone(tiny_architecture):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    one, same, other = (
-        load_stable_diffusion(init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)
-    )
+    one, same, other = (load_stable_diffusion(init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     for part in ("vae", "unet", "text_encoder"):
         weights = [next(iter(getattr(n, part).state_dict().values())) for n in (one, same, other)]
         assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    fingerprints = [
-        network_fingerprint("", init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)
-    ]
+    fingerprints = [network_fingerprint("", init="random", architecture="tiny", seed=seed) for seed in (0, 0, 1)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     with pytest.raises(ValueError, match="unknown architecture 'sd3'; known: sd1-5, sd2-1"):
         load_stable_diffusion(init="random", architecture="sd3")
@@ -187,9 +183,7 @@ def test_random_networks_depend_on_the_seed_alone(tiny_architecture):
 
 def test_missing_networks_say_what_to_do(monkeypatch, tmp_path, folders):
     hint = r"stabilityai/stable-diffusion-2-1.*withdrawn.*November 2025.*NETWORK.FOLDER /path/to/folder"
-    with pytest.raises(
-        NetworkNotFoundError, match=r"'no/such/folder' \(NETWORK.FOLDER\).*no such folder.*" + hint
-    ):
+    with pytest.raises(NetworkNotFoundError, match=r"'no/such/folder' \(NETWORK.FOLDER\).*no such folder.*" + hint):
         load_stable_diffusion("no/such/folder")
     with pytest.raises(NetworkNotFoundError, match=r"the folder lacks .*unet/config.json.*" + hint):
         load_stable_diffusion(str(tmp_path))
@@ -258,9 +252,7 @@ def test_text_weights_with_the_older_prefix_load(tmp_path, folders):
     """Released text encoders name their weights text_model.*."""
     shutil.copytree(folders["sd"], tmp_path / "sd")
     path = tmp_path / "sd" / "text_encoder" / "model.safetensors"
-    weights = {
-        f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()
-    }
+    weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(weights, path, metadata={"format": "pt"})
     old = load_stable_diffusion(str(tmp_path / "sd"), parts=("text_encoder",)).text_encoder
@@ -274,9 +266,7 @@ def test_fingerprint_follows_the_weights(tmp_path, folders):
     copy = str(tmp_path / "sd")
     assert network_fingerprint(copy, ("vae", "unet")) == network_fingerprint(folders["sd"], ("vae", "unet"))
     path = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(
-        b"a variant, not loaded"
-    )
+    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not loaded")
     assert network_fingerprint(copy, ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -360,9 +350,7 @@ def test_moments_reproduce_the_posterior(folders):
     assert moments.shape == (2, 8, 8, 8)
     assert torch.equal(draw_latents(moments, 1.0), posterior.mode())
     noise = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(
-        draw_latents(moments, 0.5, noise), 0.5 * (posterior.mean + posterior.std * noise)
-    )
+    torch.testing.assert_close(draw_latents(moments, 0.5, noise), 0.5 * (posterior.mean + posterior.std * noise))
     extreme = torch.cat([torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 500.0)], dim=1)
     assert draw_latents(extreme, 1.0, torch.ones(1, 4, 2, 2)).isfinite().all()
 
@@ -419,10 +407,7 @@ def reference_seed(*words: int) -> int:
 
 def make_images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
-    return [
-        Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8))
-        for h, w in ((80, 60), (50, 90))
-    ]
+    return [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in ((80, 60), (50, 90))]
 
 
 def test_conditions_have_the_expected_outputs(folders):
@@ -435,9 +420,7 @@ def test_conditions_have_the_expected_outputs(folders):
     pixels = dino.processor(images=images, return_tensors="pt").pixel_values
     assert pixels.shape == (2, 3, 56, 56)
     assert torch.equal(tokens[:, 0], dino.model(pixels).pooler_output)
-    torch.testing.assert_close(
-        tokens[1:], compute_condition("DINO-Feat", dino, images[1:]), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(tokens[1:], compute_condition("DINO-Feat", dino, images[1:]), rtol=1e-5, atol=1e-5)
 
     embedding = compute_condition("CLIP-Head", clip, images)
     assert compute_condition("CLIP-Feat", clip, images).shape == (2, *tiny.CLIP_FEAT_SHAPE)

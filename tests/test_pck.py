@@ -171,9 +171,7 @@ def hand_records():
 )
 def test_means_by_hand(by, average, everything, cat):
     summary = summarise(hand_records(), ["nn"], [0.1], by, average)
-    assert summary["pck"]["nn"]["0.1"] == pytest.approx(
-        {"cat": cat, "dog": 0, "eel": None, "all": everything}
-    )
+    assert summary["pck"]["nn"]["0.1"] == pytest.approx({"cat": cat, "dog": 0, "eel": None, "all": everything})
     assert (summary["pairs"], summary["pairs_without_points"], summary["points"]) == (3, 2, 7)
     assert summary["categories"]["dog"] == {"pairs": 1, "pairs_without_points": 1, "points": 2}
     assert (summary["protocol"], summary["by"], summary["average"]) == ("resized", by, average)

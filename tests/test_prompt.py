@@ -197,14 +197,10 @@ def test_single_token_prompt(text, n):
     tokens = prompt({})
     sos, eos, padding = text.special_embeddings(n)
     assert tokens.shape == (1, 77, D) and prompt.depends_on == "nothing" and prompt.space == "token"
-    assert torch.equal(tokens[:, :1], sos) and torch.equal(
-        tokens[:, n + 1 :], torch.cat([eos, padding], dim=1)
-    )
+    assert torch.equal(tokens[:, :1], sos) and torch.equal(tokens[:, n + 1 :], torch.cat([eos, padding], dim=1))
     assert {name: p.shape for name, p in prompt.named_parameters()} == {"tokens": (1, n, D)}
     position = text.text_model.embeddings.position_embedding.weight[1 : n + 1]
-    distance = torch.cdist(
-        prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight
-    )
+    distance = torch.cdist(prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight)
     assert distance.min(dim=1).values.max() < 1e-3  # random ids of the vocabulary, at their positions
 
 
@@ -309,8 +305,7 @@ def test_cpm_pair_feat_equals_a_plain_loop(text):
         ]
         by_patch = [weights["linear_C.weight"] @ row + weights["linear_C.bias"] for row in joined]
         mixed = [
-            sum(weights["linear_N.weight"][i, j] * by_patch[j] for j in range(N_PATCH))
-            + weights["linear_N.bias"][i]
+            sum(weights["linear_N.weight"][i, j] * by_patch[j] for j in range(N_PATCH)) + weights["linear_N.bias"][i]
             for i in range(N_PATCH)
         ]
         for c in range(5):
@@ -394,9 +389,7 @@ def test_prompts_round_trip(text, tmp_path, name, file):
     assert (meta["name"], meta["backbone"], meta["width"]) == (name, "tiny", D)
     assert meta["metrics"] == {"pck": 0.5}
 
-    loaded = load_prompt(
-        folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, fingerprint="abc"
-    )
+    loaded = load_prompt(folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, fingerprint="abc")
     assert type(loaded) is type(prompt) and loaded.name == parsed
     batch = {"category": ["cat", "dog"], **(make_pairs(2, shape) if shape else {})}
     assert torch.equal(loaded(batch), prompt(batch))
@@ -413,9 +406,7 @@ def test_files_have_the_release_formats(text, tmp_path):
     assert {key: tuple(value.shape) for key, value in caption.items()} == {"dataset": (1, 77, D)}
     assert torch.equal(caption["dataset"], single({}))
     by_class = build_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "cat"])
-    caption = torch.load(
-        save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True
-    )
+    caption = torch.load(save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True)
     assert {key: tuple(value.shape) for key, value in caption.items()} == {
         "cat": (1, 77, D),
         "dog": (1, 77, D),
@@ -456,9 +447,7 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
 def test_missing_prompts_are_answered_with_those_there_are(text, tmp_path):
     with pytest.raises(PromptNotFoundError, match=r"holds no prompts: train one"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")
-    save_prompt(
-        tmp_path / "Single_spair_tiny_TokenEmbeds9", build_prompt("Single_spair_tiny_TokenEmbeds9", text)
-    )
+    save_prompt(tmp_path / "Single_spair_tiny_TokenEmbeds9", build_prompt("Single_spair_tiny_TokenEmbeds9", text))
     assert list_prompts(tmp_path) == ["Single_spair_tiny_TokenEmbeds9"]
     with pytest.raises(PromptNotFoundError, match="there are: Single_spair_tiny_TokenEmbeds9"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")

@@ -65,9 +65,7 @@ def test_category_table_has_the_release_layout():
 
 
 def test_long_category_names_widen_the_columns():
-    summary = summarise(
-        [make_record(0, "winebottle(wC)", 1, 1), make_record(1, "duck(S)", 0, 0)], NAMES, ALPHAS
-    )
+    summary = summarise([make_record(0, "winebottle(wC)", 1, 1), make_record(1, "duck(S)", 0, 0)], NAMES, ALPHAS)
     lines = format_category_table(summary).splitlines()
     assert lines[1].split() == ["duck(S)", "winebottle(wC)", "all"]
     assert lines[3].split() == ["0.1", "-", "100.00%", "100.00%"]

@@ -59,7 +59,12 @@ def test_result_files_agree_with_each_other(world, tmp_path):
         *(
             ["PROMPT.CPM", f"{scope}-{network}-{feature}-G{count}-C4"]
             for scope in ("Img", "Pair")
-            for network, feature, count in (("DINO", "Feat", 3), ("DINO", "Head", 0), ("CLIP", "Feat", 0), ("CLIP", "Head", 3))
+            for network, feature, count in (
+                ("DINO", "Feat", 3),
+                ("DINO", "Head", 0),
+                ("CLIP", "Feat", 0),
+                ("CLIP", "Head", 3),
+            )
         ),
     ],
     ids=lambda more: more[-1] if more[0] == "PROMPT.CPM" else "-".join(more[1::2]),
@@ -140,7 +145,9 @@ def test_two_processes_equal_one_from_the_command_line(world, tmp_path):
 
 def test_precompute_fills_the_cache_of_every_image(world, tmp_path):
     flags = ["--datasets", "spair", "pfpascal"]
-    done = launch(world, tmp_path, script="pre_compute_dino_feature.py", flags=[*flags, "--config_file", "config/spair/base.yaml"])
+    done = launch(
+        world, tmp_path, script="pre_compute_dino_feature.py", flags=[*flags, "--config_file", "config/spair/base.yaml"]
+    )
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err[-3000:]
     assert "spair: 6 images" in out and "pfpascal: " in out

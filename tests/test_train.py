@@ -161,8 +161,9 @@ def test_torn_checkpoint_is_named(world, tmp_path):
 
 def test_a_step_needs_no_vae_no_images_and_no_dino_once_cached(world, tmp_path, monkeypatch):
     run(world, tmp_path, "TRAIN.MAX_STEPS", "1")
-    import utils.precompute
     from PIL import Image
+
+    import utils.precompute
 
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
@@ -188,11 +189,13 @@ def test_two_processes_equal_one(world, tmp_path):
         torch.testing.assert_close(double["learner"]["prompt"][key], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_stops_cleanly(world, tmp_path, number):
-    process = launch(world, tmp_path, "PROMPT.CPM", CPM, "TRAIN.EPOCHS", "400", "TRAIN.LOG_EVERY", "1")
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGINT, "2")])
+def test_signal_saves_and_stops_cleanly(world, tmp_path, number, workers):
+    """Ctrl-C goes to the data loader's workers as well."""
+    more = ["PROMPT.CPM", CPM, "TRAIN.EPOCHS", "400", "TRAIN.LOG_EVERY", "1", "DATASET.NUM_WORKERS", workers]
+    process = launch(world, tmp_path, *more, start_new_session=True)
     wait_for_line(process, "step 3/")
-    process.send_signal(number)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in err and "the state is saved" in err

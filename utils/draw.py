@@ -34,9 +34,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"expected a float tensor (3, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}"
-            )
+            raise ValueError(f"expected a float tensor (3, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}")
         pixels = image.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round()
         return pixels.permute(1, 2, 0).to(torch.uint8).numpy()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -135,9 +133,7 @@ def _match_legend(figure: "Figure", n_right: int, n_wrong: int) -> None:
         Line2D([], [], **_match_style(False) | common, label=f"wrong ({n_wrong})"),
         Line2D([], [], **RING, color="black", label="true position"),
     ]
-    figure.legend(
-        handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9, handlelength=3.2
-    )
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9, handlelength=3.2)
 
 
 def _fit_title(title: str, inches: float, lines: int = 1) -> str:
@@ -309,9 +305,7 @@ def _panel_figure(
     """
     height, margin, gap, title, bar, bar_slot, legend = 2.4, 0.12, 0.15, 0.5, 0.1, 0.55, 0.35  # inches
     source_w, target_w = (height * shape[1] / shape[0] for shape in shapes)
-    panels = [(source_w, 0.0), (target_w, 0.0)] + [
-        (target_w, bar_slot)
-    ] * n_maps  # (width, room for the colour bar)
+    panels = [(source_w, 0.0), (target_w, 0.0)] + [(target_w, bar_slot)] * n_maps  # (width, room for the colour bar)
     rows = [panels[start : start + max_columns] for start in range(0, len(panels), max_columns)]
     total_w = max(sum(width + room + gap for width, room in row) for row in rows) - gap + 2 * margin
     total_h = len(rows) * (height + title) + legend

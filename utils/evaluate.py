@@ -11,6 +11,7 @@ from dataset.pair_dataset import ImageDataset, PairDataset, collate
 from model.noise import identifier_seed
 from utils.localise import localise
 from utils.pck import PCKEvaluator
+from utils.runtime import leave_signals_to_parent
 
 Features = tuple[dict, torch.Tensor, torch.Tensor]
 
@@ -122,7 +123,13 @@ def _extract_by_pair(
     device,
     num_workers: int,
 ) -> Iterator[Features]:
-    loader = DataLoader(Subset(dataset, positions), batch_size, collate_fn=collate, num_workers=num_workers)
+    loader = DataLoader(
+        Subset(dataset, positions),
+        batch_size,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_to_parent,
+    )
     for batch in loader:
         names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
         seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])

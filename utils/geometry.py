@@ -27,9 +27,7 @@ def _change_grid(points: Tensor, from_size: Size, to_size: Size, convention: str
     """Points (..., 2) on a grid of `from_size` samples -> the same places on a grid of `to_size` samples."""
     check_convention(convention)
     if convention == "align_corners" and min(from_size) < 2:
-        raise ValueError(
-            f"align_corners needs at least 2 samples per axis, got size (H, W) = {tuple(from_size)}"
-        )
+        raise ValueError(f"align_corners needs at least 2 samples per axis, got size (H, W) = {tuple(from_size)}")
     (from_h, from_w), (to_h, to_w) = from_size, to_size
     x, y = points.unbind(-1)
     if convention == "align_corners":
@@ -39,16 +37,12 @@ def _change_grid(points: Tensor, from_size: Size, to_size: Size, convention: str
     return torch.stack((x, y), dim=-1)
 
 
-def px_to_cell(
-    kps_px: Tensor, image_size: Size, feat_size: Size, convention: str = "align_corners"
-) -> Tensor:
+def px_to_cell(kps_px: Tensor, image_size: Size, feat_size: Size, convention: str = "align_corners") -> Tensor:
     """Image pixels (..., 2) -> cells (..., 2) of a feature map; image_size (H, W), feat_size (h, w)."""
     return _change_grid(kps_px, image_size, feat_size, convention)
 
 
-def cell_to_px(
-    kps_cell: Tensor, feat_size: Size, image_size: Size, convention: str = "align_corners"
-) -> Tensor:
+def cell_to_px(kps_cell: Tensor, feat_size: Size, image_size: Size, convention: str = "align_corners") -> Tensor:
     """Feature-map cells (..., 2) -> image pixels (..., 2); the inverse of `px_to_cell`."""
     return _change_grid(kps_cell, feat_size, image_size, convention)
 
@@ -60,9 +54,7 @@ def px_to_norm(kps_px: Tensor, image_size: Size, convention: str = "align_corner
     x, y = kps_px.unbind(-1)
     if convention == "align_corners":
         if min(image_size) < 2:
-            raise ValueError(
-                f"align_corners needs at least 2 pixels per axis, got size (H, W) = {tuple(image_size)}"
-            )
+            raise ValueError(f"align_corners needs at least 2 pixels per axis, got size (H, W) = {tuple(image_size)}")
         x, y = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
     else:
         x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1

@@ -109,9 +109,7 @@ class PCKEvaluator:
                     "protocol": self.protocol,
                     "n_points": n_points[b],
                     "flags": {name: values[b] for name, values in flags.items()},
-                    "hits": {
-                        name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers
-                    },
+                    "hits": {name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers},
                 }
             )
 
@@ -195,9 +193,7 @@ def summarise(
         category: [record for record in records if record["category"] == category]
         for category in sorted({record["category"] for record in records})
     }
-    scored = {
-        category: [record for record in group if record["n_points"]] for category, group in groups.items()
-    }
+    scored = {category: [record for record in group if record["n_points"]] for category, group in groups.items()}
     everything = [record for group in scored.values() for record in group]
 
     def pck_row(localiser: str, key: str) -> dict[str, float | None]:

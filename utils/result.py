@@ -58,9 +58,7 @@ def format_category_table(summary: Mapping[str, Any]) -> str:
     lines = []
     for localiser, rows in summary["pck"].items():
         lines += [f"{localiser}:", _columns(["", *columns], width)]
-        lines += [
-            _columns([key, *(_percent(row[name]) for name in columns)], width) for key, row in rows.items()
-        ]
+        lines += [_columns([key, *(_percent(row[name]) for name in columns)], width) for key, row in rows.items()]
         lines.append(RULE)
     return "\n".join([*lines, describe(summary)]) + "\n"
 

@@ -23,7 +23,7 @@ from utils.pck import alpha_key
 from utils.picture import choose_pairs, draw_pairs
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
-from utils.runtime import write_provenance
+from utils.runtime import leave_signals_to_parent, write_provenance
 from utils.sampler import EpochBatches
 
 MAY_DIFFER = (  # settings that do not change what is learned
@@ -73,6 +73,7 @@ class TrainingRun:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=self.cfg.DATASET.NUM_WORKERS,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         total_steps = cfg.EPOCHS * self.batches.steps_per_epoch

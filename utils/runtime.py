@@ -87,6 +87,12 @@ class StopRequest:
         )
 
 
+def leave_signals_to_parent(worker: int) -> None:
+    """For a data loader's worker: Ctrl-C reaches the whole process group, but the main process decides what to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _git(*arguments: str) -> str:
     try:
         command = ["git", "-C", str(ROOT), *arguments]

@@ -178,9 +178,7 @@ def _neck(b: Builder, spec: _Quadruped, length: float, height: float) -> tuple[V
     radius = height * b.u(*spec.neck_radius)
     b.limb("neck", frame.at(0, 0, 0), end, height * 0.72, radius, round_ends=(True, False))
     if spec.mane:
-        b.ellipsoid(
-            "neck", frame, (0.55 * reach, 0, height * 0.52), (reach * 0.72, 0.03, height * 0.3), "second"
-        )
+        b.ellipsoid("neck", frame, (0.55 * reach, 0, height * 0.52), (reach * 0.72, 0.03, height * 0.3), "second")
     return end, yaw
 
 
@@ -197,16 +195,12 @@ def _quadruped_head(b: Builder, spec: _Quadruped, at: Vec, yaw: float) -> None:
         thick,
         round_ends=(False, True),
     )
-    b.ellipsoid(
-        "head", frame, (muzzle + 0.7 * thick, 0, -0.1 * s), (0.42 * thick, 0.5 * thick, 0.4 * thick), "dark"
-    )
+    b.ellipsoid("head", frame, (muzzle + 0.7 * thick, 0, -0.1 * s), (0.42 * thick, 0.5 * thick, 0.4 * thick), "dark")
     b.keypoint("nose", frame.at(muzzle + 1.0 * thick, 0, -0.12 * s), "head")
     floppy = not spec.mane and b.chance(0.5)
     spread, tall = b.u(0.1, 0.3), s * b.u(0.5, 0.8)
     for side, y in SIDES:
-        b.ellipsoid(
-            "head", frame, (0.36 * s, y * 0.33 * s, 0.24 * s), (0.09 * s, 0.07 * s, 0.09 * s), "light"
-        )
+        b.ellipsoid("head", frame, (0.36 * s, y * 0.33 * s, 0.24 * s), (0.09 * s, 0.07 * s, 0.09 * s), "light")
         b.ellipsoid("head", frame, (0.39 * s, y * 0.37 * s, 0.25 * s), (0.06 * s, 0.05 * s, 0.06 * s), "dark")
         b.keypoint(f"{side} eye", frame.at(0.38 * s, y * 0.40 * s, 0.25 * s), "head", depth=0.04)
         base = frame.at(-0.05 * s, y * 0.3 * s, 0.4 * s)
@@ -233,9 +227,7 @@ def _quadruped_legs(b: Builder, spec: _Quadruped, length: float, width: float, h
             b.limb(part, hip, joint, radius * (1.9 if knee else 2.3), radius * 1.1)
             b.limb(part, joint, foot, radius * 1.1, radius * 0.85, lower, (False, False))
             shape = (
-                (radius * 1.35, radius * 1.2, radius)
-                if spec.foot == "hoof"
-                else (radius * 1.8, radius * 1.25, radius)
+                (radius * 1.35, radius * 1.2, radius) if spec.foot == "hoof" else (radius * 1.8, radius * 1.25, radius)
             )
             b.ellipsoid(
                 part,
@@ -291,9 +283,7 @@ def bird(b: Builder) -> None:
 def _bird_head(b: Builder, body: Frame, long: float, round_: float) -> None:
     s = b.u(0.095, 0.135)
     at = body.at(long + b.u(-0.02, 0.08), 0, round_ * 0.6 + b.u(0.0, 0.12))
-    b.limb(
-        "body", body.at(0.55 * long, 0, 0.2 * round_), at, round_ * 0.7, s * 0.75, round_ends=(True, False)
-    )
+    b.limb("body", body.at(0.55 * long, 0, 0.2 * round_), at, round_ * 0.7, s * 0.75, round_ends=(True, False))
     frame = Frame(at).child((0, 0, 0), b.draws.bump(-35, 35), b.u(-20, 12))
     b.ellipsoid("head", frame, (0, 0, 0), (s * 1.1, s * 0.95, s))
     beak = s * b.u(0.9, 2.2)
@@ -384,9 +374,7 @@ def _person_head(b: Builder, torso: Frame) -> None:
     b.limb("head", torso.at(0, 0, 0.45), torso.at(0.01, 0, 0.58), 0.055, 0.05, "skin", (False, False))
     head = torso.child((0.015, 0, 0.53 + s), b.draws.bump(-40, 40), b.draws.bump(-15, 15))
     b.ellipsoid("head", head, (0, 0, 0), (0.9 * s, 0.8 * s, 1.08 * s), "skin")
-    b.ellipsoid(
-        "head", head, (-0.2 * s, 0, 0.3 * s), (0.88 * s, 0.9 * s, 0.95 * s), b.draws.pick(("dark", "second"))
-    )
+    b.ellipsoid("head", head, (-0.2 * s, 0, 0.3 * s), (0.88 * s, 0.9 * s, 0.95 * s), b.draws.pick(("dark", "second")))
     b.ellipsoid("head", head, (0.92 * s, 0, -0.12 * s), (0.2 * s, 0.15 * s, 0.22 * s), "skin")
     b.keypoint("head top", head.at(-0.1 * s, 0, 1.22 * s), "head", depth=0.06)
     b.keypoint("nose", head.at(1.08 * s, 0, -0.14 * s), "head", depth=0.04)
@@ -404,9 +392,7 @@ def _arm(b: Builder, torso: Frame, side: str, y: float, chest: float, sleeves: s
     b.limb(f"forearm {side}", elbow, hand, 0.05, 0.038, sleeves, (False, False))
     b.ellipsoid(f"forearm {side}", WORLD, hand, (0.055, 0.05, 0.055), "skin")
     b.keypoint(f"{side} shoulder", shoulder, f"upper arm {side}", "torso", depth=0.09)
-    b.keypoint(
-        f"{side} elbow", mix(elbow, shoulder, 0.03), f"upper arm {side}", f"forearm {side}", depth=0.08
-    )
+    b.keypoint(f"{side} elbow", mix(elbow, shoulder, 0.03), f"upper arm {side}", f"forearm {side}", depth=0.08)
     b.keypoint(f"{side} hand", hand, f"forearm {side}", depth=0.08)
 
 

@@ -42,9 +42,7 @@ def occluder(draws: Draws, size: tuple[int, int], box: tuple[float, float, float
     x, y = draws.uniform(x0, x1), draws.uniform(y0, y1)
     if draws.chance(0.3):
         lean, half = draws.uniform(-0.2, 0.2) * h, long_side * draws.uniform(0.03, 0.08)
-        canvas.polygon(
-            [x - lean - half, 0, x - lean + half, 0, x + lean + half, h, x + lean - half, h], fill=255
-        )
+        canvas.polygon([x - lean - half, 0, x - lean + half, 0, x + lean + half, h, x + lean - half, h], fill=255)
     else:
         canvas.polygon(_blob(draws, x, y, long_side * draws.uniform(0.1, 0.22)), fill=255)
     return mask
@@ -69,10 +67,7 @@ def grain(draws: Draws, size: tuple[int, int]) -> np.ndarray:
 def _blob(draws: Draws, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     n = 5 + draws.index(7)
     radii = [radius * draws.uniform(0.65, 1.35) for _ in range(n)]
-    return [
-        (x + r * math.cos(2 * math.pi * i / n), y + r * math.sin(2 * math.pi * i / n))
-        for i, r in enumerate(radii)
-    ]
+    return [(x + r * math.cos(2 * math.pi * i / n), y + r * math.sin(2 * math.pi * i / n)) for i, r in enumerate(radii)]
 
 
 def _fill(draws: Draws) -> tuple[int, int, int]:

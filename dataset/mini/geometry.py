@@ -117,7 +117,5 @@ def look_at(centre: np.ndarray, distance: float, azimuth: float, elevation: floa
     away = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
     right = np.array([-math.sin(a), math.cos(a), 0.0])
     down = np.cross(-away, right)
-    turn = np.stack(
-        [math.cos(r) * right + math.sin(r) * down, math.cos(r) * down - math.sin(r) * right, -away]
-    )
+    turn = np.stack([math.cos(r) * right + math.sin(r) * down, math.cos(r) * down - math.sin(r) * right, -away])
     return Camera(turn, np.array([0.0, 0.0, distance]) - turn @ centre)

@@ -47,9 +47,7 @@ class Model:
 class Builder:
     """Adds primitives by part name. Materials: main, second, dark, glass, light, metal, skin."""
 
-    def __init__(
-        self, draws: Draws, fine_parts: tuple[str, ...], keypoints: tuple[str, ...], main: Colour
-    ) -> None:
+    def __init__(self, draws: Draws, fine_parts: tuple[str, ...], keypoints: tuple[str, ...], main: Colour) -> None:
         self.draws, self.model = draws, Model()
         self._part = {name: i for i, name in enumerate(fine_parts)}
         self._keypoint = {name: i for i, name in enumerate(keypoints)}
@@ -71,9 +69,7 @@ class Builder:
 
     def keypoint(self, name: str, point: Vec, *parts: str, depth: float = 0.05) -> None:
         """Register a keypoint on the given parts, at most `depth` under the visible surface."""
-        self.model.keypoints[self._keypoint[name]] = Keypoint(
-            point, tuple(self._part[p] for p in parts), depth
-        )
+        self.model.keypoints[self._keypoint[name]] = Keypoint(point, tuple(self._part[p] for p in parts), depth)
 
     def ellipsoid(self, part: str, frame: Frame, centre: Vec, radii: Vec, material: str = "main") -> None:
         (a, b, c), (rx, ry, rz) = frame.rows, radii
@@ -124,9 +120,7 @@ class Builder:
 
     def disc(self, part: str, frame: Frame, radius: float, material: str, inner: float = 0.0) -> None:
         """Disc, or ring of inner radius `inner`, in the x-z plane of `frame`."""
-        self.polygon(
-            part, self.circle(frame, radius), material, hole=self.circle(frame, inner) if inner else None
-        )
+        self.polygon(part, self.circle(frame, radius), material, hole=self.circle(frame, inner) if inner else None)
 
     def wheel(self, part: str, frame: Frame, radius: float, width: float, hub: float, outside: float) -> None:
         """Tyre around the y axis of `frame`, with a hub on the side given by the sign of `outside`."""
@@ -183,9 +177,7 @@ class Builder:
         self.polygon(part, corners, material, solid=True)
         return corners
 
-    def _quadric(
-        self, centre: Vec, axes: tuple[Vec, Vec, Vec], taper: float, part: str, material: str
-    ) -> None:
+    def _quadric(self, centre: Vec, axes: tuple[Vec, Vec, Vec], taper: float, part: str, material: str) -> None:
         m = self.model
         m.centre.append(centre)
         m.axes.append(axes)

@@ -126,9 +126,7 @@ def aim(camera: Camera, view: CameraModel, long_side: float, centre: tuple[float
     """Camera that shows the model `long_side` pixels long, with its box centre at pixel `centre` (x, y)."""
     x0, y0, x1, y1 = extent(view)
     focal = long_side / max(x1 - x0, y1 - y0)
-    return replace(
-        camera, focal=focal, cx=centre[0] - focal * (x0 + x1) / 2, cy=centre[1] - focal * (y0 + y1) / 2
-    )
+    return replace(camera, focal=focal, cx=centre[0] - focal * (x0 + x1) / 2, cy=centre[1] - focal * (y0 + y1) / 2)
 
 
 def rasterise(view: CameraModel, camera: Camera, size: tuple[int, int]) -> Buffers:
@@ -170,19 +168,18 @@ class _Quadrics:
         self.axis = np.concatenate([origin[:, 2:], inverse[:, 2]], 1).tolist()  # position along the axis
 
     def draw(self, i: int, buffers: Buffers, window: tuple, grid: tuple) -> None:
-        """Entering root of a z^2 + 2 b z + c = 0, as z = c / (sqrt(b^2 - a c) - b)."""
+        """Draw quadric `i` at the entering root z = c / (sqrt(b^2 - a c) - b) of a z^2 + 2 b z + c."""
         x, y = grid
         (m00, m01, m02), (_, m11, m12), (_, _, m22) = self.disc[i]
         disc = (2 * m01 * y) * x
         disc += (m00 * x + 2 * m02) * x + m22
         disc += (m11 * y + 2 * m12) * y
-        nearer = disc > 0
         b = self.b[i]
         root = np.sqrt(disc, out=disc)
         root -= b[0] * x + b[2]
         root -= b[1] * y
         depth = np.divide(self.c[i], root, out=root)
-        nearer &= depth < buffers.depth[window]
+        nearer = depth < buffers.depth[window]
         if self.frustum[i]:
             o, dx, dy, dz = self.axis[i]
             along = ((dx * x + dz) + dy * y) * depth
@@ -248,32 +245,30 @@ def _pixels(points: np.ndarray, camera: Camera) -> np.ndarray:
 
 def shade(
     view: CameraModel, model: Model, camera: Camera, buffers: Buffers, light: np.ndarray, ambient: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colours (n, 3) float32 in 0..255 of the n covered pixels and their rows and columns."""
-    rows, cols = np.nonzero(buffers.primitive >= 0)
-    primitive, z = buffers.primitive[rows, cols], buffers.depth[rows, cols]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (n, 3) float32 in 0..255 of the n covered pixels and their flat indices (n,)."""
+    pixels = np.flatnonzero(buffers.primitive >= 0)
+    primitive, z = buffers.primitive.ravel()[pixels], buffers.depth.ravel()[pixels]
+    rows, cols = np.divmod(pixels.astype(np.int32), np.int32(buffers.depth.shape[1]))
     points = np.empty((len(z), 3), np.float32)
     points[:, 0] = (cols - np.float32(camera.cx)) * (z / np.float32(camera.focal))
     points[:, 1] = (rows - np.float32(camera.cy)) * (z / np.float32(camera.focal))
     points[:, 2] = z
     lambert = _lambert(view, primitive, points, light)
-    colour = _texture(
-        model,
-        view.material[primitive],
-        (points - camera.shift.astype(np.float32)) @ camera.turn.astype(np.float32),
-    )
-    return colour * (ambient + (1.12 - ambient) * lambert)[:, None], rows, cols
+    turn, shift = camera.turn.astype(np.float32), camera.shift.astype(np.float32)
+    colour = _texture(model, view.material[primitive], (points - shift) @ turn)
+    return colour * (ambient + (1.12 - ambient) * lambert)[:, None], pixels
 
 
 def _lambert(view: CameraModel, primitive: np.ndarray, points: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Cosine (0..1) between the light direction and the surface normals that face the camera."""
-    fields = _normal_fields(view).reshape(-1, 12).take(primitive, axis=0)
-    normal = fields[:, :3]
-    for i in range(3):
-        normal = normal + fields[:, 3 * i + 3 : 3 * i + 6] * points[:, i, None]
-    cosine = normal @ light.astype(np.float32)
-    cosine *= np.sign(-np.einsum("ni,ni->n", normal, points))
-    cosine /= np.sqrt(np.einsum("ni,ni->n", normal, normal)) + np.float32(1e-12)
+    fields = _normal_fields(view).reshape(-1, 12).take(primitive, axis=0).T
+    x, y, z = points.T
+    nx, ny, nz = (fields[i] + fields[3 + i] * x + fields[6 + i] * y + fields[9 + i] * z for i in range(3))
+    lx, ly, lz = light.tolist()
+    cosine = lx * nx + ly * ny + lz * nz
+    cosine *= np.sign(-(nx * x + ny * y + nz * z))
+    cosine /= np.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-12)
     return np.clip(cosine, 0, 1)
 
 
@@ -292,15 +287,11 @@ def _normal_fields(view: CameraModel) -> np.ndarray:
 def _texture(model: Model, material: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Colours (n, 3) of object-frame `points` (n, 3) by their materials."""
     m = model.materials
-    table = np.array(
-        [(*sum(s.waves, ()), *s.phases, *s.weights, s.threshold, s.sharpness) for s in m], np.float32
-    )
+    table = np.array([(*sum(s.waves, ()), *s.phases, *s.weights, s.threshold, s.sharpness) for s in m], np.float32)
     first, second = (np.array(c, np.float32) for c in ([s.first for s in m], [s.second for s in m]))
     row = table.take(material, axis=0)
     x, y, z = points.T
-    s0, s1, s2 = (
-        np.sin(row[:, i] * x + row[:, i + 1] * y + row[:, i + 2] * z + row[:, 9 + i // 3]) for i in (0, 3, 6)
-    )
+    s0, s1, s2 = (np.sin(row[:, i] * x + row[:, i + 1] * y + row[:, i + 2] * z + row[:, 9 + i // 3]) for i in (0, 3, 6))
     value = row[:, 12] * s0 + row[:, 13] * s1 * s2
     blend = np.clip((value - row[:, 14]) * row[:, 15] + 0.5, 0, 1) * (row[:, 14] < 0.99)
     return first.take(material, axis=0) + (second - first).take(material, axis=0) * blend[:, None]

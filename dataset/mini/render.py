@@ -79,9 +79,7 @@ def instance_seed(split: str, category: str, index: int) -> np.random.SeedSequen
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {SPLITS}")
     _require_category(category)
-    digest = hashlib.blake2b(
-        f"mini/{GENERATOR_VERSION}/{split}/{category}/{index}".encode(), digest_size=16
-    ).digest()
+    digest = hashlib.blake2b(f"mini/{GENERATOR_VERSION}/{split}/{category}/{index}".encode(), digest_size=16).digest()
     return np.random.SeedSequence(int.from_bytes(digest, "little"))
 
 
@@ -106,9 +104,7 @@ def render_scene(
     for name in categories:
         _require_category(name)
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    options = _Options(
-        tuple(categories), tuple(size), clutter, float(occlude), float(truncate), azimuth, scale
-    )
+    options = _Options(tuple(categories), tuple(size), clutter, float(occlude), float(truncate), azimuth, scale)
     for attempt in range(100):
         draws = Draws(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, attempt)))
         coin = draws.chance(0.5)
@@ -175,9 +171,7 @@ def _place(draws: Draws, name: str, order: int, options: _Options, size: tuple[i
         or centre[0] + half_w > w + 0.5
         or centre[1] + half_h > h + 0.5
     )
-    return _Layer(
-        category, colour, azimuth, builder.model, view, camera, buffers, buffers.primitive >= 0, outside
-    )
+    return _Layer(category, colour, azimuth, builder.model, view, camera, buffers, buffers.primitive >= 0, outside)
 
 
 def _draw_azimuth(draws: Draws, category: Category, wanted: tuple[float, float] | None) -> float:
@@ -246,15 +240,13 @@ def _paint(draws: Draws, canvas: np.ndarray, layers: list[_Layer], cover: np.nda
     light /= np.linalg.norm(light)
     ambient = draws.uniform(0.45, 0.65)
     for layer in reversed(layers):
-        colours, rows, cols = shade(layer.view, layer.model, layer.camera, layer.buffers, light, ambient)
-        canvas[rows, cols] = np.clip(colours, 0, 255).astype(np.uint8)
+        colours, pixels = shade(layer.view, layer.model, layer.camera, layer.buffers, light, ambient)
+        canvas.reshape(-1, 3)[pixels] = np.clip(colours, 0, 255, out=colours).astype(np.uint8)
     if cover is not None:
         canvas[cover] = np.asarray(paint(draws, canvas.shape[:2]))[cover]
 
 
-def _finish(
-    draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[int, int], flip: bool
-) -> Scene | None:
+def _finish(draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[int, int], flip: bool) -> Scene | None:
     """Reduce, add grain, label and mirror; None when an object vanishes in the labels."""
     image = np.asarray(Image.fromarray(canvas).reduce(_SUPER), np.float32)
     image = (image - 128) * draws.uniform(0.8, 1.1) + 128 + draws.uniform(-15, 15)
@@ -263,10 +255,7 @@ def _finish(
     part, instance = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for i, layer in enumerate(layers, 1):
         owner = layer.owner[::_SUPER, ::_SUPER]
-        labels = (
-            np.array(layer.category.part_partner if flip else range(len(layer.category.fine_parts)), np.uint8)
-            + 1
-        )
+        labels = np.array(layer.category.part_partner if flip else range(len(layer.category.fine_parts)), np.uint8) + 1
         part[owner] = labels[layer.view.part[layer.buffers.primitive[::_SUPER, ::_SUPER][owner]]]
         instance[owner] = i
     if flip:
@@ -301,9 +290,7 @@ def _describe(layer: _Layer, mask: np.ndarray, flip: bool) -> SceneObject:
 def _keypoints(layer: _Layer, mask: np.ndarray, flip: bool) -> dict[str, tuple[float, float] | None]:
     """Visible keypoints of the final image by id; `mask` (H, W) is the object's final visible region."""
     h, w = mask.shape
-    found: dict[str, tuple[float, float] | None] = {
-        str(i): None for i in range(len(layer.category.keypoints))
-    }
+    found: dict[str, tuple[float, float] | None] = {str(i): None for i in range(len(layer.category.keypoints))}
     indices = list(layer.model.keypoints)
     points = layer.camera.points(np.array([layer.model.keypoints[i].point for i in indices]))
     for i, (px, py, pz) in zip(indices, points.tolist(), strict=True):

@@ -90,18 +90,14 @@ BOAT_KEYPOINTS = (
 )
 
 
-def _road_wheels(
-    b: Builder, front: float, back: float, half_width: float, bottom: float, radius: float
-) -> None:
+def _road_wheels(b: Builder, front: float, back: float, half_width: float, bottom: float, radius: float) -> None:
     hub = b.u(0.4, 0.65)
     turn = b.draws.bump(-20, 20)
     for end, x, yaw in (("front", front, turn), ("back", back, 0.0)):
         for side, y in SIDES:
             frame = WORLD.child((x, y * (half_width - 0.045), bottom), yaw=yaw)
             b.wheel(f"wheel {end}-{side}", frame, radius, 0.15, hub, y)
-            b.keypoint(
-                f"{end}-{side} wheel centre", frame.at(0, y * 0.08, 0), f"wheel {end}-{side}", depth=0.05
-            )
+            b.keypoint(f"{end}-{side} wheel centre", frame.at(0, y * 0.08, 0), f"wheel {end}-{side}", depth=0.05)
 
 
 def _lamps(b: Builder, front: list[Vec], back: list[Vec], low: float, high: float) -> None:
@@ -183,9 +179,7 @@ def bus(b: Builder) -> None:
     length, width, height = b.u(1.05, 1.45), b.u(0.3, 0.38), b.u(0.62, 0.85)
     lean = b.u(0.0, 0.08)
     parts = {"front": "front", "back": "back", "left": "side left", "right": "side right", "top": "roof"}
-    c = b.block(
-        parts, WORLD, (-length, length, -width, width, 0), (-length, length - lean, -width, width, height)
-    )
+    c = b.block(parts, WORLD, (-length, length, -width, width, 0), (-length, length - lean, -width, width, height))
     front, back = [c[1], c[2], c[6], c[5]], [c[3], c[0], c[4], c[7]]
     left, right = [c[2], c[3], c[7], c[6]], [c[0], c[1], c[5], c[4]]
     _lamps(b, front, back, 0.1, 0.24)
@@ -313,9 +307,7 @@ def bicycle(b: Builder) -> None:
     radius, base, tube = b.u(0.29, 0.36), b.u(0.46, 0.56), b.u(0.022, 0.032)
     bracket, back = (b.u(-0.1, -0.02), 0.0, radius * 0.9), (-base, 0.0, radius)
     seat = (bracket[0] - b.u(0.1, 0.18), 0.0, radius + b.u(0.34, 0.48))
-    steering = Frame((base - b.u(0.16, 0.24), 0.0, radius + b.u(0.38, 0.5))).child(
-        (0, 0, 0), yaw=b.draws.bump(-35, 35)
-    )
+    steering = Frame((base - b.u(0.16, 0.24), 0.0, radius + b.u(0.38, 0.5))).child((0, 0, 0), yaw=b.draws.bump(-35, 35))
     head = steering.at(0, 0, 0)
     crossbar = mix(bracket, seat, b.u(0.7, 0.95))
     neck = steering.at(0.03, 0, -0.12)
@@ -360,9 +352,7 @@ def _handlebar(b: Builder, steering: Frame, tube: float) -> None:
 
 def _cycle_wheel(b: Builder, end: str, frame: Frame, radius: float) -> None:
     part, width = f"wheel {end}", 0.045
-    b.limb(
-        part, frame.at(0, -width / 2, 0), frame.at(0, width / 2, 0), radius, radius, "dark", (False, False)
-    )
+    b.limb(part, frame.at(0, -width / 2, 0), frame.at(0, width / 2, 0), radius, radius, "dark", (False, False))
     for y in (-width / 2, width / 2):
         b.disc(part, Frame(frame.at(0, y, 0), frame.rows), radius, "dark", inner=radius * 0.84)
     for i in range(4):
@@ -408,9 +398,7 @@ def boat(b: Builder) -> None:
             _hull_panel(b, f"hull {side}", rim[side][i : i + 2], keel[side][i : i + 2], side == "left")
         b.keypoint(f"{side} stern corner", rim[side][0], f"hull {side}", "stern", "deck", depth=0.06)
         b.keypoint(f"{side} stern foot", keel[side][0], f"hull {side}", "stern", depth=0.06)
-    b.polygon(
-        "stern", [rim["left"][0], keel["left"][0], keel["right"][0], rim["right"][0]], "second", solid=True
-    )
+    b.polygon("stern", [rim["left"][0], keel["left"][0], keel["right"][0], rim["right"][0]], "second", solid=True)
     b.polygon("deck", [*rim["right"], *rim["left"][1::-1]], "second")
     rigged = b.chance(0.75)
     if rigged:
@@ -443,9 +431,7 @@ def _rig(b: Builder, length: float) -> None:
 def _boat_cabin(b: Builder, length: float, width: float) -> None:
     x0, x1, tall = -b.u(0.55, 0.8) * length, -b.u(0.0, 0.2) * length, b.u(0.16, 0.34)
     half, slope = width * b.u(0.5, 0.68), b.u(0.02, 0.12)
-    c = b.block(
-        "cabin", WORLD, (x0, x1, -half, half, 0), (x0 + 0.02, x1 - slope, -half * 0.9, half * 0.9, tall)
-    )
+    c = b.block("cabin", WORLD, (x0, x1, -half, half, 0), (x0 + 0.02, x1 - slope, -half * 0.9, half * 0.9, tall))
     for quad in ([c[2], c[3], c[7], c[6]], [c[0], c[1], c[5], c[4]]):
         for start in (0.1, 0.55):
             b.decal("cabin", quad, start, start + 0.35, 0.35, 0.8, "glass")

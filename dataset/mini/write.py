@@ -261,9 +261,7 @@ def _willow_pictures(folder: str, count: int) -> list[Picture]:
 
 
 def _common(src: Picture, trg: Picture) -> tuple[str, ...]:
-    return tuple(
-        k for k, point in src.object.kps.items() if point is not None and trg.object.kps[k] is not None
-    )
+    return tuple(k for k, point in src.object.kps.items() if point is not None and trg.object.kps[k] is not None)
 
 
 def _sample_pairs(
@@ -300,9 +298,7 @@ def _write_spair_image(base: Path, picture: Picture) -> None:
         base / "JPEGImages" / category / f"{picture.name}.jpg",
         quality=95,
     )
-    mask = Image.fromarray(
-        (picture.scene.instance > 0).astype(np.uint8) * (PASCAL_CLASSES.index(category) + 1)
-    )
+    mask = Image.fromarray((picture.scene.instance > 0).astype(np.uint8) * (PASCAL_CLASSES.index(category) + 1))
     mask.putpalette(_palette())
     _save(mask, base / "Segmentation" / category / f"{picture.name}.png")
     _write_json(base / "ImageAnnotation" / category / f"{picture.name}.json", _image_record(picture))
@@ -373,7 +369,7 @@ def _pair_of_records(number: int, src: dict, trg: dict) -> dict:
 
 
 def _scale_variation(src: dict, trg: dict) -> int:
-    """0, 1 or 2: the shares of the images' sides that the boxes take differ < 1.3 times, < 1.7 times, more."""
+    """0, 1 or 2: the shares of the images that the boxes take differ < 1.3 times, < 1.7 times or more."""
     shares = [
         max(
             (r["bndbox"][2] - r["bndbox"][0] + 1) / r["image_width"],
@@ -404,9 +400,7 @@ def _pfpascal_rows(pair: Pair, flips: bool) -> list[tuple]:
     if flips:
         return [(*row, 0), (*row, 1)]
     lists = [
-        ";".join(f"{picture.object.kps[k][axis]:.4f}" for k in common)
-        for picture in (src, trg)
-        for axis in (0, 1)
+        ";".join(f"{picture.object.kps[k][axis]:.4f}" for k in common) for picture in (src, trg) for axis in (0, 1)
     ]
     return [(*row, *lists)]
 
@@ -447,9 +441,7 @@ def _spread(count: int, images: int) -> Iterator[tuple[str, int, int]]:
     """`count` different (category, source index, target index), evenly over SPair's categories."""
     share, rest = divmod(count, len(SPAIR_CLASSES))
     if share + (rest > 0) > images * (images - 1):
-        raise ValueError(
-            f"{images} images per category give too few pairs for {count} in all; ask for more images"
-        )
+        raise ValueError(f"{images} images per category give too few pairs for {count} in all; ask for more images")
     for c, category in enumerate(SPAIR_CLASSES):
         for k in range(share + (c < rest)):
             i, step = k % images, 1 + k // images

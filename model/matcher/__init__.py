@@ -31,9 +31,7 @@ def _build_stable_diffusion(networks: StableDiffusion, prompt: Prompt, **setting
 
     needed = ("unet", "scheduler", "text_encoder", "tokenizer")
     if missing := [part for part in needed if getattr(networks, part) is None]:
-        raise ValueError(
-            f"the stable_diffusion matcher needs networks loaded with the parts {', '.join(missing)}"
-        )
+        raise ValueError(f"the stable_diffusion matcher needs networks loaded with the parts {', '.join(missing)}")
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     settings = {"scaling_factor": networks.facts.scaling_factor, **settings}
     return StableDiffusionMatcher(networks.unet, networks.scheduler, text, prompt, **settings)

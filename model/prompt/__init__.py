@@ -54,9 +54,7 @@ def _build_text(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt
 def _build_simple(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
     from model.prompt.simple import SimplePrompt, start_sequences
 
-    return SimplePrompt(
-        name, start_sequences(name, text, settings["categories"], settings["init"], settings["seed"])
-    )
+    return SimplePrompt(name, start_sequences(name, text, settings["categories"], settings["init"], settings["seed"]))
 
 
 def _build_cpm(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
@@ -64,13 +62,9 @@ def _build_cpm(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
     from model.prompt.cpm import ConditionalPrompt
 
     if settings["init"] != "random":
-        raise ValueError(
-            f"{name} can only start at random; init {settings['init']!r} is for Single and Class prompts"
-        )
+        raise ValueError(f"{name} can only start at random; init {settings['init']!r} is for Single and Class prompts")
     if settings["condition_shape"] is None:
-        raise ValueError(
-            f"{name} needs condition_shape, the (tokens, features) of one image's {name.condition}"
-        )
+        raise ValueError(f"{name} needs condition_shape, the (tokens, features) of one image's {name.condition}")
     with seeded(settings["seed"]):
         return ConditionalPrompt(name, text, *settings["condition_shape"])
 

@@ -44,9 +44,7 @@ class ConditionalPrompt(Prompt):
             self.linear_N = nn.Linear(n_tokens - 1, n_tokens - 1)
         else:
             self.linear = nn.Linear(joined, width)
-        for key, value in zip(
-            ("sos", "eos", "padding"), text.special_embeddings(variant.n_tokens), strict=True
-        ):
+        for key, value in zip(("sos", "eos", "padding"), text.special_embeddings(variant.n_tokens), strict=True):
             self.register_buffer(key, value.float().cpu(), persistent=False)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:

@@ -30,9 +30,7 @@ class CPMVariant:
 
     def __post_init__(self) -> None:
         if self.n_cond < 1:
-            raise ValueError(
-                f"{self}: C must be at least 1 (without conditional tokens it is a Single prompt)"
-            )
+            raise ValueError(f"{self}: C must be at least 1 (without conditional tokens it is a Single prompt)")
         if self.n_tokens > MAX_TOKENS:
             raise ValueError(f"{self}: G + C is {self.n_tokens}, but only {MAX_TOKENS} tokens can be learned")
 
@@ -124,9 +122,7 @@ def parse_space(variant: str) -> tuple[str, int]:
     """(space, learnable slots) of TokenEmbeds{n} or HiddenState."""
     match = _SPACE.fullmatch(variant)
     if match is None:
-        raise ValueError(
-            f"{variant!r} is no prompt space: TokenEmbeds{{n}} with n in 1..{MAX_TOKENS}, or HiddenState"
-        )
+        raise ValueError(f"{variant!r} is no prompt space: TokenEmbeds{{n}} with n in 1..{MAX_TOKENS}, or HiddenState")
     if match[1]:
         return "hidden", MAX_TOKENS + 2
     if not 1 <= int(match[2]) <= MAX_TOKENS:

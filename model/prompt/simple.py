@@ -87,9 +87,7 @@ def _written(sentence: str, name: PromptName, text: PromptEncoder) -> Tensor:
     ids = text.token_ids([sentence])
     n_words = ids[0].tolist().index(text.tokenizer.eos_token_id, 1) - 1
     if n_words > name.n_tokens:
-        raise ValueError(
-            f"{sentence!r} has {n_words} tokens, but {name} has only {name.n_tokens} learnable ones"
-        )
+        raise ValueError(f"{sentence!r} has {n_words} tokens, but {name} has only {name.n_tokens} learnable ones")
     return _frame(text.embed_ids(ids), name.n_tokens, text)
 
 

@@ -59,10 +59,8 @@ def load_prompt(
     *,
     backbone: str,  # its name, such as "sd2-1"
     categories: Sequence[str] = (),  # those that will be asked of a Class prompt
-    condition_shape: tuple[int, int]
-    | None = None,  # (tokens, features) of the configured condition network, for CPM
-    fingerprint: str
-    | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
+    condition_shape: tuple[int, int] | None = None,  # (tokens, features) of the configured condition network, for CPM
+    fingerprint: str | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
 ) -> Prompt:
     """The prompt in `folder`, ours or the authors'; strict, on the CPU.
 
@@ -139,9 +137,7 @@ def _read_name(folder: Path) -> PromptName:
     except ValueError as error:
         raise PromptError(f"{folder}: {error}") from error
     if not (folder / tensor_file(name)).is_file():
-        raise PromptNotFoundError(
-            f"{folder} holds no {tensor_file(name)}: its training has not saved a prompt yet"
-        )
+        raise PromptNotFoundError(f"{folder} holds no {tensor_file(name)}: its training has not saved a prompt yet")
     return name
 
 
@@ -158,13 +154,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_origin(
-    folder: Path, name: PromptName, meta: dict[str, Any], backbone: str, fingerprint: str | None
-) -> None:
+def _check_origin(folder: Path, name: PromptName, meta: dict[str, Any], backbone: str, fingerprint: str | None) -> None:
     if (stored := meta.get("name", str(name))) != str(name):
-        raise PromptError(
-            f"{folder} holds the prompt {stored} (says its {META_FILE}); rename the folder to that"
-        )
+        raise PromptError(f"{folder} holds the prompt {stored} (says its {META_FILE}); rename the folder to that")
     for trained, source in ((name.backbone, "its name"), (meta.get("backbone", name.backbone), META_FILE)):
         if trained != backbone:
             raise PromptError(
@@ -212,9 +204,7 @@ def _build_simple(
                 f"{text.width}); the prompt belongs to another Stable Diffusion version"
             )
     if missing := sorted(set(categories) - set(tensors)) if name.method == "Class" else []:
-        raise PromptError(
-            f"{folder} has no prompt for {', '.join(missing)}; it has: {', '.join(sorted(tensors))}"
-        )
+        raise PromptError(f"{folder} has no prompt for {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
     return SimplePrompt(name, {key: tensors[key][0] for key in sorted(tensors)})
 
 
@@ -227,18 +217,14 @@ def _build_cpm(
 ) -> ConditionalPrompt:
     if "global_embeds" in tensors and tensors["global_embeds"].numel() == 0:
         del tensors["global_embeds"]
-    prompt = ConditionalPrompt(
-        name, text, *(condition_shape or _infer_condition_shape(folder, name, tensors))
-    )
+    prompt = ConditionalPrompt(name, text, *(condition_shape or _infer_condition_shape(folder, name, tensors)))
     expected = {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if wrong := [key for key in sorted(expected | found) if expected.get(key) != found.get(key)]:
         raise PromptError(
             f"{folder}: the file does not fit {name} with text width {text.width} and conditions "
             f"{prompt.condition_shape} (tokens, features): "
-            + "; ".join(
-                f"{key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}" for key in wrong
-            )
+            + "; ".join(f"{key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}" for key in wrong)
         )
     prompt.load_state_dict(tensors)
     return prompt
@@ -248,9 +234,7 @@ def _infer_condition_shape(folder: Path, name: PromptName, tensors: dict[str, Te
     """(tokens, features) by the linear layers' shapes; the number of tokens shows in Pair-Feat only."""
     weight = tensors.get("linear_C.weight", tensors.get("linear.weight"))
     if weight is None or weight.ndim != 2:
-        raise PromptError(
-            f"{folder}: the file has no linear layer, so it is no CPM prompt; keys: {', '.join(tensors)}"
-        )
+        raise PromptError(f"{folder}: the file has no linear layer, so it is no CPM prompt; keys: {', '.join(tensors)}")
     n_patches = len(tensors.get("linear_N.bias", ())) or 256
     n_tokens = 1 if name.cpm.condition == "CLIP-Head" else 1 + n_patches
     return n_tokens, weight.shape[1] // (2 if name.cpm.scope == "Pair" else 1)

@@ -20,9 +20,7 @@ class TextPrompt(Prompt):
         template: str,  # such as "a photo of a {category}"; "" is the empty prompt
         text: PromptEncoder,
         categories: Sequence[str] = (),  # needed if the template has the field {category}
-        category_words: Callable[
-            [str], str
-        ] = str,  # how a category's name is read, such as "car(G)" -> "car"
+        category_words: Callable[[str], str] = str,  # how a category's name is read, such as "car(G)" -> "car"
     ) -> None:
         super().__init__(PromptName("text" if template else "empty"))
         self.depends_on = "category" if "{category}" in template else "nothing"

@@ -76,7 +76,7 @@ def train_vae(
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> AutoencoderKL:
-    """Change the basis of the latents so that they have mean 0, unit deviation and no correlation on `images`.
+    """Change the basis of the latents so that they are white (mean 0, covariance 1) on `images`.
 
     Every latent channel then stands out equally from the noise of diffusion. The change is folded into
     the two 1 x 1 convolutions around the latent, so the reconstruction stays as it is. The deviation of
