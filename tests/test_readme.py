@@ -1,0 +1,110 @@
+"""The README's commands and keys exist, and the set-up scripts say what they do."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pre_compute_dino_feature
+import test as test_script
+import train as train_script
+from config import ROOT, iter_keys, load_config
+from script.check_requirements import find_missing, parse_version
+
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {"train.py": train_script, "test.py": test_script, "pre_compute_dino_feature.py": pre_compute_dino_feature}
+
+
+def find_commands(page: Path) -> list[str]:
+    """Commands of the page's shell blocks and, in tables, of its code spans."""
+    text = page.read_text()
+    lines = []
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+        lines += block.replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`((?:python|sh|accelerate) [^`]+)`", text)
+    return sorted({line.split(" #")[0].strip() for line in lines} - {""})
+
+
+COMMANDS = sorted({command for page in PAGES for command in find_commands(page)})
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sh ")])
+def test_shell_scripts_exist_and_parse(command):
+    script = shlex.split(command)[1]
+    if "{" in script:
+        return
+    assert (ROOT / script).is_file()
+    subprocess.run(["sh", "-n", script], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if any(f" {name}" in c for name in SCRIPTS) and "..." not in c]
+)
+def test_python_commands_parse_and_their_settings_exist(command, monkeypatch):
+    words = shlex.split(command)
+    name = next(word for word in words if word in SCRIPTS)
+    monkeypatch.setattr(sys, "argv", words[words.index(name) :])
+    args = SCRIPTS[name].parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    assert cfg.is_frozen()
+
+
+def test_keys_named_in_the_pages_exist():
+    known = {key for key, _ in iter_keys(load_config())}
+    sections = {key.split(".")[0] for key in known if "." in key}
+    for page in PAGES:
+        named = {m.group() for m in re.finditer(r"\b[A-Z]+\.[A-Z_]+\b", page.read_text())}
+        assert {key for key in named if key.split(".")[0] in sections} <= known, page
+
+
+def test_links_and_pictures_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_requirements_are_checked_by_version():
+    assert parse_version("2.13.0+cpu") == (2, 13, 0)
+    assert find_missing(["# comment", "", "pytest>=1.0  # used here"]) == []
+    assert find_missing(["pytest>=999", "no-such-package"]) == [
+        f"pytest: {pytest.__version__} is older than 999",
+        "no-such-package: not installed",
+    ]
+
+
+def run_setup(tmp_path, **env):
+    script = f". {ROOT}/script/setup.sh"
+    command = ["sh", "-c", script, f"{ROOT}/script/demo.sh"]
+    return subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_setup_takes_the_current_python_if_it_will_do(tmp_path):
+    done = run_setup(tmp_path, PYTHON=sys.executable)
+    assert done.returncode == 0 and f"using {sys.executable}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_setup_without_a_python_says_so(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("dirname", "basename", "sh", "env"):
+        (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    done = run_setup(tmp_path, PATH=str(tmp_path / "bin"), PYTHON="/nowhere/python")
+    assert done.returncode == 1 and "no Python 3.10 or newer found" in done.stderr
+
+
+def test_setup_without_a_network_says_so(tmp_path):
+    bare = Path(sys.base_prefix) / "bin" / "python3"
+    if subprocess.run([bare, ROOT / "script/check_requirements.py"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("the Python below this environment has all requirements")
+    env = {"PYTHON": str(bare), "VENV": str(tmp_path / "venv"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    done = run_setup(tmp_path, **env)
+    assert done.returncode == 1
+    assert "lacks:" in done.stderr and "No network, or no disk space?" in done.stderr
