@@ -8,16 +8,17 @@ train.py and test.py do this by themselves for the images that they need; this d
 import argparse
 import sys
 
-from config import load_config
+from config import check_config, load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: all that are in DATASET.ROOT")
-    parser.add_argument("--condition", default="DINO-Feat", help="DINO-Feat (default), CLIP-Feat or CLIP-Head")
+    conditions = ("DINO-Feat", "DINO-Head", "CLIP-Feat", "CLIP-Head")
+    parser.add_argument("--condition", default=conditions[0], choices=conditions, help="default: %(default)s")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as DATASET.ROOT /data")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def compute(config_file: str | None, opts: list[str], names: list[str] | None, condition: str) -> None:
@@ -27,6 +28,7 @@ def compute(config_file: str | None, opts: list[str], names: list[str] | None, c
 
     for name in names or find_datasets(load_config(config_file, opts)):
         cfg = load_config(config_file, opts, {"DATASET.NAME": name})
+        check_config(cfg, training=False)
         refs = unique_images(build_all_splits(cfg))
         source = condition_source(cfg, condition)
         cache = fill_from_source(cfg, source, refs, hash_images(refs), build_accelerator(cfg))
@@ -35,12 +37,12 @@ def compute(config_file: str | None, opts: list[str], names: list[str] | None, c
 
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
 
     try:
         compute(args.config_file, args.opts, args.datasets, args.condition)
     except USER_ERRORS as error:
-        print(f"pre_compute_dino_feature.py: {error}", file=sys.stderr)
+        print(f"pre_compute_dino_feature.py: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("pre_compute_dino_feature.py: interrupted; what is finished is kept", file=sys.stderr)

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 
-from config import ConfigError, check_config, load_config
+from config import ConfigError, check_config, dump_config, load_config
 
 FLAGS = {  # flag -> the config key it sets
     "dataset": "DATASET.NAME",
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         kind = int if flag in ("timestep", "layer", "batch_size") else str
         parser.add_argument(f"--{flag}", type=kind, help=f"sets {key}")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TEST.ENSEMBLE 1")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def test(cfg) -> None:
@@ -49,6 +49,7 @@ def test(cfg) -> None:
     summary, records = evaluate_split(cfg, matcher, pairs, accelerator)
     if accelerator.is_main_process:
         report(cfg, summary, records, matcher, pairs, accelerator.device)
+    accelerator.end_training()
 
 
 def main() -> int:
@@ -61,14 +62,14 @@ def main() -> int:
         print(f"test.py: {error}", file=sys.stderr)
         return 2
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{cfg.DATASET.NAME} {cfg.TEST.SPLIT}, prompt {cfg.PROMPT.TYPE}, backbone {cfg.NETWORK.NAME}")
+        print(dump_config(cfg))
 
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
 
     try:
         test(cfg)
     except USER_ERRORS as error:
-        print(f"test.py: {error}", file=sys.stderr)
+        print(f"test.py: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("test.py: interrupted; the caches written so far are kept", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Learn a prompt for the frozen Stable Diffusion UNet (SD4Match).
 
     python train.py --config_file config/mini/sd4match_cpm.yaml [KEY VALUE ...]
-    accelerate launch --num_processes 3 train.py --config_file config/spair/sd4match_cpm.yaml
+    accelerate launch --multi_gpu --num_processes 3 train.py --config_file config/spair/sd4match_cpm.yaml
 
 The same command goes on where a stopped run left off. config/default.py explains every KEY.
 """
@@ -19,22 +19,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config_file", default="config/spair/sd4match_cpm.yaml", help="YAML file; default: %(default)s"
     )
-    parser.add_argument("--overwrite", action="store_true", help="start anew, forgetting an earlier run of this config")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, forgetting an earlier run of this prompt")
     parser.add_argument("--dry_run", action="store_true", help="check and print the merged config, then stop")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TRAIN.LR 0.02")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def train(cfg, overwrite: bool) -> int:
     """Run the training that a checked config describes; the exit status of the process."""
-    from utils.build import (
-        build_accelerator,
-        build_loss,
-        build_new_prompt,
-        build_pairs,
-        build_trainee,
-        build_validator,
-    )
+    from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee, build_validator
     from utils.precompute import build_caches
     from utils.run import TrainingRun
     from utils.runtime import StopRequest
@@ -42,41 +35,48 @@ def train(cfg, overwrite: bool) -> int:
     accelerator = build_accelerator(cfg, cfg.TRAIN.ACCUMULATION)
     run = TrainingRun(cfg, accelerator, overwrite)
     trn, val = build_pairs(cfg, cfg.TRAIN.SPLIT), build_pairs(cfg, cfg.VAL.SPLIT)
-    batches = run.plan(len(trn))
+    run.plan(len(trn))
     prompt = build_new_prompt(cfg, trn.benchmark.categories)
     build_caches(cfg, (trn, val), prompt.condition, accelerator)
     matcher = build_trainee(cfg, prompt, accelerator.device)
     validator = build_validator(cfg, matcher)
-    loader, learner = run.start(trn, prompt)
+    learner = run.start(trn, prompt)
     loss_fn = build_loss(cfg)
 
     with StopRequest().listening() as stop:
-        while not learner.finished:
-            batches.start(learner.epoch, learner.step_in_epoch)
-            for batch in run.moved(loader):
-                with accelerator.accumulate(learner.prompt):
-                    tokens = learner.prompt(batch)  # the wrapped module: gradients are averaged over processes
-                    seeds = run.noise_seeds(batch["index"])
-                    src_feat, trg_feat = matcher.extract_pair(batch, seeds, tokens)
-                    points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-                    loss = loss_fn(src_feat, trg_feat, *points, trn.image_size).mean()
-                    step_loss = learner.learn(loss)
-                if step_loss is None:
-                    continue
-                run.log_step(step_loss, time.monotonic())
-                if learner.finished:
-                    break
-                if stop.agreed(accelerator):
-                    run.save()
-                    return 128 + (stop.signal or 15)
-                if learner.step % cfg.TRAIN.SAVE_EVERY == 0:
-                    run.save()
-            run.validate(validator, val)
-            if learner.step_in_epoch == batches.steps_per_epoch:
-                learner.end_epoch()
+        while not learner.done:
+            if not learner.finished and train_epoch(run, matcher, loss_fn, stop):
+                run.save()
+                return 128 + (stop.signal or 15)
+            run.save()
+            with stop.everything_saved():
+                run.validate(validator, val)
+            run.end_epoch()
             run.save()
     run.finish()
     return 0
+
+
+def train_epoch(run, matcher, loss_fn, stop) -> bool:
+    """The rest of the epoch, or of the run's steps; whether a signal asked to stop before."""
+    accelerator, learner = run.accelerator, run.learner
+    for batch in run.batches_of_epoch():
+        with accelerator.accumulate(learner.prompt):
+            tokens = learner.prompt(batch)  # the wrapped module: gradients are averaged over processes
+            src_feat, trg_feat = matcher.extract_pair(batch, run.noise_seeds(batch["index"]), tokens)
+            points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
+            losses = loss_fn(src_feat, trg_feat, *points, run.image_size)
+            step_loss = learner.learn(losses.sum() * run.batches.weight)
+        if step_loss is None:
+            continue
+        run.log_step(step_loss, time.monotonic())
+        if learner.finished:
+            break
+        if stop.agreed(accelerator):
+            return True
+        if learner.step % run.cfg.TRAIN.SAVE_EVERY == 0:
+            run.save()
+    return False
 
 
 def main() -> int:
@@ -92,12 +92,12 @@ def main() -> int:
     if args.dry_run:
         return 0
 
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
 
     try:
         return train(cfg, args.overwrite)
     except USER_ERRORS as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("train.py: interrupted; the caches and checkpoints written so far are kept", file=sys.stderr)

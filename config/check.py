@@ -1,5 +1,8 @@
 """What a config may say: choices, ranges and combinations, checked before anything slow starts."""
 
+import importlib.util
+import os
+import re
 from collections.abc import Iterator
 
 from yacs.config import CfgNode as CN
@@ -52,7 +55,13 @@ POSITIVE = ("LOSS.BETA", "LOSS.SIGMA", "TRAIN.LR", "TRAIN.LINEAR_LR_SCALE", "EVA
 
 def check_config(cfg: CN, training: bool) -> None:
     """Raise ConfigError with every problem found; `training` also checks the prompt that is to be learned."""
-    problems = [*_check_values(cfg), *_check_names(cfg), *_check_evaluation(cfg), *_check_network(cfg)]
+    problems = [
+        *_check_values(cfg),
+        *_check_names(cfg),
+        *_check_device(cfg),
+        *_check_evaluation(cfg),
+        *_check_network(cfg),
+    ]
     problems += _check_training(cfg) if training else _check_tested_prompt(cfg)
     if problems:
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  - {line}" for line in problems))
@@ -100,10 +109,9 @@ def _check_names(cfg: CN) -> Iterator[str]:
 def _check_evaluation(cfg: CN) -> Iterator[str]:
     if not cfg.EVAL.ALPHAS or min(cfg.EVAL.ALPHAS) <= 0:
         yield f"EVAL.ALPHAS must be positive numbers; got {cfg.EVAL.ALPHAS}"
-    if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
-        yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
-    if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:
-        yield f"VAL.ALPHA {cfg.VAL.ALPHA} must be among EVAL.ALPHAS {cfg.EVAL.ALPHAS}"
+    for key in ("EVAL.ALPHAS", "EVAL.LOCALISERS"):
+        if len(set(get_value(cfg, key))) < len(get_value(cfg, key)):
+            yield f"{key} lists a value twice: {get_value(cfg, key)}"
 
 
 def _check_network(cfg: CN) -> Iterator[str]:
@@ -111,18 +119,23 @@ def _check_network(cfg: CN) -> Iterator[str]:
     from model.facts import is_hub_id, network_facts
 
     folder = resolve_network(cfg.NETWORK.FOLDER)
-    facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
+    try:
+        facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
+    except ValueError as error:  # an unknown architecture, or a config file that is no JSON
+        yield f"NETWORK: {error}"
+        return
     if facts is None:
         if not is_hub_id(folder):
             yield f"NETWORK.FOLDER {cfg.NETWORK.FOLDER}: not a diffusers folder (vae, unet, ...), and no hub id"
         return
+    yield from _check_backbone_name(cfg, facts)
     if facts.n_up_blocks <= cfg.MATCHER.LAYER:
         yield (
             f"MATCHER.LAYER {cfg.MATCHER.LAYER} does not exist in {cfg.NETWORK.FOLDER}: "
             f"its UNet has up_blocks 0..{facts.n_up_blocks - 1}"
         )
     divisor = facts.image_divisor
-    if any(side % divisor for side in cfg.DATASET.IMAGE_SIZE):
+    if len(cfg.DATASET.IMAGE_SIZE) == 2 and any(side % divisor for side in cfg.DATASET.IMAGE_SIZE):
         height, width = (max(divisor, round(side / divisor) * divisor) for side in cfg.DATASET.IMAGE_SIZE)
         yield (
             f"DATASET.IMAGE_SIZE {cfg.DATASET.IMAGE_SIZE}: this UNet takes multiples of {divisor} px; "
@@ -130,8 +143,43 @@ def _check_network(cfg: CN) -> Iterator[str]:
         )
 
 
+def _check_backbone_name(cfg: CN, facts) -> Iterator[str]:
+    """A released backbone's name must not stand for another network: prompts carry the name."""
+    from model.architecture import STABLE_DIFFUSION
+    from model.facts import network_facts
+
+    if cfg.NETWORK.NAME not in STABLE_DIFFUSION:
+        return
+    named = network_facts("", init="random", architecture=cfg.NETWORK.NAME)
+    for what in ("cross_attention_dim", "prediction_type", "up_channels"):
+        want, found = getattr(named, what), getattr(facts, what)
+        if want != found:
+            yield (
+                f"NETWORK.NAME {cfg.NETWORK.NAME} has {what} {want}, but the network in NETWORK.FOLDER "
+                f"{cfg.NETWORK.FOLDER} has {found}; set both keys to the same backbone"
+            )
+
+
+def _check_device(cfg: CN) -> Iterator[str]:
+    """Devices, attention kernels and packages that this machine lacks."""
+    import torch
+
+    if cfg.DEVICE != "auto":
+        try:
+            kind = torch.device(cfg.DEVICE).type
+        except RuntimeError:
+            yield f'DEVICE must be "auto" or a torch device such as "cpu" or "cuda:1"; got {cfg.DEVICE!r}'
+            return
+        if kind == "cuda" and not torch.cuda.is_available():
+            yield f"DEVICE {cfg.DEVICE}: this machine, or this installation of PyTorch, has no GPU; use auto"
+        if kind == "cuda" and cfg.DEVICE != "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            yield f"DEVICE {cfg.DEVICE} is one GPU, but several processes were launched; use cuda or auto"
+    if cfg.NETWORK.ATTENTION == "xformers" and importlib.util.find_spec("xformers") is None:
+        yield "NETWORK.ATTENTION xformers needs the package xformers; install it, or use sdpa"
+
+
 def _check_training(cfg: CN) -> Iterator[str]:
-    from model.prompt.name import parse_cpm
+    from model.prompt.name import format_prompt, parse_cpm
 
     if cfg.PROMPT.METHOD == "CPM":
         try:
@@ -142,11 +190,18 @@ def _check_training(cfg: CN) -> Iterator[str]:
         yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
     if cfg.PROMPT.INIT not in ("random", "empty") and not cfg.PROMPT.INIT.startswith("text:"):
         yield f"PROMPT.INIT must be random, empty or text:<a sentence>; got {cfg.PROMPT.INIT!r}"
-    if cfg.TRAIN.BATCH_SIZE % cfg.TRAIN.ACCUMULATION:
-        size, parts = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.ACCUMULATION
-        yield f"TRAIN.BATCH_SIZE {size} must be a multiple of TRAIN.ACCUMULATION {parts}"
     if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
+    if cfg.TRAIN.STEP_RULES and not re.fullmatch(r"([\d.]+:\d+,)+[\d.]+", cfg.TRAIN.STEP_RULES):
+        yield f'TRAIN.STEP_RULES must look like "1:1000,0.1:2000,0.01"; got {cfg.TRAIN.STEP_RULES!r}'
+    if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
+        yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
+    if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:
+        yield f"VAL.ALPHA {cfg.VAL.ALPHA} must be among EVAL.ALPHAS {cfg.EVAL.ALPHAS}"
+    try:
+        format_prompt("Single", cfg.DATASET.NAME, cfg.NETWORK.NAME, "HiddenState")
+    except ValueError as error:
+        yield f"NETWORK.NAME: {error}"
 
 
 def _check_tested_prompt(cfg: CN) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,10 @@ class NetworkSource:
 
     def attempt(self, action: Callable[[str], _Result]) -> _Result:
         """action(folder or id), with the libraries' errors explained."""
+        if not self.is_local:
+            print(f"{self.key}: fetching {self.folder} from the hub, unless it is in the cache", file=sys.stderr)
         try:
-            with _quiet():
+            with _quiet() if self.is_local else contextlib.nullcontext():
                 return action(str(self.path) if self.is_local else self.folder)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

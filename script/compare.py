@@ -75,6 +75,8 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
 
 def main() -> int:
     args = parse_args()
+    from utils.errors import USER_ERRORS
+
     try:
         configs = {}
         for name in args.prompts:
@@ -82,10 +84,10 @@ def main() -> int:
             check_config(configs[name], training=False)
         first = configs[args.prompts[0]]
         summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
-    except ConfigError as error:
+        draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
+    except USER_ERRORS as error:
         print(f"compare.py: {error}", file=sys.stderr)
-        return 2
-    draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
+        return 1
     print(format_comparison(summaries, first.EVAL.PICTURE_LOCALISER))
     return 0
 

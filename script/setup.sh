@@ -14,12 +14,13 @@ fail() { say "$*"; exit 1; }
 find_python() {
     for candidate in "${PYTHON:-}" python python3; do
         [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
-        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$candidate"; return; }
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$candidate"; return; }
     done
     return 1
 }
 
 make_venv() {
+    mkdir -p "$(dirname "$VENV")" || fail "cannot make $(dirname "$VENV"); set VENV to a folder you may write"
     free_kb=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 { print $4 }')
     [ -d "$VENV" ] || [ "$free_kb" -ge 10000000 ] ||
         fail "the packages need about 10 GB, but $(dirname "$VENV") has $((free_kb / 1000000)) GB free; set VENV=/a/larger/disk/venv"
@@ -30,7 +31,7 @@ make_venv() {
         fail "pip could not install the requirements (see above). No network, or no disk space? Run this again once that is mended; what is already there is kept."
 }
 
-PYTHON=$(find_python) || fail "no Python 3.10 or newer found; install one, or set PYTHON=/path/to/python"
+PYTHON=$(find_python) || fail "no Python 3.11 or newer found; install one, or set PYTHON=/path/to/python"
 if ! missing=$("$PYTHON" script/check_requirements.py); then
     if [ -z "${VENV:-}" ]; then
         VENV="$(dirname "$PWD")/$(basename "$PWD")-venv"

@@ -107,6 +107,16 @@ def test_changed_image_is_computed_again(tmp_path):
     assert open_cache(tmp_path).missing(changed.items()) == ["cat-4"]
 
 
+def test_newer_row_counts_whichever_process_wrote_it(tmp_path):
+    """An image cached by process 1, then changed and cached again by a run of one process."""
+    fill(tmp_path, rank=1)
+    new = torch.full((2, 3), 9.0)
+    cache = open_cache(tmp_path)
+    fill_cache(cache, {"cat-4": "other"}, lambda names: new[None], ["cat-4"], 2, rank=0)
+    cache = open_cache(tmp_path)
+    assert torch.equal(cache.get("cat-4"), new.half()) and cache.missing([("cat-4", "other")]) == []
+
+
 def test_other_settings_never_share_files(tmp_path):
     fill(tmp_path)
     other = open_cache(tmp_path, {**STAMP, "network": "xyz"})

@@ -97,7 +97,7 @@ def test_setup_without_a_python_says_so(tmp_path):
     for name in ("dirname", "basename", "sh", "env"):
         (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
     done = run_setup(tmp_path, PATH=str(tmp_path / "bin"), PYTHON="/nowhere/python")
-    assert done.returncode == 1 and "no Python 3.10 or newer found" in done.stderr
+    assert done.returncode == 1 and "no Python 3.11 or newer found" in done.stderr
 
 
 def test_setup_without_a_network_says_so(tmp_path):

@@ -146,7 +146,51 @@ def test_finished_run_is_recognised_and_other_settings_are_refused(world, tmp_pa
     assert again["learner"]["counters"]["step"] == 2
 
 
+def test_resume_notices_other_data_and_other_networks(world, tmp_path):
+    from tests.fixtures_dataset import tiny_spair
+    from tests.tiny import build_tiny_stable_diffusion
+
+    run(world, tmp_path / "run", "TRAIN.MAX_STEPS", "1")
+    tiny_spair(tmp_path, ("bird",))
+    with pytest.raises(CheckpointError, match="training pairs: 6 -> 3"):
+        run(world, tmp_path / "run", "DATASET.ROOT", str(tmp_path))
+    build_tiny_stable_diffusion(tmp_path / "sd", seed=5)
+    with pytest.raises(CheckpointError, match="networks: "):
+        run(world, tmp_path / "run", "NETWORK.FOLDER", str(tmp_path / "sd"))
+
+
+def test_overwrite_forgets_the_old_run_before_the_first_step(world, tmp_path, monkeypatch):
+    run(world, tmp_path, "TRAIN.MAX_STEPS", "2")
+
+    def fail(*args):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(train_script, "train_epoch", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(world, tmp_path, "TRAIN.MAX_STEPS", "2", overwrite=True)
+    assert not list(tmp_path.rglob("state.pt")) and not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_killed_in_validation_goes_on_with_the_validation(world, tmp_path, monkeypatch):
+    from utils.run import TrainingRun
+
+    original = TrainingRun.validate
+
+    def fail(self, *args):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(TrainingRun, "validate", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(world, tmp_path / "killed", "TRAIN.EPOCHS", "1")
+    monkeypatch.setattr(TrainingRun, "validate", original)
+    assert_same_state(
+        run(world, tmp_path / "killed", "TRAIN.EPOCHS", "1"), run(world, tmp_path / "whole", "TRAIN.EPOCHS", "1")
+    )
+
+
 def test_batch_that_does_not_divide_is_refused(world, tmp_path):
+    with pytest.raises(ConfigError, match="smaller than processes x TRAIN.ACCUMULATION"):
+        run(world, tmp_path, "TRAIN.BATCH_SIZE", "2", "TRAIN.ACCUMULATION", "3")
     with pytest.raises(ConfigError, match="TRAIN.BATCH_SIZE 90 is larger than the 6 training pairs"):
         run(world, tmp_path, "TRAIN.BATCH_SIZE", "90")
 
@@ -189,13 +233,13 @@ def test_two_processes_equal_one(world, tmp_path):
         torch.testing.assert_close(double["learner"]["prompt"][key], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGINT, "2")])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "2"), (signal.SIGINT, "2")])
 def test_signal_saves_and_stops_cleanly(world, tmp_path, number, workers):
-    """Ctrl-C goes to the data loader's workers as well."""
+    """Ctrl-C, and a launcher's SIGTERM, go to the data loader's workers as well."""
     more = ["PROMPT.CPM", CPM, "TRAIN.EPOCHS", "400", "TRAIN.LOG_EVERY", "1", "DATASET.NUM_WORKERS", workers]
     process = launch(world, tmp_path, *more, start_new_session=True)
     wait_for_line(process, "step 3/")
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in err and "the state is saved" in err

@@ -36,6 +36,11 @@ def find_folder(cfg) -> Path:
     return Path(resolve_path(cfg.DATASET.ROOT)) / BENCHMARKS[known].FOLDER
 
 
+def find_output(cfg) -> Path:
+    """The folder below which everything is written."""
+    return Path(resolve_path(cfg.OUTPUT_ROOT))
+
+
 def find_datasets(cfg) -> list[str]:
     """Names of the benchmarks whose folder is in DATASET.ROOT; MissingDataError if there is none."""
     root = Path(resolve_path(cfg.DATASET.ROOT))
@@ -51,7 +56,9 @@ def find_datasets(cfg) -> list[str]:
 def build_pairs(cfg, split: str) -> PairDataset:
     """The pairs of a split, still without caches."""
     try:
-        benchmark = build_benchmark(cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY)
+        benchmark = build_benchmark(
+            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_output(cfg) / "asset" / "index"
+        )
     except (DatasetError, MissingDataError):
         raise
     except ValueError as error:  # an unknown name
@@ -74,8 +81,12 @@ def build_prompt_name(cfg) -> PromptName:
 
 def build_new_prompt(cfg, categories: Sequence[str]) -> Prompt:
     """The prompt to be trained, at its start."""
+    return _build_fresh_prompt(cfg, build_prompt_name(cfg), categories)
+
+
+def _build_fresh_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:
     try:
-        return _build_prompt(cfg, build_prompt_name(cfg), categories)
+        return _build_prompt(cfg, name, categories)
     except (NetworkError, NetworkNotFoundError):
         raise
     except ValueError as error:  # such as a PROMPT.INIT with more words than PROMPT.LENGTH
@@ -86,8 +97,8 @@ def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt:
     """The prompt that PROMPT.TYPE names: in words, or learned and read from disk."""
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
-        return _build_prompt(cfg, name, categories)
-    folder = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE
+        return _build_fresh_prompt(cfg, name, categories)
+    folder = find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
     return load_prompt(
         folder,
         text=load_text(cfg),

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     offset: int  # bytes
     image_hash: str
     crc: int
+    made: int = 0  # time of writing, ns: of two rows of an image the newer counts
 
 
 class FeatureCache:
@@ -59,7 +61,9 @@ class FeatureCache:
         self._files: dict[str, np.memmap] = {}
         self.rows: dict[str, Row] = {}
         for path in sorted(self.folder.glob(f"{self.stem}.*.rows")):
-            self.rows.update(self._read_rows(path))
+            for identifier, row in self._read_rows(path):
+                if identifier not in self.rows or row.made >= self.rows[identifier].made:
+                    self.rows[identifier] = row
 
     def __contains__(self, identifier: str) -> bool:
         return identifier in self.rows
@@ -93,7 +97,7 @@ class FeatureCache:
         self._write_stamp()
         name = f"{self.stem}.r{rank}"
         with open(self.folder / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second run that builds the same cache waits here
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs never write into one file at a time
             rows_path, bin_path = self.folder / f"{name}.rows", self.folder / f"{name}.bin"
             self._drop_torn_line(rows_path)
             with open(bin_path, "ab") as bin_file, open(rows_path, "a") as rows_file:
@@ -117,7 +121,7 @@ class FeatureCache:
         offset = bin_file.tell()
         bin_file.write(data.tobytes())
         bin_file.flush()
-        return Row(os.path.basename(bin_file.name), offset, image_hash, zlib.crc32(data.tobytes()))
+        return Row(os.path.basename(bin_file.name), offset, image_hash, zlib.crc32(data), time.time_ns())
 
     def _write_stamp(self) -> None:
         with atomic_path(self.folder / f"{self.stem}.json") as temporary:

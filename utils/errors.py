@@ -1,5 +1,7 @@
 """What a user can mend: printed without a traceback by the entry points. Anything else is a bug and shows one."""
 
+import torch
+
 from config import ConfigError
 from dataset import DatasetError, MissingDataError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
@@ -7,6 +9,8 @@ from utils.cache import CacheError
 from utils.checkpoint import CheckpointError
 
 USER_ERRORS = (
+    OSError,  # a folder that cannot be written, a full disk
+    torch.OutOfMemoryError,
     CacheError,
     CheckpointError,
     ConfigError,
@@ -17,3 +21,13 @@ USER_ERRORS = (
     PromptError,
     PromptNotFoundError,
 )
+
+
+def explain(error: Exception) -> str:
+    """What to print of a user error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of GPU memory. In training raise TRAIN.ACCUMULATION or set NETWORK.RECOMPUTE True (same numbers); "
+            f"in evaluation lower EVAL.BATCH_SIZE. ({error})"
+        )
+    return str(error)

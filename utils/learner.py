@@ -4,6 +4,8 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+COUNTERS = ("epoch", "step_in_epoch", "step", "best", "validated")
+
 
 class Learner:
     """One optimiser step per effective batch; its whole state goes into a checkpoint and comes back bit for bit.
@@ -35,11 +37,18 @@ class Learner:
         self.step_in_epoch = 0
         self.step = 0
         self.best: float | None = None
+        self.validated = -1  # step after which the last validation was
         self._part_losses: list[torch.Tensor] = []
 
     @property
     def finished(self) -> bool:
+        """Whether all steps are done."""
         return self.step >= self.total_steps
+
+    @property
+    def done(self) -> bool:
+        """Whether the prompt after the last step has been validated too."""
+        return self.finished and self.validated == self.step
 
     @property
     def lr(self) -> float:
@@ -80,7 +89,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "counters": {name: getattr(self, name) for name in ("epoch", "step_in_epoch", "step", "best")},
+            "counters": {name: getattr(self, name) for name in COUNTERS},
         }
 
     def load_state_dict(self, state: dict) -> None:

@@ -9,7 +9,8 @@ import torch
 class Monitor:
     """Scalars of every step, written in groups so that a step never waits for the GPU; pictures of validations."""
 
-    def __init__(self, folder: str | Path, active: bool, log_every: int):
+    def __init__(self, folder: str | Path, active: bool, log_every: int, first_step: int = 1):
+        """first_step: steps from here on that a stopped run has already written are replaced."""
         self.log_every = log_every
         self._pending: list[tuple[int, float, torch.Tensor]] = []
         self._clock: tuple[int, float] | None = None
@@ -17,7 +18,7 @@ class Monitor:
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def add_step(self, step: int, lr: float, loss: torch.Tensor, now: float) -> str | None:
         """Note a step's loss (a scalar tensor on its device) and lr; every log_every steps, a line to print."""
@@ -43,12 +44,14 @@ class Monitor:
             self._writer.add_scalar("train/steps_per_second", rate, step)
             line += f"  {rate:.2f} steps/s"
         self._pending, self._clock = [], (step, now)
+        self._writer.flush()
         return line
 
     def add_pck(self, step: int, summary: dict) -> None:
         """Validation PCK of every localiser at every alpha."""
         if self._writer is None:
             return
+        self._clock = None  # the time of a validation is no time of steps
         for localiser, by_alpha in summary["pck"].items():
             for alpha, by_category in by_alpha.items():
                 if by_category["all"] is not None:

@@ -32,7 +32,8 @@ def choose_pairs(dataset: PairDataset, n_pairs: int) -> list[int]:
     """Positions of the first pair of each category in turn, then of the second, ...: the same in every run."""
     by_category: dict[str, list[int]] = {}
     for position, record in enumerate(dataset.benchmark):
-        by_category.setdefault(record.category, []).append(position)
+        if len(record.src_kps):
+            by_category.setdefault(record.category, []).append(position)
     rank = {position: place for group in by_category.values() for place, position in enumerate(group)}
     return sorted(rank, key=lambda position: (rank[position], position))[:n_pairs]
 

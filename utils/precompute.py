@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from model.condition import compute_condition, condition_facts, get_condition
 from model.facts import network_facts, network_fingerprint
 from model.load import load_stable_diffusion, load_vision
 from model.vae import encode_moments
-from utils.cache import FeatureCache, fill_cache, hash_file
+from utils.cache import CacheError, FeatureCache, fill_cache, hash_file
 
 Compute = Callable[[Sequence[ImageRef]], Tensor]
 
@@ -60,6 +61,16 @@ def find_condition(cfg, condition: str) -> dict:
     return {"folder": resolve_network(folder), "init": cfg.NETWORK.INIT}
 
 
+def fingerprint_condition(cfg, condition: str) -> str:
+    """Hash of the weights of a condition's network; a hub id that is not on this machine yet is downloaded."""
+    where = find_condition(cfg, condition)
+    try:
+        return network_fingerprint(seed=cfg.SEED, **where)
+    except FileNotFoundError:
+        load_vision(get_condition(condition).network, **where)
+        return network_fingerprint(seed=cfg.SEED, **where)
+
+
 def condition_shape(cfg, condition: str) -> tuple[int, int]:
     """(tokens, features) of a condition's array of one image; downloads the network if need be."""
     where = find_condition(cfg, condition)
@@ -75,7 +86,6 @@ def moments_source(cfg) -> Source:
     where = find_stable_diffusion(cfg)
     stamp = {
         "what": "posterior of the VAE",
-        "network": cfg.NETWORK.FOLDER,
         "fingerprint": fingerprint_stable_diffusion(cfg, ("vae",)),
         "image_size": list(cfg.DATASET.IMAGE_SIZE),
         "preprocessing": "bilinear, antialiased, [-1, 1]",
@@ -102,8 +112,7 @@ def condition_source(cfg, condition: str) -> Source:
     shape = condition_shape(cfg, condition)
     stamp = {
         "what": f"{spec.network}: {spec.output}",
-        "network": where["folder"],
-        "fingerprint": network_fingerprint(seed=cfg.SEED, **where),
+        "fingerprint": fingerprint_condition(cfg, condition),
         "preprocessing": "the network's own processor",
     }
 
@@ -149,8 +158,7 @@ def fill_from_source(
     cache = FeatureCache(folder, source.stamp, source.shape)
     by_name = {ref.identifier: ref for ref in refs}
     hash_of = dict(zip(by_name, hashes, strict=True))
-    missing = cache.missing(hash_of.items())
-    accelerator.wait_for_everyone()  # all have looked before one writes
+    (missing,) = broadcast_object_list([cache.missing(hash_of.items())])  # all share one list out
     rank, world = accelerator.process_index, accelerator.num_processes
     if share := missing[rank::world]:
         compute = source.load(accelerator.device)
@@ -167,6 +175,11 @@ def fill_from_source(
         )
     accelerator.wait_for_everyone()
     cache.reload()
+    if left := cache.missing(hash_of.items()):
+        raise CacheError(
+            f"{folder} lacks {len(left)} images after the build: OUTPUT_ROOT must be on a disk that all machines share "
+            "(or another run is filling it now: run this again)"
+        )
     return cache
 
 

@@ -52,7 +52,9 @@ def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -
 def build_result_stem(cfg) -> Path:
     """Where the results of a tested prompt go, without suffix: beside the prompt."""
     test, name = cfg.TEST, cfg.PROMPT.TYPE
+    height, width = cfg.DATASET.IMAGE_SIZE
     settings = f"Layer{cfg.MATCHER.LAYER}-Timestep{test.TIMESTEP}-Ensemble{test.ENSEMBLE}-Seed{cfg.SEED}"
+    settings += f"-{cfg.NETWORK.NAME}-{cfg.MATCHER.POSTERIOR}-{height}x{width}"
     measure = f"{cfg.EVAL.PROTOCOL}-{cfg.EVAL.BY}-{cfg.EVAL.AVERAGE}"
     stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{test.SPLIT}_{settings}-{measure}"
     return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem

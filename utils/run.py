@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from utils.learner import Learner
 from utils.monitor import Monitor
 from utils.pck import alpha_key
 from utils.picture import choose_pairs, draw_pairs
+from utils.precompute import fingerprint_condition, fingerprint_stable_diffusion
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
 from utils.runtime import leave_signals_to_parent, write_provenance
@@ -31,10 +33,21 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "DATASET.ROOT",
     "DATASET.NUM_WORKERS",
     "OUTPUT_ROOT",
+    "NETWORK.FOLDER",  # its weights are compared instead
+    "NETWORK.RECOMPUTE",
     "PROMPT.TYPE",
+    "PROMPT.TEMPLATE",
+    "TRAIN.ACCUMULATION",
     "TRAIN.SAVE_EVERY",
     "TRAIN.LOG_EVERY",
     "VAL.PICTURES",
+    "EVAL.BATCH_SIZE",
+    "EVAL.PICTURE_LOCALISER",
+    "EVAL.PICTURE_ALPHA",
+    "TEST.SPLIT",
+    "TEST.TIMESTEP",
+    "TEST.ENSEMBLE",
+    "TEST.PICTURES",
 )
 LENGTH = (
     "TRAIN.EPOCHS",
@@ -52,8 +65,9 @@ class TrainingRun:
         settings = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
         self.folder = output / "log" / cfg.DATASET.NAME / settings
         self.prompt_folder = output / "prompt" / self.name
-        self.state = None if overwrite else load_checkpoint(self.folder)
-        self._refuse_other_config()
+        if overwrite:
+            self._forget()
+        self.state = load_checkpoint(self.folder)
 
     def plan(self, n_pairs: int) -> EpochBatches:
         """The data order: this process's part of every step. Refuses a batch that cannot be shared out."""
@@ -63,12 +77,14 @@ class TrainingRun:
             self.batches = EpochBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        self._refuse_other_run()
         return self.batches
 
-    def start(self, trn: PairDataset, prompt: torch.nn.Module) -> tuple[DataLoader, Learner]:
-        """The loader and the optimiser, at the beginning or where a checkpoint left them."""
+    def start(self, trn: PairDataset, prompt: torch.nn.Module) -> Learner:
+        """The prompt with its optimiser, at the beginning or where a checkpoint left them."""
         cfg = self.cfg.TRAIN
-        loader = DataLoader(
+        self.image_size = trn.image_size
+        self.loader = DataLoader(
             trn,
             batch_sampler=self.batches,
             collate_fn=collate,
@@ -82,12 +98,14 @@ class TrainingRun:
         self.learner = Learner(self.accelerator, prompt, groups, cfg.SCHEDULER, cfg.STEP_RULES, total_steps)
         if self.state is not None:
             self.learner.load_state_dict(self.state["learner"])
-        self.monitor = Monitor(self.folder, self.accelerator.is_main_process, cfg.LOG_EVERY)
+        active = self.accelerator.is_main_process
+        self.monitor = Monitor(self.folder, active, cfg.LOG_EVERY, first_step=self.learner.step + 1)
         self._announce(len(trn.benchmark))
-        return loader, self.learner
+        return self.learner
 
-    def moved(self, loader: DataLoader):
-        """The loader's batches on this process's device, with a bar that counts the run's optimiser steps."""
+    def batches_of_epoch(self):
+        """What is left of the epoch, on this process's device, with a bar that counts the run's optimiser steps."""
+        self.batches.start(self.learner.epoch, self.learner.step_in_epoch)
         self.bar = tqdm(
             initial=self.learner.step,
             total=self.learner.total_steps,
@@ -95,12 +113,12 @@ class TrainingRun:
             disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
         )
         with self.bar:
-            for batch in loader:
-                yield move_batch(batch, self.accelerator.device)
+            for batch in self.loader:  # the index stays where it was: it is read on the CPU
+                yield {**move_batch(batch, self.accelerator.device), "index": batch["index"]}
 
     def noise_seeds(self, index: torch.Tensor) -> torch.Tensor:
         """(B, 2) seeds of the source and target noise: fresh in every epoch, the same for any number of processes."""
-        sides = [noise_seeds(self.cfg.SEED, self.learner.epoch, index.cpu(), side) for side in (0, 1)]
+        sides = [noise_seeds(self.cfg.SEED, self.learner.epoch, index, side) for side in (0, 1)]
         return torch.stack([torch.as_tensor(side) for side in sides], dim=1)
 
     def log_step(self, loss: torch.Tensor, now: float) -> None:
@@ -116,6 +134,7 @@ class TrainingRun:
         summary, _ = evaluate_split(self.cfg, matcher, val, self.accelerator)
         score = summary["pck"][self.cfg.VAL.LOCALISER][alpha_key(self.cfg.VAL.ALPHA)]["all"]
         best = self.learner.improves(score)
+        self.learner.validated = self.learner.step
         if not self.accelerator.is_main_process:
             return
         self.monitor.add_pck(self.learner.step, summary)
@@ -138,20 +157,26 @@ class TrainingRun:
             write_text(self.prompt_folder / "config.yaml", dump_config(self.cfg))
             self.print(f"best so far: saved to {self.prompt_folder}")
 
+    def end_epoch(self) -> None:
+        """Go on to the next epoch, if this one has been run to its end."""
+        if self.learner.step_in_epoch == self.batches.steps_per_epoch:
+            self.learner.end_epoch()
+
     def save(self) -> None:
         """A checkpoint from which the run goes on exactly."""
+        self.monitor.flush(time.monotonic())
         if self.accelerator.is_main_process:
-            config = dict(iter_keys(self.cfg))
-            save_checkpoint(self.folder, {"config": config, "learner": self.learner.state_dict()})
+            save_checkpoint(self.folder, {"settings": self._settings(), "learner": self.learner.state_dict()})
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
         self.monitor.close()
-        localiser, alpha = self.cfg.VAL.LOCALISER, self.cfg.VAL.ALPHA
+        measure = f"PCK@{self.cfg.VAL.ALPHA:g} ({self.cfg.VAL.LOCALISER})"
+        best = "no validation pair has keypoints" if self.learner.best is None else f"{self.learner.best:.2%}"
         self.print(
-            f"finished {self.learner.step} steps; best validation PCK@{alpha:g} ({localiser}) "
-            f"{self.learner.best:.2%}; prompt in {self.prompt_folder}"
+            f"finished {self.learner.step} steps; best validation {measure}: {best}; prompt in {self.prompt_folder}"
         )
+        self.accelerator.end_training()
 
     def print(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -169,13 +194,36 @@ class TrainingRun:
             f"log: {self.folder}"
         )
 
-    def _refuse_other_config(self) -> None:
-        if self.state is None:
-            return
-        may_differ = MAY_DIFFER if self.cfg.TRAIN.SCHEDULER == "linear" else (*MAY_DIFFER, *LENGTH)
-        changed = changed_keys(self.state["config"], dict(iter_keys(self.cfg)), may_differ)
-        if changed:
+    def _forget(self) -> None:
+        """Remove what an earlier run of the same name left, so that nothing can go on from it."""
+        if self.accelerator.is_main_process:
+            for pattern in ("state.pt", "metrics.jsonl", "events.out.*"):
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+        self.accelerator.wait_for_everyone()
+
+    def _settings(self) -> dict[str, object]:
+        """What a run must have in common with the checkpoint it goes on from."""
+        networks = fingerprint_stable_diffusion(self.cfg, ("vae", "unet", "text_encoder"))
+        condition = build_prompt_name(self.cfg).condition
+        return {
+            **dict(iter_keys(self.cfg)),
+            "training pairs": self.batches.n_pairs,
+            "networks": networks,
+            "condition network": fingerprint_condition(self.cfg, condition) if condition else "",
+        }
+
+    def _refuse_other_run(self) -> None:
+        if self.state is not None:
+            may_differ = MAY_DIFFER if self.cfg.TRAIN.SCHEDULER == "linear" else (*MAY_DIFFER, *LENGTH)
+            if changed := changed_keys(self.state["settings"], self._settings(), may_differ):
+                raise CheckpointError(
+                    f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                    "go on with the old settings, start anew with --overwrite, or choose another OUTPUT_ROOT"
+                )
+        steps = gather_object([self.state["learner"]["counters"]["step"] if self.state else 0])
+        if len(set(steps)) > 1:
             raise CheckpointError(
-                f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
-                "go on with the old settings, start anew with --overwrite, or choose another OUTPUT_ROOT"
+                f"{self.folder}: the processes find checkpoints of different steps {sorted(set(steps))}; "
+                "OUTPUT_ROOT must be on a disk that all machines share"
             )

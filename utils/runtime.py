@@ -23,7 +23,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) -> Accelerator:
     """One process or many, as launched. fp16 brings a gradient scaler; frozen networks are cast by their loader."""
-    if device != "auto" and device != "cpu":
+    if device not in ("auto", "cpu", "cuda"):  # with those, each process finds its own
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     precision = "fp16" if dtype == torch.float16 else "no"
     return Accelerator(cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulation)
@@ -55,10 +55,11 @@ def write_provenance(folder: str | Path, config_text: str, device: torch.device)
 
 
 class StopRequest:
-    """True once SIGINT (Ctrl-C) or SIGTERM has come; a second Ctrl-C stops at once."""
+    """Notes SIGINT (Ctrl-C) or SIGTERM, so that the step under way is finished; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._saved = False
 
     @contextmanager
     def listening(self):
@@ -70,6 +71,17 @@ class StopRequest:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def everything_saved(self):
+        """Inside the block a signal ends the process at once: the state on disk is up to date."""
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+        self._saved = True
+        try:
+            yield
+        finally:
+            self._saved = False
+
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; every process must call this at the same step."""
         asked = self.signal is not None
@@ -80,17 +92,20 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        when = "now" if self._saved else "after this step"
+        print(f"\nstopping {when}; the state is saved and the same command goes on from it", file=sys.stderr)
+        if self._saved:
+            raise SystemExit(128 + number)
         self.signal = number
-        print(
-            "\nstopping after this step; the state is saved and the same command goes on from it",
-            file=sys.stderr,
-        )
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For a data loader's worker: Ctrl-C reaches the whole process group, but the main process decides what to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """For a data loader's worker: signals reach the whole process group, but the main process decides what to do.
+
+    A worker ends when its parent says so, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _git(*arguments: str) -> str:

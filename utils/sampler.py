@@ -9,14 +9,14 @@ class EpochBatches:
     """Batch sampler: this process's part of every optimiser step's batch.
 
     One step takes `batch_size` consecutive pairs of the epoch's permutation. They are cut into `accumulation` parts,
-    each part into `world` shares; this process gets its share of every part. The pairs left over at the end of an
-    epoch (fewer than batch_size) are skipped; the next epoch shuffles anew.
+    each part into `world` shares as equal as can be; this process gets its share of every part. The pairs left over
+    at the end of an epoch (fewer than batch_size) are skipped; the next epoch shuffles anew.
     """
 
     def __init__(self, n_pairs: int, batch_size: int, seed: int, accumulation: int = 1, rank: int = 0, world: int = 1):
-        if batch_size % (accumulation * world):
+        if batch_size < accumulation * world:
             raise ValueError(
-                f"TRAIN.BATCH_SIZE {batch_size} must be a multiple of processes x TRAIN.ACCUMULATION = "
+                f"TRAIN.BATCH_SIZE {batch_size} is smaller than processes x TRAIN.ACCUMULATION = "
                 f"{world} x {accumulation}; change one of the three"
             )
         if n_pairs < batch_size:
@@ -24,6 +24,11 @@ class EpochBatches:
         self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
         self.epoch, self.first_step = 0, 0
+
+    @property
+    def weight(self) -> float:
+        """What a share's summed loss is multiplied with, so that the mean over shares is the mean over the batch."""
+        return self.accumulation * self.world / self.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -39,8 +44,9 @@ class EpochBatches:
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.n_pairs, generator=generator).tolist()
-        share = self.batch_size // (self.accumulation * self.world)
+        shares = self.accumulation * self.world
         for step in range(self.first_step, self.steps_per_epoch):
             for part in range(self.accumulation):
-                begin = step * self.batch_size + (part * self.world + self.rank) * share
-                yield order[begin : begin + share]
+                share = part * self.world + self.rank
+                begin, end = (self.batch_size * number // shares for number in (share, share + 1))
+                yield order[step * self.batch_size + begin : step * self.batch_size + end]

@@ -1,0 +1,64 @@
+"""Plots about methods rather than single matches: curves, and feature maps as colours."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.draw import ImageLike, _new_figure, _render, _show_image, to_rgb
+from utils.geometry import l2_normalise
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def draw_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> np.ndarray:
+    """One line per entry, x -> y, told apart by colour and marker; RGB (H, W, 3) uint8."""
+    figure = _new_figure(6.4, 4.0, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(curves.items()):
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(list(values), list(values.values()), label=name, linewidth=1.6, markersize=5, **style)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _render(figure)
+
+
+def colour_features(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Feature maps (C, h, w) as colours (3, h, w) in [0, 1]: their common first three principal components.
+
+    The maps are L2-normalised per cell, as for matching; equal colours mean similar features across all maps.
+    """
+    cells = torch.cat([l2_normalise(feat.float(), dim=0).flatten(1).T for feat in maps])  # (cells of all maps, C)
+    centred = cells - cells.mean(dim=0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    projected = centred @ axes[:3].T
+    low, high = (torch.quantile(projected, q, dim=0) for q in (0.01, 0.99))
+    colours = ((projected - low) / (high - low)).clamp(0, 1).T  # (3, cells of all maps)
+    sizes = [feat[0].numel() for feat in maps]
+    return [part.unflatten(1, feat.shape[1:]) for part, feat in zip(colours.split(sizes, dim=1), maps, strict=True)]
+
+
+def draw_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
+    """A row of images, and below it for each entry of `maps` the images' feature maps in common colours.
+
+    maps: title -> one (C, h, w) map per image. Returns RGB (H, W, 3) uint8.
+    """
+    rows, columns, side = 1 + len(maps), len(images), 1.7
+    figure = _new_figure(columns * side + 0.4, rows * side, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place, image in zip(axes[0], images, strict=True):
+        _show_image(place, to_rgb(image))
+    for row, (_, feats) in zip(axes[1:], maps.items(), strict=True):
+        for place, colours in zip(row, colour_features(feats), strict=True):
+            _show_cells(place, colours)
+    for row, title in zip(axes, ("images", *maps), strict=True):
+        row[0].set_ylabel(title, fontsize=9)
+    return _render(figure)
+
+
+def _show_cells(axes, colours: Tensor) -> None:
+    axes.imshow(colours.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
