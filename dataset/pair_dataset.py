@@ -212,6 +212,12 @@ def check_caches(caches: Mapping[str, Cache], refs: Sequence[ImageRef]) -> None:
             )
 
 
+def drop_padding(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair batch with no more keypoint columns than its fullest pair has points (at least one)."""
+    used = max(1, int(batch["kps_mask"].sum(dim=1).max()))
+    return {key: value[:, :used] if "kps" in key else value for key, value in batch.items()}
+
+
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of items with equal keys: tensors stacked, numbers as (B,) int64 or float32, texts as lists."""
     return {key: _collate_values([item[key] for item in items]) for key in items[0]}

@@ -21,10 +21,10 @@ def draw_noise(
     Drawn in float32 on the CPU whatever the device, so that every device sees the same numbers.
     """
     generator = torch.Generator()
-    noise = torch.empty(len(seeds), *shape)
+    noise = torch.empty(len(seeds), *shape, pin_memory=torch.device(device).type == "cuda")
     for row, seed in zip(noise, seeds.tolist(), strict=True):
         row.normal_(generator=generator.manual_seed(seed))
-    return noise.to(device=device, dtype=dtype)
+    return noise.to(device=device, dtype=dtype, non_blocking=True)
 
 
 def noise_seeds(base_seed: int, epoch: int, index: Tensor | Sequence[int], side: int) -> Tensor:

@@ -223,3 +223,14 @@ def test_image_dataset(spair):
 def test_loader_workers(spair, context):
     loader = DataLoader(PairDataset(spair, 32), 4, collate_fn=collate, num_workers=1, multiprocessing_context=context)
     assert [len(batch["pair_id"]) for batch in loader] == [4, 2]
+
+
+def test_drop_padding_keeps_every_point(tmp_path):
+    from dataset.pair_dataset import drop_padding
+
+    data = PairDataset(build_benchmark("spair", tiny_spair(tmp_path), "trn"), (32, 48))
+    batch = collate([data[0], data[1]])
+    small = drop_padding(batch)
+    used = int(batch["kps_mask"].sum(dim=1).max())
+    assert small["kps_mask"].sum() == batch["kps_mask"].sum() and small["src_kps"].shape == (2, used, 2)
+    assert torch.equal(small["trg_kps"], batch["trg_kps"][:, :used]) and small["pair_id"] == batch["pair_id"]

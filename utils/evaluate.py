@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from dataset.pair_dataset import ImageDataset, PairDataset, collate
+from dataset.pair_dataset import ImageDataset, PairDataset, collate, drop_padding
 from model.noise import identifier_seed
 from utils.localise import localise
 from utils.pck import PCKEvaluator
@@ -100,7 +100,7 @@ def _extract_by_image(
         for batch in DataLoader(Subset(bare, group), batch_size, collate_fn=collate):
             src_feat = torch.stack([maps[name] for name in batch["src_identifier"]])
             trg_feat = torch.stack([maps[name] for name in batch["trg_identifier"]])
-            yield move_batch(batch, device), src_feat, trg_feat
+            yield move_batch(drop_padding(batch), device), src_feat, trg_feat
 
 
 def _extract_images(matcher, dataset: PairDataset, refs: list, seed: int, batch_size: int, device) -> dict:
@@ -133,7 +133,7 @@ def _extract_by_pair(
     for batch in loader:
         names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
         seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])
-        batch = move_batch(batch, device)
+        batch = move_batch(drop_padding(batch), device)
         yield batch, *matcher.extract_pair(batch, seeds)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 CONVENTIONS = ("align_corners", "half_pixel")
+NORM_PART = 256  # channels squared at a time
 NORM_EPS = 1e-6  # added to every norm, as in SD4Match
 Size = tuple[int, int]
 
@@ -130,8 +131,12 @@ def sample_features(feat: Tensor, kps_cell: Tensor) -> Tensor:
 
 
 def l2_norm(x: Tensor, dim: int) -> Tensor:
-    """||x||_2 along `dim`, which is kept with length 1; the gradient of a zero vector is zero, not NaN."""
-    return x.square().sum(dim=dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+    """||x||_2 along `dim`, which is kept with length 1; the gradient of a zero vector is zero, not NaN.
+
+    Summed in parts: the squares of a whole feature map would be a second map in memory.
+    """
+    total = sum(part.square().sum(dim=dim, keepdim=True) for part in x.split(NORM_PART, dim=dim))
+    return total.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def l2_normalise(x: Tensor, dim: int, eps: float = NORM_EPS) -> Tensor:

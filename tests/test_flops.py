@@ -1,0 +1,58 @@
+"""The arithmetic of SD2-1 at 768 px, counted without weights, against the known counts and the target."""
+
+import pytest
+
+from model.architecture import STABLE_DIFFUSION
+from script.speed.flops import (
+    TERA,
+    Work,
+    build_cpm,
+    count_parts,
+    count_reference_training_pair,
+    count_training_pair,
+)
+from script.speed.scaling import gradient_bytes, project
+
+WORK = Work(STABLE_DIFFUSION["sd2-1"], image_size=(768, 768), condition_shape=(257, 768))
+TARGET = 4.7  # TFLOP per training pair
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return {name: (forward / TERA, backward / TERA) for name, (forward, backward) in count_parts(WORK).items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "forward", "backward"),
+    [("VAE encoder", 2.61, 0.0), ("whole UNet", 2.15, 0.0), ("UNet to up-block 1", 1.13, 1.12)],
+)
+def test_networks_cost_what_is_known(parts, part, forward, backward):
+    assert parts[part] == pytest.approx((forward, backward), rel=0.02)
+
+
+def test_a_training_pair_costs_its_parts_and_little_else(parts):
+    pair = count_training_pair(WORK) / TERA
+    assert pair == pytest.approx(2 * sum(parts["UNet to up-block 1"]) + sum(parts["text transformer"]), rel=0.01)
+    assert pair <= TARGET
+
+
+def test_the_reference_costs_vae_and_whole_unet_as_well(parts):
+    unet_backward = parts["UNet to up-block 1"][1]
+    per_image = parts["VAE encoder"][0] + parts["whole UNet"][0] + unet_backward + sum(parts["text transformer"])
+    assert count_reference_training_pair(WORK) / TERA == pytest.approx(2 * per_image, rel=0.01)
+
+
+def test_gradient_of_cpm_is_counted_exactly():
+    linear = 1536 * 1024 + 1024 + 256 * 256 + 256
+    n_parameters = linear + (25 + 50 + 50) * 1024
+    assert gradient_bytes(build_cpm(WORK)) == (n_parameters, 4 * n_parameters)
+
+
+def test_projection_is_ideal_alone_and_falls_with_processes():
+    rows = project(4_000_000, step_seconds=0.1, worlds=(1, 2, 8))
+    assert [row["efficiency"] for row in rows if row["processes"] == 1] == [1.0, 1.0, 1.0]
+    for link in {row["link"] for row in rows}:
+        efficiency = [row["efficiency"] for row in rows if row["link"] == link]
+        assert efficiency == sorted(efficiency, reverse=True)
+    two = next(row for row in rows if row["link"].startswith("machines on 10 Gbit/s") and row["processes"] == 2)
+    assert two["average_ms"] == pytest.approx(4.0 + 2 * 0.05)  # 4 MB at 1 GB/s, two hops of 50 us
