@@ -49,6 +49,13 @@ def test_each_kind_of_caption_asks_for_its_labels(caption, car, dog):
     assert labels.tolist() == [[BACKGROUND, *car], [BACKGROUND, *dog]]
 
 
+def test_text_alone_tells_which_labels_are_asked_for():
+    space = LabelSpace(WORLD)
+    assert space.asked(Caption("a photo of a car", frozenset({"car"}))) == [2, 3]
+    assert space.asked(Caption("a car, left", frozenset({"car"}), frozenset({"left_wheel"}))) == [2, 3, 5]
+    assert space.asked(Caption("")) == [OBJECT]
+
+
 def test_label_space_counts_every_part_once():
     assert LabelSpace(WORLD).size == 2 + (2 + 3) + (2 + 3)
 
@@ -116,7 +123,7 @@ def pipeline():
 def scenes():
     from script.mini.scenes import HELD_OUT, build_held_out_store
 
-    return build_held_out_store(2, HELD_OUT + 500)
+    return build_held_out_store(3, HELD_OUT + 500)
 
 
 @needs_networks
@@ -154,26 +161,32 @@ def test_pipeline_draws_an_image(pipeline):
 
 @needs_networks
 def test_text_grounds_the_features_better_than_no_text_and_random_weights(pipeline, scenes):
-    from script.mini.diffusion import build_unet, extract_features
+    from script.mini.diffusion import build_unet, predict
     from script.mini.proxy import encode_text, grounding_scores
     from script.mini.vae import encode
 
     latents = (
-        pipeline.vae.config.scaling_factor * encode(pipeline.vae, scenes.image, torch.device("cpu"))[:, :4].float()
+        pipeline.vae.config.scaling_factor
+        * encode(pipeline.vae, scenes.image, torch.device("cpu"))[:, :4].float()
     )
     torch.manual_seed(0)
     trained, random = (
         grounding_scores(
-            lambda *inputs, unet=unet: extract_features(unet, *inputs),
+            lambda *inputs, unet=unet: predict(unet, *inputs)[1],
             lambda texts: encode_text(pipeline.tokenizer, pipeline.text_encoder, texts),
             pipeline.scheduler,
             latents,
             scenes,
+            kinds,
         )
-        for unet in (pipeline.unet, build_unet().eval())
+        for unet, kinds in (
+            (pipeline.unet, ("empty", "text", "parts", "wrong")),
+            (build_unet().eval(), ("text",)),
+        )
     )
-    assert trained["parts"] > random["parts"] + 0.15
-    assert trained["empty"] < trained["text"] < trained["parts"]
+    assert min(trained["text"], trained["parts"]) > random["text"] + 0.1
+    assert trained["wrong"] < trained["text"] > trained["empty"]
+    assert trained["empty"] < trained["parts"]
 
 
 @needs_networks
@@ -189,17 +202,6 @@ def test_features_for_matching_are_24_by_24(pipeline):
 
 
 @needs_networks
-def test_cut_unet_gives_the_features_of_the_whole(pipeline):
-    from script.mini.diffusion import extract_features, predict
-
-    x = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(0))
-    inputs = x, torch.tensor([50]), torch.zeros(1, 77, pipeline.unet.config.cross_attention_dim)
-    with torch.no_grad():
-        torch.testing.assert_close(extract_features(pipeline.unet, *inputs), predict(pipeline.unet, *inputs)[1])
-    assert len(pipeline.unet.up_blocks) == 3
-
-
-@needs_networks
 def test_dinov2_knows_the_categories_of_unseen_scenes():
     from transformers import AutoImageProcessor, Dinov2Model
 
@@ -207,8 +209,10 @@ def test_dinov2_knows_the_categories_of_unseen_scenes():
     from script.mini.scenes import HELD_OUT, build_held_out_store
 
     network = Dinov2Model.from_pretrained(DINO, local_files_only=True).eval()
-    scenes = build_held_out_store(8, HELD_OUT + 500)
+    scenes = build_held_out_store(15, HELD_OUT + 500)
     names = [scene[0]["category"] for scene in scenes.objects]
-    assert knn_accuracy(class_tokens(network, scenes.image, torch.device("cpu")), names) > 0.5
-    pixels = AutoImageProcessor.from_pretrained(DINO, local_files_only=True)(scenes.image[0], return_tensors="pt")
+    assert knn_accuracy(class_tokens(network, scenes.image, torch.device("cpu")), names) > 0.4
+    pixels = AutoImageProcessor.from_pretrained(DINO, local_files_only=True)(
+        scenes.image[0], return_tensors="pt"
+    )
     assert network(**pixels).last_hidden_state.shape == (1, 1 + 144, network.config.hidden_size)

@@ -91,6 +91,13 @@ class LabelSpace:
         table[asked] = self.fine[category][asked]
         return table
 
+    def asked(self, caption: Caption) -> list[int]:
+        """Return the labels a caption asks for as far as its text tells."""
+        if caption.categories is None:
+            return [OBJECT]
+        known = sorted(caption.categories & self.coarse.keys())
+        return sorted({int(label) for name in known for label in self.part_table(caption, name)[1:]})
+
     def label_map(
         self, caption: Caption, part: np.ndarray, instance: np.ndarray, categories: Sequence[str]
     ) -> np.ndarray:
@@ -132,9 +139,7 @@ class CaptionSampler:
         return Caption(_pick(rng, PLAIN).format(f"a {_spoken(name)}"), frozenset([name]))
 
     @staticmethod
-    def _subject(
-        rng: np.random.Generator, objects: Sequence[Mapping[str, str]]
-    ) -> tuple[str, frozenset[str]]:
+    def _subject(rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> tuple[str, frozenset[str]]:
         names = [o["category"] for o in objects]
         if len(set(names)) > 1 and rng.random() < 0.5:
             order = [names[i] for i in rng.permutation(len(names))]
@@ -142,9 +147,7 @@ class CaptionSampler:
         chosen = objects[rng.integers(len(objects))]
         name = chosen["category"]
         coloured = names.count(name) == 1 and rng.random() < COLOUR_SHARE
-        return f"a {chosen['colour']} {_spoken(name)}" if coloured else f"a {_spoken(name)}", frozenset(
-            [name]
-        )
+        return f"a {chosen['colour']} {_spoken(name)}" if coloured else f"a {_spoken(name)}", frozenset([name])
 
     def _with_parts(
         self, rng: np.random.Generator, subject: str, categories: frozenset[str], named: bool = True
@@ -156,9 +159,7 @@ class CaptionSampler:
             )
         else:
             phrase, parts = self._draw_words(rng, sorted(categories))
-        template = _pick(rng, PARTS).replace(
-            "the {parts}", "{parts}" if phrase == ALL_PARTS else "the {parts}"
-        )
+        template = _pick(rng, PARTS).replace("the {parts}", "{parts}" if phrase == ALL_PARTS else "the {parts}")
         return Caption(template.format(subject=subject, parts=phrase), categories if named else None, parts)
 
     def _draw_words(self, rng: np.random.Generator, categories: Sequence[str]) -> tuple[str, frozenset[str]]:

@@ -29,23 +29,19 @@ def percent(line: dict[str, float], *keys: str) -> str:
     return " | ".join(f"{100 * line[key]:.1f}" for key in keys)
 
 
-def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str) -> None:
+def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str, note: str) -> None:
     """Write `out/README.md` from the logs in `work`."""
     logs = {name: read_log(work / f"{name}.jsonl") for name in ("vae", "dino", "diffusion")}
     final = {name: log[-1] for name, log in logs.items()}
-    compute = "\n".join(
-        f"| {name} | {line['samples']:,} | {line['minutes']:.0f} |" for name, line in final.items()
-    )
-    scores = "\n".join(
-        f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_place')} |" for kind in TEMPLATES
-    )
+    compute = "\n".join(f"| {name} | {line['samples']:,} | {line['minutes']:.0f} |" for name, line in final.items())
+    scores = "\n".join(f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_place')} |" for kind in TEMPLATES)
     history = "\n".join(
-        f"| {line['samples']:,} | {line['minutes']:.0f} | {percent(line, *TEMPLATES)} |"
-        for line in logs["diffusion"]
+        f"| {line['samples']:,} | {line['minutes']:.0f} | {percent(line, *TEMPLATES)} |" for line in logs["diffusion"]
     )
     text = TEMPLATE.format(
         scenes=scenes,
         device=device,
+        note=note,
         machine=platform.machine(),
         compute=compute,
         scores=scores,
@@ -58,7 +54,7 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str)
         grounding=diffusion.GROUNDING,
         tau=diffusion.TAU,
         timestep=TIMESTEP,
-        denoise_share=diffusion.DENOISE_SHARE,
+        asking=diffusion.ASKING,
         shares=", ".join(f"{name} {share:.0%}" for name, share in KINDS.items()),
         sd_size=folder_size(out / "stable-diffusion"),
         dino_size=folder_size(out / "dinov2"),
@@ -74,34 +70,38 @@ are of no use for photos.
 
 | folder | what it is | size |
 |---|---|---:|
-| `stable-diffusion/` | VAE (stride 4), UNet (3 levels, v-prediction), text encoder | {sd_size} |
+| `stable-diffusion/` | VAE (stride 4), UNet (2 levels, v-prediction), text encoder | {sd_size} |
 | `dinov2/` | `Dinov2Model` on 84 px (12 x 12 patches), image processor | {dino_size} |
 
 All weights are half precision. `script/mini/pretrain.sh` makes them.
 
 ## Objectives
-- VAE: L1 + L2 reconstruction and a tiny KL term on 48-px crops.
-- UNet and text encoder, trained together: v-prediction (on {denoise_share:.0%} of the steps) plus
-  {grounding} times a **text-grounded objective**: a throw-away cosine classifier (temperature
-  {tau}) reads, from the features of `up_blocks[1]`, the part labels that the caption asks for. "a
-  photo of a dog" asks for coarse parts only, "a dog, left and right" or "all parts of a dog" for
-  the fine parts named, the empty caption for the objects, a caption of an absent category for
-  nothing. Half of the target inside objects is the mix of labels around the cell, so that features
-  also tell the ends of a part apart. Kinds of caption: {shares}.
+- VAE: L1 + L2 reconstruction and a tiny KL term on 48-px crops of the first 2,000 scenes; afterwards
+  the basis of the latents is changed to one of mean 0 and covariance 1, so the scaling factor is 1.
+- UNet and text encoder, trained together: v-prediction plus {grounding} times a **text-grounded
+  objective**: a throw-away cosine classifier (temperature {tau}) reads, from the features of
+  `up_blocks[1]`, the part labels that the caption asks for. "a photo of a dog" asks for coarse
+  parts only, "a dog, left and right" or "all parts of a dog" for the fine parts named, the empty
+  caption for the objects, a caption of an absent category for nothing. Half of the target inside
+  objects is the mix of labels around the cell, so that features also tell the ends of a part apart.
+  Kinds of caption: {shares}. A second throw-away classifier (weight {asking}) reads from the text
+  alone which labels it asks for; it replaces the pretraining of the text encoder.
 - DINOv2: category, colour and facing from the class token, coarse parts from the patch tokens.
 
 **The real Stable Diffusion has no grounded objective.** It stands in for what hundreds of millions
-of captioned photos teach the real one: which words belong to which pixels. With v-prediction alone,
-at this scale, the features hardly match and prompts hardly move them. No network saw a keypoint, or
-a scene of the benchmark's other splits.
+of captioned photos teach the real one: which words belong to which pixels. No
+network saw a keypoint, or a scene of the benchmark's other splits.
 
 ## Data and compute
 {scenes:,} rendered scenes (a quarter with two objects), split `pretrain`, seeds fixed. Trained on
-{device} ({machine}), one thread per network:
+{device} ({machine}); minutes are wall-clock time of the training steps on a machine shared with
+other work:
 
 | network | samples | minutes |
 |---|---:|---:|
 {compute}
+
+{note}
 
 ## Scores on held-out scenes
 VAE reconstruction: {psnr:.1f} dB PSNR. DINOv2: {knn:.1f} % nearest-neighbour accuracy of the
@@ -129,5 +129,7 @@ Part transfer over the training:
 - The text encoder knows only the words of its captions; other words are spelled out and mean
   nothing to it.
 - The UNet has seen few samples: images drawn from noise show coarse shapes at best.
-- There is no self attention at the 24 x 24 level, to keep a training step affordable on a CPU.
+- The UNet has two levels, 24 x 24 and 12 x 12: the features that are matched come from its last up
+  block, not from the middle as in Stable Diffusion 2-1, where the middle has as many cells across
+  an object. There is no self attention at 24 x 24, to keep a step affordable on a CPU.
 """

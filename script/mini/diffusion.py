@@ -5,6 +5,8 @@ a throw-away classifier on cosine similarity, the matcher's own metric.
 """
 
 import copy
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,39 +17,41 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from script.mini.captions import BACKGROUND, CaptionSampler, LabelSpace
-from script.mini.loop import Run, Schedule, Scores, fit
+from script.mini.loop import Run, Schedule, Scores, first_process_first, fit, load_as_float32
 from script.mini.proxy import encode_text, grounding_scores
 from script.mini.scenes import SceneStore, to_cells
-from script.mini.tokenizer import POSITIONS, tokenize
+from script.mini.tokenizer import POSITIONS, VOCABULARY_FILES, tokenize
 from script.mini.vae import encode
 
 WIDTH = 96  # of the text condition
 FEATURE_BLOCK = 1  # up block whose output is matched
 STEPS = 1000
-EARLY, EARLY_SHARE = 400, 0.75  # this share of the timesteps is drawn below EARLY
-DENOISE_SHARE = 1 / 3  # share of the steps that also predict v: the rest ends at the feature block
+TIMESTEP_SHARES = {150: 0.5, 400: 0.35, STEPS: 0.15}  # share of the timesteps drawn below each limit
 GROUNDING = 0.5  # weight of the grounded objective
+ASKING = 2.0  # weight of telling from the text alone which labels it asks for
 TAU = 0.08  # temperature of the cosine classifier
 BLUR_CELLS, BLUR_SHARE = 2.0, 0.5  # how far and how much the labels of neighbouring cells count
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Return an untrained UNet: 3 levels on 24 x 24 latents, cross attention at each.
+    """Return an untrained UNet on 24 x 24 latents with levels at 24 x 24 and 12 x 12.
 
-    The first level has no self attention: over 576 positions it would cost half the training time.
+    The second up block works at 24 x 24: about as many cells across an object as Stable Diffusion 2-1
+    has. Computed at 12 x 12, its features could not resolve half of the parts. The first level has no
+    self attention, which over 576 positions would cost half the training time.
     """
     return UNet2DConditionModel(
         sample_size=24,
         in_channels=4,
         out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(48, 64, 96),
-        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(64, 96),
+        layers_per_block=(0, 1),
         norm_num_groups=16,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 4, 4),
-        only_cross_attention=(True, False, False),
+        attention_head_dim=(2, 4),
+        only_cross_attention=(True, False),
         use_linear_projection=True,
     )
 
@@ -84,31 +88,13 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def cut_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a view of the UNet (same weights) whose sample is the feature map."""
-    cut = copy.copy(unet)
-    cut._modules = dict(unet._modules)
-    cut.up_blocks = unet.up_blocks[: FEATURE_BLOCK + 1]
-    cut.conv_norm_out = None
-    cut.conv_out = nn.Identity()
-    return cut
-
-
-def extract_features(
-    unet: UNet2DConditionModel, x_t: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
-) -> torch.Tensor:
-    """Return the feature maps (n, C, 24, 24) of noisy latents under a text condition (n, 77, D)."""
-    return cut_unet(unet)(x_t, timesteps, tokens).sample
-
-
 def predict(
     unet: UNet2DConditionModel, x_t: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the predicted v (n, 4, 24, 24) and the feature maps (n, C, 24, 24)."""
+    """Return the predicted v (n, 4, 24, 24) and the feature maps (n, C, 24, 24) under tokens (n, 77, D)."""
     kept = []
-    handle = unet.up_blocks[FEATURE_BLOCK].register_forward_hook(
-        lambda module, inputs, output: kept.append(output)
-    )
+    block = unet.up_blocks[FEATURE_BLOCK]
+    handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
         velocity = unet(x_t, timesteps, tokens).sample
     finally:
@@ -117,7 +103,7 @@ def predict(
 
 
 class GroundedDiffusion(nn.Module):
-    """UNet and text encoder with the classifier of the grounded objective."""
+    """UNet and text encoder with the throw-away classifiers they are trained with."""
 
     def __init__(self, tokenizer: CLIPTokenizer, labels: int):
         super().__init__()
@@ -125,6 +111,7 @@ class GroundedDiffusion(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         channels = self.unet.config.block_out_channels[::-1][FEATURE_BLOCK]
         self.prototype = nn.Parameter(torch.randn(labels, channels))
+        self.asked = nn.Linear(WIDTH, labels)
 
     def grounding_loss(self, feat: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the balanced cross-entropy of feature maps (n, C, h, w) against labels (n, h, w)."""
@@ -132,6 +119,10 @@ class GroundedDiffusion(nn.Module):
         logits = torch.einsum("nchw,kc->nkhw", F.normalize(feat, dim=1), prototype) / TAU
         weights = balance(labels, len(prototype))
         return (F.cross_entropy(logits, soften(labels, len(prototype)), reduction="none") * weights).mean()
+
+    def asking_loss(self, tokens: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Return how badly text tokens (n, 77, D) tell the labels asked for, multi-hot (n, labels)."""
+        return F.binary_cross_entropy_with_logits(self.asked(tokens.mean(1)), asked)
 
 
 def balance(labels: torch.Tensor, count: int) -> torch.Tensor:
@@ -159,10 +150,10 @@ def soften(labels: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def draw_timesteps(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw timesteps (batch,): EARLY_SHARE of them in [0, EARLY), the others in [0, STEPS)."""
-    early = torch.rand(batch, generator=generator) < EARLY_SHARE
-    uniform = torch.rand(batch, generator=generator)
-    return (uniform * torch.where(early, EARLY, STEPS)).long()
+    """Draw timesteps (batch,), each uniform below one of the limits of TIMESTEP_SHARES."""
+    limits, shares = (torch.tensor(list(values)) for values in (TIMESTEP_SHARES, TIMESTEP_SHARES.values()))
+    limit = limits[torch.multinomial(shares, batch, replacement=True, generator=generator)]
+    return (torch.rand(batch, generator=generator) * limit).long()
 
 
 class Batches:
@@ -180,16 +171,17 @@ class Batches:
         noise = torch.randn(mean.shape, generator=generator)
         return self.scale * (mean + torch.exp(0.5 * logvar) * noise)
 
-    def captions(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[list[str], torch.Tensor]:
-        """Draw a caption for each scene and the labels (n, 24, 24) it asks for."""
+    def captions(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+        """Draw captions: texts, label maps (n, 24, 24), multi-hot labels asked for (n, labels)."""
         rng = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
-        texts, labels = [], []
-        for row in rows.tolist():
+        texts, labels, asked = [], [], torch.zeros(len(rows), self.space.size)
+        for i, row in enumerate(rows.tolist()):
             caption = self.sampler.draw(rng, self.objects[row])
             names = [o["category"] for o in self.objects[row]]
             texts.append(caption.text)
+            asked[i, self.space.asked(caption)] = 1.0
             labels.append(self.space.label_map(caption, self.part[row], self.instance[row], names))
-        return texts, torch.from_numpy(np.stack(labels))
+        return texts, torch.from_numpy(np.stack(labels)), asked
 
 
 def train_diffusion(
@@ -205,34 +197,31 @@ def train_diffusion(
 ) -> None:
     """Train UNet and text encoder together and save the whole pipeline to `out`."""
     space, scheduler, scale = LabelSpace(categories), build_scheduler(), vae.config.scaling_factor
-    batches = Batches(
-        store, load_moments(vae, store, folder / "moments.pt", device), scale, space, categories
-    )
+    with first_process_first():
+        moments = load_moments(vae, store, folder / "moments.pt", device)
+    batches = Batches(store, moments, scale, space, categories)
     held_out_latents = scale * encode(vae, held_out.image, device)[:, :4].float().to(device)
     networks = GroundedDiffusion(tokenizer, space.size).to(device)
 
     def compute_loss(networks: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
-        rows = torch.randint(len(store), (schedule.batch,), generator=generator)
-        texts, labels = batches.captions(rows, generator)
-        z, timesteps = batches.latents(rows, generator), draw_timesteps(schedule.batch, generator)
+        rows = torch.randint(len(store), (schedule.local_batch,), generator=generator)
+        texts, labels, asked = batches.captions(rows, generator)
+        z, timesteps = batches.latents(rows, generator), draw_timesteps(schedule.local_batch, generator)
         noise = torch.randn(z.shape, generator=generator)
         x_t, target = scheduler.add_noise(z, noise, timesteps), scheduler.get_velocity(z, noise, timesteps)
         tokens = networks.text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
-        inputs = x_t.to(device), timesteps.to(device), tokens
-        if torch.rand(1, generator=generator).item() >= DENOISE_SHARE:
-            grounding = networks.grounding_loss(extract_features(networks.unet, *inputs), labels.to(device))
-            return GROUNDING * grounding, {"grounding": grounding.item()}
-        velocity, feat = predict(networks.unet, *inputs)
-        denoising = F.mse_loss(velocity, target.to(device))
-        grounding = networks.grounding_loss(feat, labels.to(device))
-        return denoising + GROUNDING * grounding, {
-            "grounding": grounding.item(),
-            "denoising": denoising.item(),
+        velocity, feat = predict(networks.unet, x_t.to(device), timesteps.to(device), tokens)
+        losses = {
+            "denoising": F.mse_loss(velocity, target.to(device)),
+            "grounding": networks.grounding_loss(feat, labels.to(device)),
+            "asking": networks.asking_loss(tokens, asked.to(device)),
         }
+        loss = losses["denoising"] + GROUNDING * losses["grounding"] + ASKING * losses["asking"]
+        return loss, {name: value.item() for name, value in losses.items()}
 
     def evaluate(networks: nn.Module) -> Scores:
         return grounding_scores(
-            lambda *inputs: extract_features(networks.unet, *inputs),
+            lambda *inputs: predict(networks.unet, *inputs)[1],
             lambda texts: encode_text(tokenizer, networks.text_encoder, texts),
             scheduler,
             held_out_latents,
@@ -240,29 +229,40 @@ def train_diffusion(
         )
 
     def export(networks: nn.Module) -> None:
-        save_pipeline(vae, networks, tokenizer, scheduler, out)
+        save_pipeline(vae, networks, tokenizer, scheduler, folder / "tokenizer", out)
 
     fit(Run("diffusion", networks, schedule, folder), compute_loss, evaluate, export)
 
 
 def load_moments(vae: AutoencoderKL, store: SceneStore, path: Path, device) -> torch.Tensor:
-    """Encode every scene once (n, 8, 24, 24), or read what an earlier run encoded."""
+    """Encode every scene once (n, 8, 24, 24), or read what an earlier run encoded with this VAE."""
     if path.exists():
         moments = torch.load(path, weights_only=True)
-        if len(moments) == len(store):
+        probe = encode(vae, store.image[:4], device)
+        if len(moments) == len(store) and torch.allclose(moments[:4].float(), probe.float(), atol=0.01):
             return moments
     moments = encode(vae, store.image, device)
-    torch.save(moments, path)
+    temporary = path.with_suffix(".tmp")
+    torch.save(moments, temporary)
+    os.replace(temporary, path)
     return moments
 
 
-def save_pipeline(vae, networks: GroundedDiffusion, tokenizer: CLIPTokenizer, scheduler, out: Path) -> None:
-    """Write an ordinary half-precision diffusers folder without the classifier."""
-    text_encoder = copy.deepcopy(networks.text_encoder).half()
-    text_encoder.config.dtype = "float32"  # what to load it as: half precision is slow on CPUs
+def save_pipeline(
+    vae: AutoencoderKL,
+    networks: GroundedDiffusion,
+    tokenizer: CLIPTokenizer,
+    scheduler,
+    vocabulary: Path,
+    out: Path,
+) -> None:
+    """Write an ordinary half-precision diffusers folder, without the classifiers.
+
+    The tokenizer's `vocabulary` files are added for versions of transformers that do not read tokenizer.json.
+    """
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
-        text_encoder=text_encoder,
+        text_encoder=copy.deepcopy(networks.text_encoder).half(),
         tokenizer=tokenizer,
         unet=copy.deepcopy(networks.unet).half(),
         scheduler=scheduler,
@@ -271,3 +271,6 @@ def save_pipeline(vae, networks: GroundedDiffusion, tokenizer: CLIPTokenizer, sc
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
+    load_as_float32(out / "text_encoder")
+    for name in VOCABULARY_FILES:
+        shutil.copyfile(vocabulary / name, out / "tokenizer" / name)

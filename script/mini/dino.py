@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from script.mini.captions import Caption, LabelSpace
-from script.mini.loop import Run, Schedule, Scores, fit
+from script.mini.loop import Run, Schedule, Scores, fit, load_as_float32
 from script.mini.scenes import SceneStore
 
 CROP, PATCH = 84, 7
@@ -85,9 +85,7 @@ class DinoTargets:
         names = [o["category"] for o in self.store.objects[row]]
         centres = np.s_[top + PATCH // 2 : top + CROP : PATCH, left + PATCH // 2 : left + CROP : PATCH]
         caption = Caption("", frozenset(names))
-        return self.space.label_map(
-            caption, self.store.part[row][centres], self.store.instance[row][centres], names
-        )
+        return self.space.label_map(caption, self.store.part[row][centres], self.store.instance[row][centres], names)
 
 
 def train_dino(
@@ -101,14 +99,12 @@ def train_dino(
 ) -> None:
     """Train the network on crops of the scenes and save it with its image processor to `out`."""
     targets = DinoTargets(store, space)
-    teacher = DinoTeacher(len(targets.names), len(targets.colours), len(targets.facings), space.size).to(
-        device
-    )
+    teacher = DinoTeacher(len(targets.names), len(targets.colours), len(targets.facings), space.size).to(device)
 
     def compute_loss(teacher: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
-        rows = torch.randint(len(store), (schedule.batch,), generator=generator).tolist()
+        rows = torch.randint(len(store), (schedule.local_batch,), generator=generator).tolist()
         tops, lefts = torch.randint(
-            store.image.shape[1] - CROP + 1, (2, schedule.batch), generator=generator
+            store.image.shape[1] - CROP + 1, (2, schedule.local_batch), generator=generator
         ).tolist()
         boxes = list(zip(rows, tops, lefts, strict=True))
         crops = np.stack([store.image[r, y : y + CROP, x : x + CROP] for r, y, x in boxes])
@@ -136,9 +132,8 @@ def train_dino(
     def export(teacher: nn.Module) -> None:
         network = Dinov2Model(teacher.network.config)
         network.load_state_dict(teacher.network.state_dict())
-        network.half()
-        network.config.dtype = "float32"
-        network.save_pretrained(out)
+        network.half().save_pretrained(out)
+        load_as_float32(out)
         build_processor().save_pretrained(out)
 
     fit(Run("dino", teacher, schedule, folder), compute_loss, evaluate, export)

@@ -5,15 +5,35 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 Scores = dict[str, float]
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first process make a file that the others then find."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and dist.is_initialized():
+        dist.barrier()
+
+
+def load_as_float32(folder: Path) -> None:
+    """Let transformers load a saved half-precision network in single precision: CPUs are slow in half."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Schedule:
 
     samples: int | None
     minutes: float | None
-    batch: int
+    batch: int  # over all processes
     lr: float
     warmup: int = 2000  # samples
     weight_decay: float = 0.01
@@ -33,6 +53,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.samples is None and self.minutes is None:
             raise ValueError("a schedule needs a budget: samples, minutes or both")
+
+    @property
+    def local_batch(self) -> int:
+        """Samples of this process per step."""
+        return self.batch // (dist.get_world_size() if dist.is_initialized() else 1)
 
     def progress(self, samples: int, minutes: float) -> float:
         """Return the share of the budget used up, in [0, 1]."""
@@ -57,6 +82,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(_parameter_groups(networks, schedule.weight_decay), lr=schedule.lr)
         self.checkpoint, self.log = folder / f"{name}.pt", folder / f"{name}.jsonl"
         self.step, self.minutes = 0, 0.0
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -86,12 +112,24 @@ class Run:
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint)
 
-    def update(self, loss: torch.Tensor) -> None:
-        """Take one optimiser step and fold the weights into the average."""
+    def synchronise(self, minutes: float) -> float:
+        """Average the gradients and the time used over all processes; returns the latter."""
+        gradients = [p.grad for p in self.networks.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients] + [gradients[0].new_tensor([minutes])])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return flat[-1].item()
+
+    def update(self, loss: torch.Tensor, start: float) -> None:
+        """Take one optimiser step, begun at `start` (monotonic seconds), and average the weights."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.samples, self.minutes)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        minutes = self.minutes + (time.monotonic() - start) / 60
+        self.minutes = self.synchronise(minutes) if self.processes > 1 else minutes
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -125,30 +163,31 @@ def fit(
 ) -> nn.Module:
     """Train until the budget is used up and return the averaged networks.
 
-    `compute_loss(networks, generator)` draws its batch from the generator, seeded by (seed, step), so
-    a resumed run sees the batches it would have seen. `evaluate` and `export` get the averaged networks every
-    `report_minutes` and at the end.
+    `compute_loss(networks, generator)` draws its batch from the generator, seeded by (seed, step), so a
+    resumed run sees the batches it would have seen. Several processes (torch.distributed) draw different
+    batches and average their gradients; the first of them evaluates and saves. `evaluate` and `export` get
+    the averaged networks every `report_minutes` and at the end.
     """
     schedule = run.schedule
     run.resume()
     recent, last_report = defaultdict(list), run.minutes
     while schedule.progress(run.samples, run.minutes) < 1.0:
         start = time.monotonic()
-        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + run.step)
+        draw = run.step * run.processes + run.rank
+        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + draw)
         run.networks.train()
         loss, parts = compute_loss(run.networks, generator)
-        run.update(loss)
-        run.minutes += (time.monotonic() - start) / 60
+        run.update(loss, start)
         for key, value in parts.items():
             recent[key].append(value)
-        if (
-            run.minutes - last_report >= schedule.report_minutes
-            or schedule.progress(run.samples, run.minutes) == 1.0
-        ):
+        finished = schedule.progress(run.samples, run.minutes) == 1.0
+        if run.rank == 0 and (finished or run.minutes - last_report >= schedule.report_minutes):
             run.save()
             losses = {key: sum(values) / len(values) for key, values in recent.items()}
             run.report(**losses, **evaluate(run.average))
             export(run.average)
             recent.clear()
             last_report = run.minutes
+    if run.processes > 1:
+        dist.barrier()  # what the first process exported is there for all
     return run.average

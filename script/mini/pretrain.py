@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
@@ -15,19 +16,19 @@ from script.mini.captions import CaptionSampler, LabelSpace
 from script.mini.card import write_card
 from script.mini.diffusion import train_diffusion
 from script.mini.dino import train_dino
-from script.mini.loop import Schedule
+from script.mini.loop import Schedule, first_process_first
 from script.mini.proxy import colour_baseline
 from script.mini.scenes import SceneStore, build_held_out_store, build_training_store
 from script.mini.tokenizer import build_tokenizer
 from script.mini.vae import train_vae
 
 SCHEDULES = {
-    "vae": Schedule(samples=20_000, minutes=None, batch=8, lr=1.5e-3, warmup=800, report_minutes=1.0),
-    "dino": Schedule(samples=40_000, minutes=None, batch=32, lr=1e-3),
-    "diffusion": Schedule(samples=60_000, minutes=None, batch=16, lr=1e-3),
+    "vae": Schedule(samples=12_000, minutes=None, batch=8, lr=1.5e-3, warmup=800, report_minutes=1.0),
+    "dino": Schedule(samples=85_000, minutes=None, batch=32, lr=1e-3),
+    "diffusion": Schedule(samples=50_000, minutes=None, batch=24, lr=1e-3),
 }
 STAGES = (*SCHEDULES, "card")
-SHARE = {"vae": 0.1, "dino": 0.15, "diffusion": 0.75}  # of --minutes
+SHARE = {"vae": 0.1, "dino": 0.3, "diffusion": 0.6}  # of --minutes
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
 VAE_SCENES = 2000  # it sees crops, and needs no more
@@ -36,9 +37,7 @@ CAPTIONS = 20_000  # drawn to learn the vocabulary
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="what to make")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="training time of the chosen stages together")
@@ -46,10 +45,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=16_000, help="training scenes to render")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, logs"
-    )
+    parser.add_argument("--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, logs")
     parser.add_argument("--out", type=Path, default=Path("asset/mini"), help="the finished networks")
+    parser.add_argument("--note", default="", help="what the model card should say about the run")
     return parser.parse_args(argv)
 
 
@@ -60,9 +58,7 @@ def build_schedule(stage: str, args: argparse.Namespace) -> Schedule:
         minutes = args.minutes * SHARE[stage] / sum(SHARE.get(name, 0.0) for name in args.stage)
         return replace(schedule, samples=None, minutes=minutes)
     if args.samples is not None:
-        return replace(
-            schedule, samples=round(schedule.samples * args.samples / SCHEDULES["diffusion"].samples)
-        )
+        return replace(schedule, samples=round(schedule.samples * args.samples / SCHEDULES["diffusion"].samples))
     return schedule
 
 
@@ -85,10 +81,13 @@ def describe(device: torch.device) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Render, train what was asked for, and save it."""
     args = parse_arguments(argv)
+    if "WORLD_SIZE" in os.environ:  # started by torchrun
+        dist.init_process_group("gloo")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     device = torch.device(name)
     torch.manual_seed(args.seed)
-    store = build_training_store(args.work / "scenes", args.scenes)
+    with first_process_first():
+        store = build_training_store(args.work / "scenes", args.scenes)
     if "vae" in args.stage:
         held_out = build_held_out_store(HELD_OUT_PER_CATEGORY)
         train_vae(
@@ -106,12 +105,13 @@ def main(argv: list[str] | None = None) -> None:
     if "diffusion" in args.stage:
         held_out = build_held_out_store(HELD_OUT_PER_CATEGORY)
         vae = AutoencoderKL.from_pretrained(args.work / "vae").to(device).eval()
-        tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
+        with first_process_first():
+            tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
         schedule, out = build_schedule("diffusion", args), args.out / "stable-diffusion"
         train_diffusion(store, held_out, CATEGORIES, tokenizer, vae, schedule, args.work, out, device)
-    if "card" in args.stage:
+    if "card" in args.stage and (not dist.is_initialized() or dist.get_rank() == 0):
         baseline = colour_baseline(build_held_out_store(HELD_OUT_PER_CATEGORY))
-        write_card(args.work, args.out, args.scenes, baseline, describe(device))
+        write_card(args.work, args.out, args.scenes, baseline, describe(device), args.note)
 
 
 if __name__ == "__main__":

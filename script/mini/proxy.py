@@ -95,8 +95,9 @@ def grounding_scores(
     scheduler,
     latents: torch.Tensor,
     store: SceneStore,
+    kinds: Sequence[str] = tuple(TEMPLATES),
 ) -> dict[str, float]:
-    """Return the part transfer under each caption template, one noise draw at TIMESTEP.
+    """Return the part transfer under caption templates (`kinds`), one noise draw at TIMESTEP.
 
     `features_of(x_t, timesteps, tokens)` gives the feature maps; latents (n, 4, h, w) are scaled.
     """
@@ -107,8 +108,8 @@ def grounding_scores(
     timesteps = torch.full((len(latents),), TIMESTEP, device=latents.device)
     x_t = scheduler.add_noise(latents, noise, timesteps)
     scores = {}
-    for kind, template in TEMPLATES.items():
-        tokens = encode([template(name, other[name]) for name in names])
+    for kind in kinds:
+        tokens = encode([TEMPLATES[kind](name, other[name]) for name in names])
         chunks = [slice(i, i + BATCH) for i in range(0, len(x_t), BATCH)]
         features = torch.cat([features_of(x_t[c], timesteps[c], tokens[c]) for c in chunks])
         scores[kind], scores[f"{kind}_place"] = mean_transfer(features.float().cpu(), store)

@@ -81,9 +81,7 @@ def _open_arrays(folder: Path, count: int) -> dict[str, np.ndarray]:
         else:
             arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         if arrays[name].shape != shape:
-            raise ValueError(
-                f"{path} holds {arrays[name].shape}, not {shape}: remove {folder} or keep --scenes"
-            )
+            raise ValueError(f"{path} holds {arrays[name].shape}, not {shape}: remove {folder} or keep --scenes")
     return arrays
 
 
@@ -121,8 +119,6 @@ def load_training_store(folder: Path) -> SceneStore:
 
 def build_held_out_store(per_category: int, start: int = HELD_OUT) -> SceneStore:
     """Render `per_category` one-object scenes of every category, from outside the training range."""
-    rows = [
-        render((name,), index) for name in sorted(CATEGORIES) for index in range(start, start + per_category)
-    ]
+    rows = [render((name,), index) for name in sorted(CATEGORIES) for index in range(start, start + per_category)]
     image, part, instance, objects = zip(*rows, strict=True)
     return SceneStore(np.stack(image), np.stack(part), np.stack(instance), objects)

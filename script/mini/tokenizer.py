@@ -11,6 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 SOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"  # "!" has id 0, the padding of Stable Diffusion 2
 POSITIONS = 77
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
 END_OF_WORD = "</w>"
 
 

@@ -44,18 +44,14 @@ def draw_crops(images: np.ndarray, batch: int, generator: torch.Generator) -> np
     rows = torch.randint(n, (batch,), generator=generator).tolist()
     tops = torch.randint(height - CROP + 1, (batch,), generator=generator).tolist()
     lefts = torch.randint(width - CROP + 1, (batch,), generator=generator).tolist()
-    return np.stack(
-        [images[r, y : y + CROP, x : x + CROP] for r, y, x in zip(rows, tops, lefts, strict=True)]
-    )
+    return np.stack([images[r, y : y + CROP, x : x + CROP] for r, y, x in zip(rows, tops, lefts, strict=True)])
 
 
-def train_vae(
-    store: SceneStore, held_out: SceneStore, schedule: Schedule, folder: Path, out: Path, device
-) -> None:
+def train_vae(store: SceneStore, held_out: SceneStore, schedule: Schedule, folder: Path, out: Path, device) -> None:
     """Train the autoencoder on crops of the scenes and save it to `out`."""
 
     def compute_loss(vae: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
-        x = to_tensor(draw_crops(store.image, schedule.batch, generator), device)
+        x = to_tensor(draw_crops(store.image, schedule.local_batch, generator), device)
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
