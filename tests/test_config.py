@@ -87,7 +87,7 @@ def test_wrong_settings_name_the_key(opts, message):
         (["VAL.ALPHA", "0.3"], r"VAL.ALPHA"),
         (["TRAIN.LR", "-1.0"], r"TRAIN.LR must be positive"),
         (["LOSS.KERNEL_SIZE", "4"], r"KERNEL_SIZE must be odd"),
-        (["TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES"),
+        (["TRAIN.STEP_RULES", ""], r"STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together"),
         (["EVAL.LOCALISERS", "[nn, argmax]"], r"EVAL.LOCALISERS: unknown argmax; known: nn, bilinear"),
         (["DATASET.NAME", "spar"], r"DATASET.NAME: unknown spar; known: spair, pfpascal, pfwillow"),
         (["LOSS.NAME", "mse"], r"LOSS.NAME: unknown mse"),

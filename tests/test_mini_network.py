@@ -166,8 +166,7 @@ def test_text_grounds_the_features_better_than_no_text_and_random_weights(pipeli
     from script.mini.vae import encode
 
     latents = (
-        pipeline.vae.config.scaling_factor
-        * encode(pipeline.vae, scenes.image, torch.device("cpu"))[:, :4].float()
+        pipeline.vae.config.scaling_factor * encode(pipeline.vae, scenes.image, torch.device("cpu"))[:, :4].float()
     )
     torch.manual_seed(0)
     trained, random = (
@@ -212,7 +211,5 @@ def test_dinov2_knows_the_categories_of_unseen_scenes():
     scenes = build_held_out_store(15, HELD_OUT + 500)
     names = [scene[0]["category"] for scene in scenes.objects]
     assert knn_accuracy(class_tokens(network, scenes.image, torch.device("cpu")), names) > 0.4
-    pixels = AutoImageProcessor.from_pretrained(DINO, local_files_only=True)(
-        scenes.image[0], return_tensors="pt"
-    )
+    pixels = AutoImageProcessor.from_pretrained(DINO, local_files_only=True)(scenes.image[0], return_tensors="pt")
     assert network(**pixels).last_hidden_state.shape == (1, 1 + 144, network.config.hidden_size)

@@ -1,0 +1,78 @@
+"""On the mini world the method does what it should: learned prompts beat the words that they start from."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from config import load_config
+from dataset.mini.write import install
+from dataset.pair_dataset import collate
+from model.noise import noise_seeds
+from script.mini.baselines import forget_weights
+from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
+from utils.evaluate import evaluate
+from utils.pck import summarise
+from utils.precompute import build_caches
+from utils.report import build_protocol
+
+pytestmark = [pytest.mark.usefixtures("fresh_accelerator"), pytest.mark.slow]
+SPLITS = {"trn": 24, "val": 10, "test": 2}
+PAIRS = {"trn": 60, "val": 40, "test": 1}
+WORDS = "text:a photo of a dog"
+
+
+@pytest.fixture(scope="module")
+def dogs(tmp_path_factory):
+    """Settings for the mini world with a small benchmark of one category."""
+    root = tmp_path_factory.mktemp("dogs")
+    install(root / "data", "spair", images=SPLITS, pairs=PAIRS, categories=("dog",))
+    more = {"DATASET.ROOT": str(root / "data"), "OUTPUT_ROOT": str(root / "out"), "PROMPT.METHOD": "Single"}
+    return load_config("config/mini/base.yaml", [], {**more, "PROMPT.SPACE": "HiddenState", "PROMPT.INIT": WORDS})
+
+
+@pytest.fixture
+def setup(dogs):
+    accelerator, trn, val = build_accelerator(dogs), build_pairs(dogs, "trn"), build_pairs(dogs, "val")
+    prompt = build_new_prompt(dogs, trn.benchmark.categories)
+    build_caches(dogs, (trn, val), prompt.condition, accelerator)
+    return trn, val, build_trainee(dogs, prompt, accelerator.device)
+
+
+def mean_loss(matcher, pairs, loss_fn, epoch=0):
+    """The loss over all pairs, one batch at a time, as a generator of tensors."""
+    for batch in DataLoader(pairs, 10, collate_fn=collate):
+        seeds = torch.stack([noise_seeds(0, epoch, batch["index"], side) for side in (0, 1)], dim=1)
+        src_feat, trg_feat = matcher.extract_pair(batch, seeds)
+        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
+        yield loss_fn(src_feat, trg_feat, *points, pairs.image_size).mean()
+
+
+def held_out(matcher, val, loss_fn):
+    with torch.no_grad():
+        return torch.stack(list(mean_loss(matcher, val, loss_fn))).mean().item()
+
+
+def test_a_learned_prompt_beats_its_words_on_unseen_instances(dogs, setup):
+    trn, val, matcher = setup
+    loss_fn = build_loss(dogs)
+    before = held_out(matcher, val, loss_fn)
+    optimizer = torch.optim.Adam(matcher.prompt.param_groups(0.05))
+    for epoch in range(5):
+        for loss in mean_loss(matcher, trn, loss_fn, epoch):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert held_out(matcher, val, loss_fn) < before - 0.02
+
+
+def test_pretrained_features_beat_random_weights(dogs, setup):
+    _, val, matcher = setup
+
+    def score():
+        options = {"seed": 0, "batch_size": 16, "device": torch.device("cpu")}
+        records = evaluate(matcher, val, build_protocol(dogs), **options)
+        return summarise(records, ("nn",), (0.15,))["pck"]["nn"]["0.15"]["all"]
+
+    pretrained = score()
+    forget_weights(matcher.unet, seed=0)
+    assert pretrained > score() + 0.05
