@@ -1,6 +1,7 @@
 """What a config may say: choices, ranges and combinations, checked before anything slow starts."""
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -83,8 +84,9 @@ def _check_values(cfg: CN) -> Iterator[str]:
         if value < low or (high is not None and value > high):
             yield f"{key} must be {f'at least {low}' if high is None else f'in {low}..{high}'}; got {value}"
     for key in POSITIVE:
-        if (value := get_value(cfg, key)) <= 0:
-            yield f"{key} must be positive; got {value}"
+        value = get_value(cfg, key)
+        if not (math.isfinite(value) and value > 0):
+            yield f"{key} must be a positive number; got {value}"
     if cfg.LOSS.KERNEL_SIZE % 2 == 0:
         yield f"LOSS.KERNEL_SIZE must be odd; got {cfg.LOSS.KERNEL_SIZE}"
     if len(cfg.DATASET.IMAGE_SIZE) != 2 or min(cfg.DATASET.IMAGE_SIZE, default=0) < 1:
@@ -107,7 +109,7 @@ def _check_names(cfg: CN) -> Iterator[str]:
 
 
 def _check_evaluation(cfg: CN) -> Iterator[str]:
-    if not cfg.EVAL.ALPHAS or min(cfg.EVAL.ALPHAS) <= 0:
+    if not cfg.EVAL.ALPHAS or not all(math.isfinite(alpha) and alpha > 0 for alpha in cfg.EVAL.ALPHAS):
         yield f"EVAL.ALPHAS must be positive numbers; got {cfg.EVAL.ALPHAS}"
     for key in ("EVAL.ALPHAS", "EVAL.LOCALISERS"):
         if len(set(get_value(cfg, key))) < len(get_value(cfg, key)):

@@ -130,7 +130,7 @@ def _coerce(key: str, value: object, default: object, source: str) -> object:
             pass
     if type(value) is not type(default):
         raise ConfigError(
-            f"{source}: {key} takes a {type(default).__name__} such as {default!r}, "
+            f"{source}: {key} takes a value of type {type(default).__name__} such as {default!r}, "
             f"got the {type(value).__name__} {value!r}"
         )
     return value

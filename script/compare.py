@@ -75,7 +75,7 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
 
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
 
     try:
         configs = {}
@@ -86,8 +86,10 @@ def main() -> int:
         summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
         draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
     except USER_ERRORS as error:
-        print(f"compare.py: {error}", file=sys.stderr)
+        print(f"compare.py: {explain(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(format_comparison(summaries, first.EVAL.PICTURE_LOCALISER))
     return 0
 

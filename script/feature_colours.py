@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
     parser.add_argument("--category", required=True)
     parser.add_argument("--prompts", nargs="+", required=True, help="`text`, `empty`, or names of learned prompts")
-    parser.add_argument("--pairs", type=int, default=2, help="pairs of images; default: %(default)s")
+    parser.add_argument("--pairs", type=int, choices=range(1, 9), default=2, help="pairs of images; default: 2")
     parser.add_argument("--output", help="path of the picture; default: OUTPUT_ROOT/figure/features_CATEGORY.png")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings, as given to test.py")
     return parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> int:
     import torch
 
     from utils.draw import save_figure
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
     from utils.plot import draw_feature_colours
 
     try:
@@ -59,8 +59,10 @@ def main() -> int:
             with torch.no_grad():
                 images, maps[name] = extract(cfg, args.pairs)
     except USER_ERRORS as error:
-        print(f"feature_colours.py: {error}", file=sys.stderr)
+        print(f"feature_colours.py: {explain(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     path = args.output or f"{resolve_path(cfg.OUTPUT_ROOT)}/figure/features_{args.category}.png"
     save_figure(path, draw_feature_colours(images, maps))
     print(f"written: {path}")

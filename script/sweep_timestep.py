@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", required=True, help="`text`, `empty`, or names of learned prompts")
     parser.add_argument("--timesteps", nargs="+", type=int, default=[0, 50, 100, 150, 200, 261, 300, 400, 500])
     parser.add_argument("--split", default="val")
-    parser.add_argument("--output", help="path of the files without suffix; default: OUTPUT_ROOT/figure/timestep")
+    parser.add_argument("--output", help="path of the files without suffix; default: OUTPUT_ROOT/figure/timestep_...")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings, as given to test.py")
     return parser.parse_args()
 
@@ -50,24 +50,31 @@ def main() -> int:
     args = parse_args()
     from utils import atomic_path
     from utils.draw import save_figure
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
     from utils.plot import draw_curves
 
     try:
         curves = {}
         for name in args.prompts:
             cfg = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name, "TEST.SPLIT": args.split})
+            for timestep in args.timesteps:
+                check_config(load_config(args.config_file, [*args.opts, "TEST.TIMESTEP", str(timestep)]), False)
             check_config(cfg, training=False)
             curves[name] = sweep(cfg, args.timesteps)
     except USER_ERRORS as error:
-        print(f"sweep_timestep.py: {error}", file=sys.stderr)
+        print(f"sweep_timestep.py: {explain(error)}", file=sys.stderr)
         return 1
-    stem = args.output or f"{resolve_path(cfg.OUTPUT_ROOT)}/figure/timestep"
+    except KeyboardInterrupt:
+        return 130
+    stem = args.output or (
+        f"{resolve_path(cfg.OUTPUT_ROOT)}/figure/timestep_{cfg.DATASET.NAME}_{args.split}_{cfg.DATASET.CATEGORY}"
+    )
     with atomic_path(f"{stem}.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "timestep", "pck"])
         writer.writerows([name, t, f"{value:.4f}"] for name, row in curves.items() for t, value in row.items())
-    measure = f"PCK@{cfg.EVAL.PICTURE_ALPHA:g}, {cfg.EVAL.PICTURE_LOCALISER}, {args.split} pairs (%)"
+    pairs = f"{cfg.DATASET.NAME} {args.split} {cfg.DATASET.CATEGORY}"
+    measure = f"PCK@{cfg.EVAL.PICTURE_ALPHA:g}, {cfg.EVAL.PICTURE_LOCALISER}, {pairs} (%)"
     save_figure(f"{stem}.png", draw_curves(curves, "timestep", measure))
     print(f"written: {stem}.csv, .png")
     return 0

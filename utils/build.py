@@ -1,5 +1,6 @@
 """From the config to objects: the only place, with utils.report and utils.run, where library code meets config keys."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,11 @@ from utils.precompute import condition_shape, find_stable_diffusion, fingerprint
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
     """The process, or processes, as launched, on the configured device."""
+    try:
+        find_output(cfg).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=find_output(cfg)).close()
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_ROOT {find_output(cfg)} cannot be written ({error.strerror})") from error
     dtype = resolve_dtype(cfg.PRECISION, resolve_device(cfg.DEVICE))
     return runtime.build_accelerator(cfg.DEVICE, dtype, accumulation)
 

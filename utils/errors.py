@@ -7,6 +7,7 @@ from dataset import DatasetError, MissingDataError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
 from utils.cache import CacheError
 from utils.checkpoint import CheckpointError
+from utils.monitor import DivergedError
 
 USER_ERRORS = (
     OSError,  # a folder that cannot be written, a full disk
@@ -15,6 +16,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigError,
     DatasetError,
+    DivergedError,
     MissingDataError,
     NetworkError,
     NetworkNotFoundError,

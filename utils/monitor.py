@@ -1,9 +1,14 @@
 """What tensorboard shows of a training run. Only the main process writes."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+
+class DivergedError(RuntimeError):
+    """Training that has run into inf or nan."""
 
 
 class Monitor:
@@ -34,6 +39,11 @@ class Monitor:
         if self._writer is None or not self._pending:
             return None
         losses = torch.stack([loss for _, _, loss in self._pending]).float().tolist()
+        if not all(map(math.isfinite, losses)):
+            raise DivergedError(
+                f"the loss is not finite at step {self._pending[-1][0]}; lower TRAIN.LR, or try PRECISION fp32; "
+                "the same command with other settings and --overwrite starts anew"
+            )
         for (step, lr, _), loss in zip(self._pending, losses, strict=True):
             self._writer.add_scalar("train/loss", loss, step)
             self._writer.add_scalar("train/lr", lr, step)

@@ -1,5 +1,6 @@
 """Plots about methods rather than single matches: curves, and feature maps as colours."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,7 +56,7 @@ def draw_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequenc
         for place, colours in zip(row, colour_features(feats), strict=True):
             _show_cells(place, colours)
     for row, title in zip(axes, ("images", *maps), strict=True):
-        row[0].set_ylabel(title, fontsize=9)
+        row[0].set_ylabel("\n".join(textwrap.wrap(title.replace("_", "_ "), 20)).replace("_ ", "_"), fontsize=8)
     return _render(figure)
 
 
