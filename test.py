@@ -37,15 +37,10 @@ def parse_args() -> argparse.Namespace:
 
 def test(cfg) -> None:
     """Evaluate the configured prompt; print its tables and write them beside the prompt."""
-    from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
-    from utils.precompute import build_caches
+    from utils.build import build_test
     from utils.report import evaluate_split, report
 
-    accelerator = build_accelerator(cfg)
-    pairs = build_pairs(cfg, cfg.TEST.SPLIT)
-    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
-    matcher = build_tester(cfg, prompt, accelerator.device)
+    accelerator, pairs, matcher = build_test(cfg)
     summary, records = evaluate_split(cfg, matcher, pairs, accelerator)
     if accelerator.is_main_process:
         report(cfg, summary, records, matcher, pairs, accelerator.device)

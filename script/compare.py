@@ -51,18 +51,13 @@ def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
 
 def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     """Match lines per prompt, and one picture of all prompts' correlation maps, for each chosen pair."""
-    from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
+    from utils.build import build_test
     from utils.draw import save_figure
     from utils.picture import choose_pairs, draw_pair_correlation, draw_pair_matches, match_pair
-    from utils.precompute import build_caches
 
     matched: dict[int, dict] = {}
     for name, cfg in configs.items():
-        accelerator = build_accelerator(cfg)
-        pairs = build_pairs(cfg, cfg.TEST.SPLIT)
-        prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-        build_caches(cfg, (pairs,), prompt.condition, accelerator)
-        matcher = build_tester(cfg, prompt, accelerator.device)
+        accelerator, pairs, matcher = build_test(cfg)
         for position in choose_pairs(pairs, n_pairs):
             pair = match_pair(cfg, matcher, pairs, position, accelerator.device)
             matched.setdefault(position, {})[name] = pair

@@ -26,14 +26,10 @@ def parse_args() -> argparse.Namespace:
 def extract(cfg, n_pairs: int) -> tuple[list, list]:
     """Images and feature maps, source and target of each pair in turn."""
     from dataset.pair_dataset import load_image
-    from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
+    from utils.build import build_test
     from utils.evaluate import extract_pairs
-    from utils.precompute import build_caches
 
-    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
-    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
-    matcher = build_tester(cfg, prompt, accelerator.device)
+    accelerator, pairs, matcher = build_test(cfg)
     positions = [len(pairs) * number // n_pairs for number in range(n_pairs)]
     records = [pairs.benchmark[position] for position in positions]
     images = [load_image(ref, pairs.image_size) for record in records for ref in (record.src, record.trg)]

@@ -28,15 +28,11 @@ def parse_args() -> argparse.Namespace:
 
 def sweep(cfg, timesteps: list[int]) -> dict[int, float]:
     """Timestep -> PCK in percent of the picture's localiser and alpha (config section EVAL)."""
-    from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
+    from utils.build import build_test
     from utils.pck import alpha_key
-    from utils.precompute import build_caches
     from utils.report import evaluate_split
 
-    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
-    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
-    matcher = build_tester(cfg, prompt, accelerator.device)
+    accelerator, pairs, matcher = build_test(cfg)
     scores = {}
     for timestep in timesteps:
         summary, _ = evaluate_split(cfg, matcher.at(timestep, cfg.TEST.ENSEMBLE), pairs, accelerator)

@@ -22,7 +22,7 @@ from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt
 from model.text import PromptEncoder
 from utils import runtime
-from utils.precompute import condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
+from utils.precompute import build_caches, condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -128,6 +128,14 @@ def build_validator(cfg, matcher: nn.Module) -> nn.Module:
 def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
     """The matcher in the setting of the test."""
     return _build_matcher(cfg, prompt, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE, device)
+
+
+def build_test(cfg) -> tuple[Accelerator, PairDataset, nn.Module]:
+    """What a test of the configured prompt needs: the process, the pairs with their caches, the matcher."""
+    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
+    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
+    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    return accelerator, pairs, build_tester(cfg, prompt, accelerator.device)
 
 
 def build_loss(cfg) -> nn.Module:

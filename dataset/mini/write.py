@@ -18,29 +18,8 @@ from PIL import Image
 
 from dataset.mini.categories import CATEGORIES
 from dataset.mini.render import GENERATOR_VERSION, Scene, SceneObject, instance_seed, render_scene
+from dataset.pfpascal import PASCAL_CLASSES
 
-PASCAL_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 SPAIR_CLASSES = tuple(c for c in PASCAL_CLASSES if c not in ("diningtable", "sofa"))
 SPAIR_IMAGES = {"trn": 60, "val": 20, "test": 30}  # per category
 SPAIR_PAIRS = {"trn": 300, "val": 50, "test": 120}  # per category

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from config import check_config, load_config, resolve_network
 from dataset.pair_dataset import PairDataset, collate, compute_scale, load_image
 from model.facts import network_facts
-from utils.build import build_accelerator, build_pairs, build_tested_prompt, build_tester
+from utils.build import build_test
 from utils.evaluate import evaluate
 from utils.pck import PCKEvaluator, Record, summarise
-from utils.precompute import build_caches, unique_images
+from utils.precompute import unique_images
 from utils.report import build_protocol
 from utils.result import format_overview
 
@@ -81,15 +81,12 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts, {"TEST.SPLIT": args.split, "PROMPT.TYPE": "text"})
     check_config(cfg, training=False)
-    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
-    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
+    accelerator, pairs, matcher = build_test(cfg)
     options = {"seed": cfg.SEED, "batch_size": cfg.EVAL.BATCH_SIZE, "device": accelerator.device}
 
     records = {"box": score_box(cfg, pairs)}
-    matcher = build_tester(cfg, prompt, accelerator.device)
     _, *cells = network_facts(resolve_network(cfg.NETWORK.FOLDER)).feature_shape(pairs.image_size, cfg.MATCHER.LAYER)
     records["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, build_protocol(cfg), **options)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
     forget_weights(matcher.unet, cfg.SEED)
     records["random"] = evaluate(matcher, pairs, build_protocol(cfg), **options)
     for name, rows in records.items():
