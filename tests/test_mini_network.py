@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from script.mini.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
-from script.mini.proxy import nearest_cells, part_transfer, place_agreement
-from script.mini.scenes import to_cells
+from script.mini.proxy import nearest_cells, part_transfer
+from script.mini.scenes import to_cells, to_parts
 
 ROOT = Path(__file__).parents[1] / "asset" / "mini"
 SD, DINO = ROOT / "stable-diffusion", ROOT / "dinov2"
@@ -23,8 +23,8 @@ WORLD = {
     "car": category(("roof", "left_wheel", "right_wheel"), (0, 1, 1), ("body", "wheels")),
     "dog": category(("head", "front_leg", "back_leg"), (0, 1, 1), ("head", "legs")),
 }
-# labels: 2 car body, 3 car wheels, 4-6 car fine; 7 dog head, 8 dog legs, 9-11 dog fine
-PART = np.array([[0, 1, 2, 3], [0, 1, 2, 3]])
+# labels: 2 car roof, 3 car wheel, 4-6 its parts, 7-18 their ends; 19 dog head, 20 dog leg, 21-23, 24-35
+DETAIL = np.array([[0, 1, 6, 11], [0, 1, 6, 11]])  # ends 0, 1, 2 of the three parts
 INSTANCE = np.array([[0, 1, 1, 1], [0, 2, 2, 2]])  # a car above a dog
 
 
@@ -33,19 +33,24 @@ INSTANCE = np.array([[0, 1, 1, 1], [0, 2, 2, 2]])  # a car above a dog
     [
         (Caption(""), [OBJECT] * 3, [OBJECT] * 3),
         (Caption("a photo of a car", frozenset({"car"})), [2, 3, 3], [BACKGROUND] * 3),
-        (Caption("a dog and a car", frozenset({"car", "dog"})), [2, 3, 3], [7, 8, 8]),
+        (Caption("a dog and a car", frozenset({"car", "dog"})), [2, 3, 3], [19, 20, 20]),
         (Caption("a car, left", frozenset({"car"}), frozenset({"left_wheel"})), [2, 5, 3], [BACKGROUND] * 3),
         (
             Caption("dog legs", frozenset({"dog"}), frozenset({"front_leg", "back_leg"})),
             [BACKGROUND] * 3,
-            [7, 10, 11],
+            [19, 22, 23],
         ),
-        (Caption("object, head", None, frozenset({"head"})), [OBJECT] * 3, [9, OBJECT, OBJECT]),
+        (Caption("object, head", None, frozenset({"head"})), [OBJECT] * 3, [21, OBJECT, OBJECT]),
+        (
+            Caption("a car, wheels in detail", frozenset({"car"}), frozenset({"left_wheel", "right_wheel"}), True),
+            [2, 12, 17],
+            [BACKGROUND] * 3,
+        ),
         (Caption("a photo of a cat", frozenset({"cat"})), [BACKGROUND] * 3, [BACKGROUND] * 3),
     ],
 )
 def test_each_kind_of_caption_asks_for_its_labels(caption, car, dog):
-    labels = LabelSpace(WORLD).label_map(caption, PART, INSTANCE, ["car", "dog"])
+    labels = LabelSpace(WORLD).label_map(caption, DETAIL, INSTANCE, ["car", "dog"])
     assert labels.tolist() == [[BACKGROUND, *car], [BACKGROUND, *dog]]
 
 
@@ -56,8 +61,8 @@ def test_text_alone_tells_which_labels_are_asked_for():
     assert space.asked(Caption("")) == [OBJECT]
 
 
-def test_label_space_counts_every_part_once():
-    assert LabelSpace(WORLD).size == 2 + (2 + 3) + (2 + 3)
+def test_label_space_counts_every_kind_part_and_end_once():
+    assert LabelSpace(WORLD).size == 2 + 2 * (2 + 3 + 3 * 4)
 
 
 def test_words_name_parts_sides_plurals_and_coarse_parts():
@@ -84,10 +89,13 @@ def test_part_transfer_of_known_features():
     part = np.array([[1, 1], [2, 0]])
     feat = torch.eye(4).reshape(4, 2, 2)
     same, mirrored = nearest_cells(feat, feat), nearest_cells(feat, feat.flip(2))
-    assert part_transfer(same, part, part) == place_agreement(same, part, part) == 1.0
+    assert part_transfer(same, part, part) == 1.0
     assert part_transfer(mirrored, part, part) == pytest.approx(0.5)
-    assert place_agreement(mirrored, part, part) < 1.0
     assert np.isnan(part_transfer(same, part, np.zeros_like(part)))
+
+
+def test_parts_of_their_ends():
+    assert to_parts(np.array([0, 1, 4, 5, 8, 9], np.uint8)).tolist() == [0, 1, 1, 2, 2, 3]
 
 
 def test_cells_keep_thin_parts_and_the_majority():
@@ -97,16 +105,6 @@ def test_cells_keep_thin_parts_and_the_majority():
     cells, objects = to_cells(part, instance)
     assert cells.tolist() == [[[3, 2], [3, 0]]]
     assert objects.tolist() == [[[2, 2], [2, 0]]]
-
-
-def test_soft_targets_are_shares_and_leave_the_background_alone():
-    from script.mini.diffusion import soften
-
-    labels = torch.tensor([[[0, 0, 0], [1, 1, 2], [0, 0, 0]]])
-    target = soften(labels, 3)
-    torch.testing.assert_close(target.sum(1), torch.ones(1, 3, 3))
-    assert (target[0, :, 0] == torch.tensor([1.0, 0.0, 0.0])[:, None]).all()
-    assert target[0, 1, 1, 0] > target[0, 1, 1, 1] > 0.5 > target[0, 2, 1, 1] > target[0, 2, 1, 0] > 0
 
 
 needs_networks = pytest.mark.skipif(not (SD / "model_index.json").exists(), reason=f"no networks in {ROOT}")

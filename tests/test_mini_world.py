@@ -13,6 +13,7 @@ from scipy.io import loadmat
 
 from dataset.mini import CATEGORIES, SPLITS, instance_seed, render_scene
 from dataset.mini.appearance import Draws
+from dataset.mini.detail import part_cuts
 from dataset.mini.geometry import look_at
 from dataset.mini.primitives import WORLD, Builder
 from dataset.mini.raster import aim, rasterise, to_camera
@@ -64,6 +65,7 @@ def test_mirrored_scene_swaps_left_and_right(name):
         plain, mirrored = (render_scene(seed, (name,), (100, 130), mirror=m) for m in (False, True))
         np.testing.assert_array_equal(mirrored.image, plain.image[:, ::-1])
         np.testing.assert_array_equal(mirrored.part, table[plain.part[:, ::-1]])
+        np.testing.assert_array_equal(mirrored.detail, _mirrored_detail(category, plain.detail)[:, ::-1])
         for i, partner in enumerate(category.keypoint_partner):
             point, image = plain.objects[0].kps[str(i)], mirrored.objects[0].kps[str(partner)]
             assert (point is None) == (image is None)
@@ -71,6 +73,29 @@ def test_mirrored_scene_swaps_left_and_right(name):
                 np.testing.assert_allclose(image, (129 - point[0], point[1]), atol=1e-9)
         assert (plain.objects[0].azimuth + mirrored.objects[0].azimuth) % 360 == pytest.approx(0, abs=0.02)
         assert {plain.objects[0].mirrored, mirrored.objects[0].mirrored} == {False, True}
+
+
+def _mirrored_detail(category, detail: np.ndarray) -> np.ndarray:
+    """What an end of a part is called in the mirrored image: its partner, left and right ends exchanged."""
+    table = [0]
+    for part, partner in enumerate(category.part_partner):
+        swap = sum(1 << i for i, axis in enumerate(part_cuts(category.name)[part]) if axis == 1)
+        table += [1 + 4 * partner + (end ^ swap) for end in range(4)]
+    return np.array(table, np.uint8)[detail]
+
+
+def test_ends_of_parts_are_where_they_should_be():
+    """Seen from its left side, a car's front is on the left: so are the front ends of its left side."""
+    parts = {name: i for i, name in enumerate(CATEGORIES["car"].fine_parts)}
+    side, wheel = parts["side left"], parts["wheel front-left"]
+    assert part_cuts("car")[side].tolist() == [0, -1] and part_cuts("car")[wheel].tolist() == [0, 2]
+    for seed in range(5):
+        detail = render_scene(seed, ("car",), mirror=False, occlude=0, truncate=0, azimuth=(90, 90)).detail
+        (back, front), (bottom, top) = (
+            [np.argwhere(detail == 1 + 4 * part + end).mean(0) for end in ends]
+            for part, ends in ((side, (0, 1)), (wheel, (1, 3)))
+        )
+        assert front[1] < back[1] and top[0] < bottom[0]
 
 
 def test_partners_exchange_left_and_right_names():

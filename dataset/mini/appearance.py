@@ -90,7 +90,7 @@ def random_material(draws: Draws, first: Colour) -> Material:
     second = random_colour(draws)
     phases = tuple(draws.uniform(0, 2 * math.pi) for _ in range(3))
     kind = draws.unit()
-    if kind < 0.25:
+    if kind < 0.55:
         return Material(first, second)
     low, high, weights, threshold, sharpness = _texture_ranges(kind)
     waves = tuple(_wave(draws, low, high) for _ in range(3))
@@ -99,11 +99,11 @@ def random_material(draws: Draws, first: Colour) -> Material:
 
 def _texture_ranges(kind: float):
     """Frequencies (rad per unit), weights, thresholds and sharpness of the texture family at `kind`."""
-    if kind < 0.45:
+    if kind < 0.67:
         return 9.0, 24.0, (1.0, 0.0), (0.1, 0.6), 6.0  # stripes
-    if kind < 0.65:
+    if kind < 0.77:
         return 8.0, 20.0, (0.0, 1.0), (0.3, 0.5), 8.0  # spots
-    if kind < 0.85:
+    if kind < 0.88:
         return 5.0, 9.0, (0.6, 0.8), (0.35, 0.6), 8.0  # patches
     return 1.0, 2.5, (0.6, 0.0), (0.6, 0.9), 0.6  # gradient
 

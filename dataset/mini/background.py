@@ -16,18 +16,18 @@ def background(draws: Draws, size: tuple[int, int], clutter: bool) -> Image.Imag
     """RGB image of `size` (h, w): a smooth field, with `clutter` also stripes, blobs and small shapes."""
     h, w = size
     cells = 2 + draws.index(5) if clutter else 2
-    spread = draws.uniform(0.15, 0.9)
+    spread = draws.uniform(0.1, 0.5)
     base = np.array(random_colour(draws))
     field = draws.rng.random((cells, cells, 3)) * 255
     image = Image.fromarray((base + spread * (field - base)).astype(np.uint8))
     image = image.resize((w // 2, h // 2), Image.Resampling.BICUBIC).resize((w, h), Image.Resampling.NEAREST)
     if clutter:
         canvas = ImageDraw.Draw(image)
-        if draws.chance(0.3):
+        if draws.chance(0.4):
             _horizon(canvas, draws, h, w)
-        if draws.chance(0.3):
+        if draws.chance(0.15):
             _stripes(canvas, draws, h, w)
-        for _ in range(draws.index(12)):
+        for _ in range(draws.index(6)):
             _shape(canvas, draws, h, w)
     return image
 

@@ -75,7 +75,7 @@ _ALL = (
         vehicles.AEROPLANE_COARSE,
         vehicles.AEROPLANE_KEYPOINTS,
         vehicles.aeroplane,
-        (25, 140),
+        (42, 123),
         (0, 50),
     ),
     _category(
@@ -85,7 +85,7 @@ _ALL = (
         vehicles.BICYCLE_COARSE,
         vehicles.BICYCLE_KEYPOINTS,
         vehicles.bicycle,
-        (45, 130),
+        (58, 117),
         (0, 22),
     ),
     _category(
@@ -95,7 +95,7 @@ _ALL = (
         animals.BIRD_COARSE,
         animals.BIRD_KEYPOINTS,
         animals.bird,
-        (30, 135),
+        (46, 119),
         (-5, 28),
     ),
     _category(
@@ -105,7 +105,7 @@ _ALL = (
         vehicles.BOAT_COARSE,
         vehicles.BOAT_KEYPOINTS,
         vehicles.boat,
-        (25, 145),
+        (43, 127),
         (4, 28),
     ),
     _category(
@@ -115,7 +115,7 @@ _ALL = (
         vehicles.BUS_COARSE,
         vehicles.BUS_KEYPOINTS,
         vehicles.bus,
-        (20, 115),
+        (34, 101),
         (2, 28),
     ),
     _category(
@@ -125,7 +125,7 @@ _ALL = (
         vehicles.CAR_COARSE,
         vehicles.CAR_KEYPOINTS,
         vehicles.car,
-        (20, 145),
+        (39, 126),
         (4, 32),
     ),
     _category(
@@ -135,7 +135,7 @@ _ALL = (
         furniture.CHAIR_COARSE,
         furniture.CHAIR_KEYPOINTS,
         furniture.chair,
-        (5, 120),
+        (22, 103),
         (5, 35),
     ),
     _category(
@@ -145,7 +145,7 @@ _ALL = (
         animals.QUADRUPED_COARSE,
         animals.DOG_KEYPOINTS,
         animals.dog,
-        (20, 135),
+        (37, 118),
     ),
     _category(
         "horse",
@@ -154,7 +154,7 @@ _ALL = (
         animals.QUADRUPED_COARSE,
         animals.HORSE_KEYPOINTS,
         animals.horse,
-        (25, 140),
+        (42, 123),
         (-2, 24),
     ),
     _category(
@@ -164,7 +164,7 @@ _ALL = (
         animals.PERSON_COARSE,
         animals.PERSON_KEYPOINTS,
         animals.person,
-        (0, 75),
+        (11, 64),
         (-5, 20),
     ),
 )

@@ -16,12 +16,13 @@ from PIL import Image
 from dataset.mini.appearance import COLOUR_NAMES, COLOURS, Draws, jitter
 from dataset.mini.background import background, grain, occluder, paint
 from dataset.mini.categories import CATEGORIES, Category
+from dataset.mini.detail import CODES, detail_codes, surface_points
 from dataset.mini.geometry import Camera, look_at
 from dataset.mini.primitives import Builder, Model, model_points
 from dataset.mini.raster import Buffers, CameraModel, aim, extent, rasterise, shade, to_camera
 
 SPLITS = ("pretrain", "trn", "val", "test")
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 _SUPER = 2  # supersampling factor
 _POSES = ("Frontal", "Left", "Rear", "Right")
 _FRONTAL = 25.0  # degrees from the front within which an object counts as facing the camera
@@ -52,6 +53,7 @@ class Scene:
 
     image: np.ndarray  # (H, W, 3) uint8
     part: np.ndarray  # (H, W) uint8, 0: background or occluder, else 1 + fine part of the object's category
+    detail: np.ndarray  # (H, W) uint8, 0 as in part, else 1 + CODES x fine part + the end of the part (detail.py)
     instance: np.ndarray  # (H, W) uint8, 0: none, i: objects[i - 1]
     objects: list[SceneObject]
 
@@ -88,11 +90,11 @@ def render_scene(
     categories: Sequence[str],  # one or two names; the second object stands beside or behind
     size: tuple[int, int] = (96, 96),  # (H, W)
     clutter: bool = True,  # distractors in the background
-    occlude: float = 0.2,  # probability of a foreground occluder (True/False: always/never)
-    truncate: float = 0.15,  # probability that the first object crosses the image border
+    occlude: float = 0.12,  # probability of a foreground occluder (True/False: always/never)
+    truncate: float = 0.1,  # probability that the first object crosses the image border
     mirror: bool | None = None,  # None: one half of the scenes
     azimuth: tuple[float, float] | None = None,  # degrees before mirroring; None: the category's views
-    scale: tuple[float, float] = (0.45, 0.95),  # long side of a single object, fraction of the image
+    scale: tuple[float, float] = (0.7, 1.0),  # long side of a single object, fraction of the image
 ) -> Scene:
     """Render one scene. The same arguments give the same bytes.
 
@@ -190,7 +192,7 @@ def _view(draws: Draws, model: Model, azimuth: float, category: Category) -> tup
         radius * draws.uniform(2.6, 6.0),
         azimuth,
         draws.uniform(*category.elevation),
-        draws.bump(-25, 25),
+        draws.bump(-15, 15),
     )
     return camera, to_camera(model, camera)
 
@@ -252,18 +254,30 @@ def _finish(draws: Draws, canvas: np.ndarray, layers: list[_Layer], size: tuple[
     image = (image - 128) * draws.uniform(0.8, 1.1) + 128 + draws.uniform(-15, 15)
     image += draws.uniform(0, 8) * grain(draws, size)
     image = np.clip(image, 0, 255).astype(np.uint8)
-    part, instance = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    detail, instance = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for i, layer in enumerate(layers, 1):
         owner = layer.owner[::_SUPER, ::_SUPER]
-        labels = np.array(layer.category.part_partner if flip else range(len(layer.category.fine_parts)), np.uint8) + 1
-        part[owner] = labels[layer.view.part[layer.buffers.primitive[::_SUPER, ::_SUPER][owner]]]
+        detail[owner] = _label(layer, owner, flip)
         instance[owner] = i
     if flip:
-        image, part, instance = (np.ascontiguousarray(a[:, ::-1]) for a in (image, part, instance))
+        image, detail, instance = (np.ascontiguousarray(a[:, ::-1]) for a in (image, detail, instance))
+    part = np.where(detail > 0, (detail - 1) // CODES + 1, 0).astype(np.uint8)
     if any(not (instance == i).any() for i in range(1, len(layers) + 1)):
         return None
     objects = [_describe(layer, instance == i, flip) for i, layer in enumerate(layers, 1)]
-    return Scene(image, part, instance, objects)
+    return Scene(image, part, detail, instance, objects)
+
+
+def _label(layer: _Layer, owner: np.ndarray, flip: bool) -> np.ndarray:
+    """Detail labels (n,) of the pixels in `owner` (H, W) before the image is mirrored."""
+    sampled = (slice(None, None, _SUPER), slice(None, None, _SUPER))
+    part = layer.view.part[layer.buffers.primitive[sampled][owner]].astype(int)
+    rows, cols = np.nonzero(owner)
+    points = surface_points(layer.buffers.depth[sampled][owner], rows * _SUPER, cols * _SUPER, layer.camera)
+    ends = detail_codes(layer.category, layer.model, part, points, flip)
+    if flip:
+        part = np.array(layer.category.part_partner)[part]
+    return (1 + CODES * part + ends).astype(np.uint8)
 
 
 def _describe(layer: _Layer, mask: np.ndarray, flip: bool) -> SceneObject:

@@ -1,7 +1,8 @@
 """Captions of different granularity and the part labels each of them asks for.
 
-"a photo of a dog" asks for its coarse parts, "a dog, left and right" for the fine parts on its sides, the
-empty caption only for the objects. This stands in for real captions: a template under-specifies the image.
+"a photo of a dog" asks for its kinds of part (its legs), "a dog, left and right" also for which of them are on
+these sides, "a dog, all parts in detail" for both ends of every single part, the empty caption only for the objects.
+This stands in for real captions: a template under-specifies the image.
 """
 
 from collections import defaultdict
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.mini.detail import CODES
+
 BACKGROUND, OBJECT = 0, 1
 
-KINDS = {"empty": 0.15, "plain": 0.32, "parts": 0.40, "object": 0.10, "absent": 0.03}
+KINDS = {"empty": 0.12, "plain": 0.28, "parts": 0.47, "object": 0.10, "absent": 0.03}
 PLAIN = ("a photo of {}",) * 4 + ("an image of {}", "{}")
 PARTS = (
     "a photo of {subject}, {parts}",
@@ -22,22 +25,25 @@ PARTS = (
 )
 SIDES = frozenset({"left", "right", "front", "back"})
 JOINTS = (", ", " and ", " ")
-ALL_PARTS = "all parts"
-ALL_SHARE = 0.35  # share of part captions that ask for every part
-COLOUR_SHARE = 0.2
+ALL_PARTS, IN_DETAIL = "all parts", "in detail"
+ALL_SHARE = 0.45  # share of part captions that ask for every part
+DETAIL_SHARE = 0.55  # share of part captions that ask for the ends of the parts
+COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
 MAX_WORDS = 6
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it asks for: fine labels of `parts`, coarse labels of the rest of the named categories.
+    """A text and what it asks for: single `parts` (in `detail`: their ends), of the rest of the named categories
+    the kinds of part.
 
-    `categories` None names no category: every object counts, and what has no fine label is a generic object.
+    `categories` None names no category: every object counts, and what is not in `parts` is a generic object.
     """
 
     text: str
     categories: frozenset[str] | None = None
     parts: frozenset[str] = frozenset()
+    detail: bool = False
 
 
 def part_words(category) -> dict[str, frozenset[str]]:
@@ -48,7 +54,7 @@ def part_words(category) -> dict[str, frozenset[str]]:
     """
     words = defaultdict(set)
     for part, coarse in zip(category.fine_parts, category.coarse_of, strict=True):
-        noun = " ".join(word for word in _spoken(part).split() if word not in SIDES)
+        noun = _noun(part)
         sides = [word for word in _spoken(part).split() if word in SIDES]
         plural = [f"{noun}s"] if noun and sides else []
         for word in (_spoken(part), " ".join([*sides, noun]).strip(), *sides, *plural):
@@ -57,55 +63,67 @@ def part_words(category) -> dict[str, frozenset[str]]:
     return {word: frozenset(parts) for word, parts in words.items()}
 
 
+def _noun(part: str) -> str:
+    return " ".join(word for word in _spoken(part).split() if word not in SIDES)
+
+
 def _spoken(name: str) -> str:
     return name.replace("_", " ").replace("-", " ")
 
 
 class LabelSpace:
-    """One integer per (category, coarse or fine part), after background 0 and generic object 1."""
+    """One integer per category and kind of part, part, or end of a part, after background 0 and generic object 1.
+
+    Tables map the renderer's detail values (0 = none) to labels.
+    """
 
     def __init__(self, categories: Mapping[str, object]):
-        self.coarse: dict[str, np.ndarray] = {}  # label of the coarse part, by part value (0 = none)
-        self.fine: dict[str, np.ndarray] = {}  # label of the fine part, by part value
-        self.part_index: dict[str, dict[str, int]] = {}
+        self.kind: dict[str, np.ndarray] = {}
+        self.part: dict[str, np.ndarray] = {}
+        self.detail: dict[str, np.ndarray] = {}
+        self.part_names: dict[str, np.ndarray] = {}  # name of the part by detail value
         self.size = OBJECT + 1
         for name in sorted(categories):
-            self._add(name, categories[name])
+            self._add(name, categories[name].fine_parts)
 
-    def _add(self, name: str, category) -> None:
-        coarse_of = np.asarray(category.coarse_of)
-        first_fine = self.size + len(category.coarse_parts)
-        self.coarse[name] = np.concatenate([[BACKGROUND], self.size + coarse_of])
-        self.fine[name] = np.concatenate([[BACKGROUND], first_fine + np.arange(len(coarse_of))])
-        self.part_index[name] = {part: i for i, part in enumerate(category.fine_parts, start=1)}
-        self.size = first_fine + len(coarse_of)
+    def _add(self, name: str, parts: Sequence[str]) -> None:
+        kinds = [_noun(part) or part for part in parts]
+        known = list(dict.fromkeys(kinds))
+        ends = np.arange(len(parts) * CODES)
+        for table, index in (
+            (self.kind, np.array([known.index(kind) for kind in kinds])[ends // CODES]),
+            (self.part, ends // CODES),
+            (self.detail, ends),
+        ):
+            table[name] = np.concatenate([[BACKGROUND], self.size + index])
+            self.size += int(index.max()) + 1
+        self.part_names[name] = np.array(["", *(parts[end // CODES] for end in ends)])
 
     def part_table(self, caption: Caption, category: str) -> np.ndarray:
-        """Return the label of each part value of a category under a caption, shape (1 + fine parts,)."""
-        table = self.coarse[category].copy()
+        """Return the label of each detail value of a category under a caption, (1 + CODES x fine parts,)."""
+        table = self.kind[category].copy()
         if caption.categories is None:
             table[1:] = OBJECT
         elif category not in caption.categories:
             return np.zeros_like(table)
-        asked = [value for part, value in self.part_index[category].items() if part in caption.parts]
-        table[asked] = self.fine[category][asked]
-        return table
+        asked = np.isin(self.part_names[category], sorted(caption.parts))
+        return np.where(asked, (self.detail if caption.detail else self.part)[category], table)
 
     def asked(self, caption: Caption) -> list[int]:
         """Return the labels a caption asks for as far as its text tells."""
         if caption.categories is None:
             return [OBJECT]
-        known = sorted(caption.categories & self.coarse.keys())
+        known = sorted(caption.categories & self.kind.keys())
         return sorted({int(label) for name in known for label in self.part_table(caption, name)[1:]})
 
     def label_map(
-        self, caption: Caption, part: np.ndarray, instance: np.ndarray, categories: Sequence[str]
+        self, caption: Caption, detail: np.ndarray, instance: np.ndarray, categories: Sequence[str]
     ) -> np.ndarray:
         """Return the labels (h, w) int64 asked for; object i of `instance` is of `categories[i - 1]`."""
-        labels = np.full(part.shape, BACKGROUND, dtype=np.int64)
+        labels = np.full(detail.shape, BACKGROUND, dtype=np.int64)
         for number, category in enumerate(categories, start=1):
             mask = instance == number
-            labels[mask] = self.part_table(caption, category)[part[mask]]
+            labels[mask] = self.part_table(caption, category)[detail[mask]]
         return labels
 
 
@@ -146,8 +164,12 @@ class CaptionSampler:
             return " and ".join(f"a {_spoken(name)}" for name in order), frozenset(order)
         chosen = objects[rng.integers(len(objects))]
         name = chosen["category"]
-        coloured = names.count(name) == 1 and rng.random() < COLOUR_SHARE
-        return f"a {chosen['colour']} {_spoken(name)}" if coloured else f"a {_spoken(name)}", frozenset([name])
+        subject = f"a {_spoken(name)}"
+        if names.count(name) == 1 and rng.random() < COLOUR_SHARE:
+            subject = f"a {chosen['colour']} {_spoken(name)}"
+        if names.count(name) == 1 and rng.random() < FACING_SHARE:
+            subject += f" facing {chosen['facing']}"
+        return subject, frozenset([name])
 
     def _with_parts(
         self, rng: np.random.Generator, subject: str, categories: frozenset[str], named: bool = True
@@ -160,7 +182,9 @@ class CaptionSampler:
         else:
             phrase, parts = self._draw_words(rng, sorted(categories))
         template = _pick(rng, PARTS).replace("the {parts}", "{parts}" if phrase == ALL_PARTS else "the {parts}")
-        return Caption(template.format(subject=subject, parts=phrase), categories if named else None, parts)
+        detail = bool(rng.random() < DETAIL_SHARE)
+        phrase = f"{phrase} {IN_DETAIL}" if detail else phrase
+        return Caption(template.format(subject=subject, parts=phrase), categories if named else None, parts, detail)
 
     def _draw_words(self, rng: np.random.Generator, categories: Sequence[str]) -> tuple[str, frozenset[str]]:
         words = sorted(set().union(*(self.words[name] for name in categories)))

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from script.mini.captions import BACKGROUND, CaptionSampler, LabelSpace
+from script.mini.captions import CaptionSampler, LabelSpace
 from script.mini.loop import Run, Schedule, Scores, first_process_first, fit, load_as_float32
 from script.mini.proxy import encode_text, grounding_scores
 from script.mini.scenes import SceneStore, to_cells
@@ -26,11 +26,10 @@ from script.mini.vae import encode
 WIDTH = 96  # of the text condition
 FEATURE_BLOCK = 1  # up block whose output is matched
 STEPS = 1000
-TIMESTEP_SHARES = {150: 0.5, 400: 0.35, STEPS: 0.15}  # share of the timesteps drawn below each limit
+TIMESTEP_SHARES = {150: 0.6, 400: 0.28, STEPS: 0.12}  # share of the timesteps drawn below each limit
 GROUNDING = 0.5  # weight of the grounded objective
 ASKING = 2.0  # weight of telling from the text alone which labels it asks for
 TAU = 0.08  # temperature of the cosine classifier
-BLUR_CELLS, BLUR_SHARE = 2.0, 0.5  # how far and how much the labels of neighbouring cells count
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -118,7 +117,7 @@ class GroundedDiffusion(nn.Module):
         prototype = F.normalize(self.prototype, dim=1)
         logits = torch.einsum("nchw,kc->nkhw", F.normalize(feat, dim=1), prototype) / TAU
         weights = balance(labels, len(prototype))
-        return (F.cross_entropy(logits, soften(labels, len(prototype)), reduction="none") * weights).mean()
+        return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
 
     def asking_loss(self, tokens: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         """Return how badly text tokens (n, 77, D) tell the labels asked for, multi-hot (n, labels)."""
@@ -134,21 +133,6 @@ def balance(labels: torch.Tensor, count: int) -> torch.Tensor:
     return (weights / weights.mean(1, keepdim=True)).view_as(labels)
 
 
-def soften(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Return target shares (n, count, h, w) of labels (n, h, w).
-
-    Inside objects, BLUR_SHARE of the target is what the neighbourhood shows (Gaussian over object cells), so
-    that features also tell which end of a part they are on; background stays background.
-    """
-    hard = F.one_hot(labels, count).permute(0, 3, 1, 2).float()
-    inside = (labels != BACKGROUND).unsqueeze(1).float()
-    offset = torch.arange(labels.shape[-1], device=labels.device).float()
-    kernel = torch.exp(-((offset - offset[:, None]) ** 2) / (2 * BLUR_CELLS**2))
-    around, weight = (kernel @ value @ kernel for value in (hard * inside, inside))
-    around = around / weight.clamp_min(1e-6)
-    return torch.where(inside > 0, (1 - BLUR_SHARE) * hard + BLUR_SHARE * around, hard)
-
-
 def draw_timesteps(batch: int, generator: torch.Generator) -> torch.Tensor:
     """Draw timesteps (batch,), each uniform below one of the limits of TIMESTEP_SHARES."""
     limits, shares = (torch.tensor(list(values)) for values in (TIMESTEP_SHARES, TIMESTEP_SHARES.values()))
@@ -161,7 +145,7 @@ class Batches:
 
     def __init__(self, store: SceneStore, moments: torch.Tensor, scale: float, space: LabelSpace, categories):
         self.objects, self.space = store.objects, space
-        self.part, self.instance = to_cells(store.part, store.instance)
+        self.detail, self.instance = to_cells(store.detail, store.instance)
         self.moments, self.scale = moments, scale
         self.sampler = CaptionSampler(categories)
 
@@ -180,7 +164,7 @@ class Batches:
             names = [o["category"] for o in self.objects[row]]
             texts.append(caption.text)
             asked[i, self.space.asked(caption)] = 1.0
-            labels.append(self.space.label_map(caption, self.part[row], self.instance[row], names))
+            labels.append(self.space.label_map(caption, self.detail[row], self.instance[row], names))
         return texts, torch.from_numpy(np.stack(labels)), asked
 
 

@@ -1,4 +1,4 @@
-"""The mini DINOv2: an ordinary `Dinov2Model` taught categories and coarse parts of the scenes."""
+"""The mini DINOv2: an ordinary `Dinov2Model` taught categories and kinds of part of the scenes."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class DinoTargets:
     def __init__(self, store: SceneStore, space: LabelSpace):
         self.store, self.space = store, space
         objects = [o for scene in store.objects for o in scene]
-        self.names = sorted(space.coarse)
+        self.names = sorted(space.kind)
         self.colours = sorted({o["colour"] for o in objects})
         self.facings = sorted({o["facing"] for o in objects})
 
@@ -81,11 +81,11 @@ class DinoTargets:
         return torch.tensor([words.index(scene[0][key]) if len(scene) == 1 else -100 for scene in scenes])
 
     def patches(self, row: int, top: int, left: int) -> np.ndarray:
-        """Return the coarse labels at the patch centres of a crop, (GRID, GRID)."""
+        """Return the kinds of part at the patch centres of a crop, (GRID, GRID)."""
         names = [o["category"] for o in self.store.objects[row]]
         centres = np.s_[top + PATCH // 2 : top + CROP : PATCH, left + PATCH // 2 : left + CROP : PATCH]
         caption = Caption("", frozenset(names))
-        return self.space.label_map(caption, self.store.part[row][centres], self.store.instance[row][centres], names)
+        return self.space.label_map(caption, self.store.detail[row][centres], self.store.instance[row][centres], names)
 
 
 def train_dino(

@@ -24,7 +24,7 @@ from script.mini.vae import train_vae
 
 SCHEDULES = {
     "vae": Schedule(samples=12_000, minutes=None, batch=8, lr=1.5e-3, warmup=800, report_minutes=1.0),
-    "dino": Schedule(samples=85_000, minutes=None, batch=32, lr=1e-3),
+    "dino": Schedule(samples=50_000, minutes=None, batch=32, lr=1e-3),
     "diffusion": Schedule(samples=50_000, minutes=None, batch=24, lr=1e-3),
 }
 STAGES = (*SCHEDULES, "card")
@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="training time of the chosen stages together")
     budget.add_argument("--samples", type=int, help="diffusion samples; the other stages scale with them")
-    parser.add_argument("--scenes", type=int, default=16_000, help="training scenes to render")
+    parser.add_argument("--scenes", type=int, default=24_000, help="training scenes to render")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, logs")

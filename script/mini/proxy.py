@@ -1,4 +1,4 @@
-"""Part transfer: how often a feature's nearest neighbour in another image lies on the same fine part.
+"""Part transfer: how often a feature's nearest neighbour in another image lies on the same part, or end of it.
 
 The score that watches pretraining; it uses part labels of held-out scenes and no keypoints.
 """
@@ -10,20 +10,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from script.mini.captions import ALL_PARTS
-from script.mini.scenes import CELL, SceneStore, to_cells
+from script.mini.captions import ALL_PARTS, IN_DETAIL
+from script.mini.scenes import CELL, SceneStore, to_cells, to_parts
 from script.mini.tokenizer import tokenize
 
 TIMESTEP = 50
 OFFSETS = (1, 2)
-SURROUNDINGS_CELLS = 2.0
 BATCH = 24
 
 TEMPLATES: dict[str, Callable[[str, str], str]] = {
     "empty": lambda name, other: "",
     "text": lambda name, other: f"a photo of a {name}",
     "parts": lambda name, other: f"a photo of a {name}, {ALL_PARTS}",
-    "object_parts": lambda name, other: f"a photo of an object, {ALL_PARTS}",
+    "detail": lambda name, other: f"a photo of a {name}, {ALL_PARTS} {IN_DETAIL}",
+    "object_detail": lambda name, other: f"a photo of an object, {ALL_PARTS} {IN_DETAIL}",
     "wrong": lambda name, other: f"a photo of a {other}",
 }
 
@@ -47,28 +47,13 @@ def part_transfer(match: np.ndarray, src_part: np.ndarray, trg_part: np.ndarray)
     return float(np.mean([np.mean(found[source == part] == part) for part in shared]))
 
 
-def surroundings(part: np.ndarray, count: int) -> np.ndarray:
-    """Return the Gaussian-weighted shares of the part values around each cell of (h, w): (h * w, count)."""
-    offset = np.arange(part.shape[0])
-    kernel = np.exp(-((offset - offset[:, None]) ** 2) / (2 * SURROUNDINGS_CELLS**2))
-    shares = np.einsum("yi,xj,ijk->yxk", kernel, kernel, np.eye(count)[part])
-    return (shares / shares.sum(-1, keepdims=True)).reshape(-1, count)
-
-
-def place_agreement(match: np.ndarray, src_part: np.ndarray, trg_part: np.ndarray) -> float:
-    """Return how well cells and their matches agree in what surrounds them: mean overlap of part shares."""
-    count = int(max(src_part.max(), trg_part.max())) + 1
-    source, found = surroundings(src_part, count), surroundings(trg_part, count)[match]
-    overlap = np.minimum(source, found).sum(1)
-    return float(overlap[src_part.ravel() > 0].mean())
-
-
 def mean_transfer(features: torch.Tensor, store: SceneStore) -> tuple[float, float]:
-    """Return part transfer and place agreement, averaged over neighbouring scenes of one category.
+    """Return the transfer of parts and of their ends, averaged over neighbouring scenes of one category.
 
     Features are (n, C, h, w), one map for each scene of the store.
     """
-    parts, _ = to_cells(store.part, store.instance)
+    details, _ = to_cells(store.detail, store.instance)
+    parts = to_parts(details)
     names = [scene[0]["category"] for scene in store.objects]
     scores = []
     for name in sorted(set(names)):
@@ -77,9 +62,9 @@ def mean_transfer(features: torch.Tensor, store: SceneStore) -> tuple[float, flo
             for offset in OFFSETS:
                 trg = rows[(i + offset) % len(rows)]
                 match = nearest_cells(features[src], features[trg])
-                scores.append([f(match, parts[src], parts[trg]) for f in (part_transfer, place_agreement)])
-    transfer, agreement = np.nanmean(scores, axis=0)
-    return float(transfer), float(agreement)
+                scores.append([part_transfer(match, labels[src], labels[trg]) for labels in (parts, details)])
+    part, end = np.nanmean(scores, axis=0)
+    return float(part), float(end)
 
 
 @torch.no_grad()
@@ -112,7 +97,7 @@ def grounding_scores(
         tokens = encode([TEMPLATES[kind](name, other[name]) for name in names])
         chunks = [slice(i, i + BATCH) for i in range(0, len(x_t), BATCH)]
         features = torch.cat([features_of(x_t[c], timesteps[c], tokens[c]) for c in chunks])
-        scores[kind], scores[f"{kind}_place"] = mean_transfer(features.float().cpu(), store)
+        scores[kind], scores[f"{kind}_ends"] = mean_transfer(features.float().cpu(), store)
     return scores
 
 

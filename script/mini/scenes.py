@@ -1,6 +1,6 @@
 """Scenes of the mini world rendered once and shared by every network.
 
-Only images, part maps and object descriptions are kept: no network may see keypoints.
+Only images, label maps and object descriptions are kept: no network may see keypoints.
 """
 
 import json
@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from dataset.mini import CATEGORIES, instance_seed, render_scene
+from dataset.mini.detail import CODES
 
 SIZE = (96, 96)
 HELD_OUT = 1_000_000  # first index of the scenes no network is trained on
 TWO_OBJECTS = 0.25  # share of training scenes with two objects
 FLUSH = 250
 CELL = 4  # image px per feature cell
-PART_BASE = 64  # more than any category has parts
+BASE = 256  # more than any category has ends of parts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SceneStore:
     """n scenes; object i (from 1) of a scene is `objects[scene][i - 1]`."""
 
     image: np.ndarray  # (n, H, W, 3) uint8
-    part: np.ndarray  # (n, H, W) uint8, 0 background, else 1 + index of the fine part
+    detail: np.ndarray  # (n, H, W) uint8, 0 background, else an end of a part (Scene.detail)
     instance: np.ndarray  # (n, H, W) uint8, 0 background, else object number
     objects: Sequence[Sequence[Mapping[str, str]]]  # category, colour, facing
 
@@ -34,17 +35,22 @@ class SceneStore:
 
     def first(self, count: int) -> "SceneStore":
         """Return the store of the first `count` scenes."""
-        return SceneStore(self.image[:count], self.part[:count], self.instance[:count], self.objects[:count])
+        return SceneStore(self.image[:count], self.detail[:count], self.instance[:count], self.objects[:count])
 
 
-def to_cells(part: np.ndarray, instance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce part and instance maps (n, H, W) to feature cells (n, h, w).
+def to_parts(detail: np.ndarray) -> np.ndarray:
+    """Return the fine parts (0 background) of detail values."""
+    return (detail.astype(int) + CODES - 1) // CODES
 
-    A cell belongs to the part with most pixels in it, if objects cover a quarter of it; so thin parts remain.
+
+def to_cells(detail: np.ndarray, instance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce detail and instance maps (n, H, W) to feature cells (n, h, w).
+
+    A cell belongs to the end with most pixels in it, if objects cover a quarter of it; so thin parts remain.
     """
-    code = instance.astype(np.uint16) * PART_BASE + part
+    code = instance.astype(np.uint16) * BASE + detail
     cells = np.concatenate([_reduce(code[i : i + 100]) for i in range(0, len(code), 100)])
-    return (cells % PART_BASE).astype(np.uint8), (cells // PART_BASE).astype(np.uint8)
+    return (cells % BASE).astype(np.uint8), (cells // BASE).astype(np.uint8)
 
 
 def _reduce(code: np.ndarray) -> np.ndarray:
@@ -57,10 +63,10 @@ def _reduce(code: np.ndarray) -> np.ndarray:
 
 
 def render(categories: tuple[str, ...], index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-    """Render the `index`-th pretraining scene with these categories: image, part, instance, objects."""
+    """Render the `index`-th pretraining scene with these categories: image, detail, instance, objects."""
     scene = render_scene(instance_seed("pretrain", categories[0], index), categories, size=SIZE)
     objects = [{"category": o.category, "colour": o.colour, "facing": o.facing} for o in scene.objects]
-    return scene.image, scene.part, scene.instance, objects
+    return scene.image, scene.detail, scene.instance, objects
 
 
 def draw_categories(index: int) -> tuple[str, ...]:
@@ -72,7 +78,7 @@ def draw_categories(index: int) -> tuple[str, ...]:
 
 
 def _open_arrays(folder: Path, count: int) -> dict[str, np.ndarray]:
-    shapes = {"image": (count, *SIZE, 3), "part": (count, *SIZE), "instance": (count, *SIZE)}
+    shapes = {"image": (count, *SIZE, 3), "detail": (count, *SIZE), "instance": (count, *SIZE)}
     arrays = {}
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"
@@ -96,7 +102,7 @@ def build_training_store(folder: Path, count: int) -> SceneStore:
         lines = []
         for index in block:
             *maps, objects = render(draw_categories(index), index)
-            for name, value in zip(("image", "part", "instance"), maps, strict=True):
+            for name, value in zip(("image", "detail", "instance"), maps, strict=True):
                 arrays[name][index] = value
             lines.append(json.dumps(objects) + "\n")
         for array in arrays.values():
@@ -112,7 +118,7 @@ def load_training_store(folder: Path) -> SceneStore:
     objects = [json.loads(line) for line in (folder / "objects.jsonl").read_text().splitlines()]
     maps = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[: len(objects)]
-        for name in ("image", "part", "instance")
+        for name in ("image", "detail", "instance")
     }
     return SceneStore(objects=objects, **maps)
 
@@ -120,5 +126,5 @@ def load_training_store(folder: Path) -> SceneStore:
 def build_held_out_store(per_category: int, start: int = HELD_OUT) -> SceneStore:
     """Render `per_category` one-object scenes of every category, from outside the training range."""
     rows = [render((name,), index) for name in sorted(CATEGORIES) for index in range(start, start + per_category)]
-    image, part, instance, objects = zip(*rows, strict=True)
-    return SceneStore(np.stack(image), np.stack(part), np.stack(instance), objects)
+    image, detail, instance, objects = zip(*rows, strict=True)
+    return SceneStore(np.stack(image), np.stack(detail), np.stack(instance), objects)
