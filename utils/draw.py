@@ -371,5 +371,7 @@ def _write_figure(figure: "Figure", path: os.PathLike, suffix: str, dpi: int) ->
     import matplotlib
 
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
+    style = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}
+    style["image.composite_image"] = False  # joined images would lose part of their opacity
+    with matplotlib.rc_context(style):
         figure.savefig(path, format=suffix, dpi=dpi, metadata=undated)

@@ -24,7 +24,7 @@ from utils.draw import (
     to_rgb,
     wrap_name,
 )
-from utils.picture import DensePair, MatchedPair, choose_point
+from utils.picture import DensePair, MatchedPair
 from utils.warp import inside, pixel_places, place_colours, warp_image
 
 if TYPE_CHECKING:
@@ -137,12 +137,11 @@ def _write_score(axes: "Axes", text: str) -> None:
     axes.text(0.03, 0.97, text, transform=axes.transAxes, **style)
 
 
-def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequence[int] | None = None) -> "Figure":
+def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequence[int]) -> "Figure":
     """Correlation of one keypoint of each pair with the target, a map for each prompt.
 
-    rows: prompt -> pair. points: index of the keypoint for each row; None leaves it to `choose_point`.
+    rows: prompt -> pair. points: index of the keypoint for each row.
     """
-    points = [choose_point(row) for row in rows] if points is None else points
     first = _first(rows[0])
     groups = [("source", 1), ("target", 1), *((name, 1) for name in rows[0])]
     grid = Grid([_first(row).category for row in rows], groups, _aspect(first.src_img), bottom=0.55)
@@ -195,7 +194,7 @@ def plot_dense(rows: Sequence[Mapping[str, DensePair]]) -> "Figure":
     """
     first = _first(rows[0])
     groups = [("source", 1), ("target", 2), *((name, 3) for name in rows[0])]
-    subtitles = ["", "", "places", *["places, carried", "target, warped", "error"] * len(rows[0])]
+    subtitles = ["", "", "places", *["places", "warp", "error"] * len(rows[0])]
     names = [_first(row).category for row in rows]
     grid = Grid(names, groups, _aspect(first.src_img), bottom=0.55, subtitles=subtitles)
     for axes, row in zip(grid.axes, rows, strict=True):

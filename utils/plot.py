@@ -31,6 +31,7 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_lab
         label = "\n".join(wrap_name(name, 26))
         axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markersize=5, **style)
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, labelspacing=0.9)
@@ -73,3 +74,4 @@ def plot_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequenc
 def _show_cells(axes, colours: Tensor) -> None:
     axes.imshow(colours.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""match lines: source and target side by side, right and wrong predictions apart; a row per pair, a column per prompt"""
+"""match lines between source and target, right and wrong predictions apart; a row per pair, a column per prompt"""
 
 import argparse
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("csv", nargs="+", help="files of script/sweep_timestep.py; a curve per prompt")
-    parser.add_argument("--y_label", default="PCK (%%)", help="default: %(default)s")
+    parser.add_argument("--y_label", default="PCK (%)", help="default: %(default)s")
 
 
 def build(args: argparse.Namespace, columns: dict):
