@@ -212,10 +212,12 @@ def test_mistakes_are_named(monkeypatch, world, tmp_path, capsys, flags, message
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_points_that_a_pair_lacks_are_refused(monkeypatch, world, tmp_path, capsys):
-    flags = ["--prompts", "text", "--pairs", "1", "--points", "99"]
-    assert draw(monkeypatch, world, tmp_path, "correlation", *flags) == 1
+def test_unusable_points_and_grids_are_refused(monkeypatch, world, tmp_path, capsys):
+    flags = ["--prompts", "text", "--pairs", "1"]
+    assert draw(monkeypatch, world, tmp_path, "correlation", *flags, "--points", "99") == 1
     assert "the rows have [5] keypoints" in capsys.readouterr().err
+    assert draw(monkeypatch, world, tmp_path, "dense", *flags, "--grid", "1") == 1
+    assert "--grid must be at least 2, got 1" in capsys.readouterr().err
 
 
 def test_timestep_curves_are_read_sorted_and_merged(monkeypatch, world, tmp_path, capsys):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 TEXT_WIDTH = 7.0  # inches: a page's two columns
 LARGEST_PANEL = 1.9  # inches
+LEFT, MARGIN = 0.22, 0.06  # inches beside the panels; the rows' names are on the left
+GAP, INNER = 0.1, 0.03  # inches between groups of columns, between panels
 FONT = 8  # points
 LINE = 0.15  # inches from one line of text to the next
 CONSISTENT = 0.1  # forward-backward error, share of the image's side, above which a match is left grey
@@ -55,29 +57,19 @@ class Grid:
         bottom: float,
         subtitles: Sequence[str] = (),
     ) -> None:
-        gaps, left, margin, gap, inner = len(groups) - 1, 0.22, 0.06, 0.1, 0.03
         n_panels = sum(count for _, count in groups)
-        free = TEXT_WIDTH - left - margin - gap * gaps - inner * (n_panels - len(groups))
-        width = min(free / n_panels, LARGEST_PANEL * max(aspect, 1))
-        height = width / aspect
-        titles = [wrap_name(title, max(int(16 * width * count), 6), 3) for title, count in groups]
-        under = LINE if subtitles else 0
-        top = LINE * max(len(lines) for lines in titles) + 0.08 + under
-        self.width = left + margin + n_panels * width + gap * gaps + inner * (n_panels - len(groups))
-        self.height = top + len(rows) * (height + inner) + bottom
+        self._gaps = GAP * (len(groups) - 1) + INNER * (n_panels - len(groups))
+        self._panel_w = min((TEXT_WIDTH - LEFT - MARGIN - self._gaps) / n_panels, LARGEST_PANEL * max(aspect, 1))
+        self._panel_h = self._panel_w / aspect
+        self._groups = groups
+        titles = [wrap_name(title, max(int(16 * self._panel_w * count), 6), 3) for title, count in groups]
+        under = 1.1 * LINE if subtitles else 0
+        self._top = LINE * max(len(lines) for lines in titles) + 0.06 + under
+        self.width = LEFT + MARGIN + n_panels * self._panel_w + self._gaps
+        self.height = self._top + len(rows) * (self._panel_h + INNER) + bottom
         self.figure = _new_figure(self.width, self.height)
-        self.axes: list[list[Axes]] = []
-        for number, name in enumerate(rows):
-            base = self.height - top - (number + 1) * height - number * inner
-            self.axes.append(self._add_row(groups, base, left, width, height, gap, inner))
-            self._write(left - 0.08, base + height / 2, name, rotation=90, ha="right", va="center")
-        start = left
-        for (_, count), lines in zip(groups, titles, strict=True):
-            span = count * width + (count - 1) * inner
-            self._write(start + span / 2, self.height - top + 0.05 + under, "\n".join(lines), ha="center", va="bottom")
-            start += span + gap
-        for panel, title in zip(self.axes[0], subtitles, strict=bool(subtitles)):
-            panel.set_title(title, fontsize=FONT - 1.5, pad=2.5)
+        self.axes = [self._add_row(number, name) for number, name in enumerate(rows)]
+        self._add_titles(titles, subtitles, under)
 
     def add_axes(self, left: float, bottom: float, width: float, height: float) -> "Axes":
         """Axes at a place given in inches."""
@@ -92,14 +84,26 @@ class Grid:
         axes.tick_params(labelsize=FONT - 1)
         axes.set_xlabel(label, fontsize=FONT, labelpad=1)
 
-    def _add_row(self, groups, base: float, left: float, width: float, height: float, gap: float, inner: float):
-        row = []
-        for _, count in groups:
+    def _add_row(self, number: int, name: str) -> list["Axes"]:
+        """The panels of a row, with its name on the left."""
+        row, left = [], LEFT
+        bottom = self.height - self._top - (number + 1) * self._panel_h - number * INNER
+        for _, count in self._groups:
             for _ in range(count):
-                row.append(self.add_axes(left, base, width, height))
-                left += width + inner
-            left += gap - inner
+                row.append(self.add_axes(left, bottom, self._panel_w, self._panel_h))
+                left += self._panel_w + INNER
+            left += GAP - INNER
+        self._write(LEFT - 0.08, bottom + self._panel_h / 2, name, rotation=90, ha="right", va="center")
         return row
+
+    def _add_titles(self, titles: Sequence[Sequence[str]], subtitles: Sequence[str], under: float) -> None:
+        left, bottom = LEFT, self.height - self._top + 0.04 + under
+        for (_, count), lines in zip(self._groups, titles, strict=True):
+            span = count * self._panel_w + (count - 1) * INNER
+            self._write(left + span / 2, bottom, "\n".join(lines), ha="center", va="bottom")
+            left += span + GAP
+        for panel, title in zip(self.axes[0], subtitles, strict=bool(subtitles)):
+            panel.set_title(title, fontsize=FONT - 1.5, pad=2.5)
 
     def _write(self, x: float, y: float, text: str, **style: Any) -> None:
         self.figure.text(x / self.width, y / self.height, text, fontsize=FONT, **style)
@@ -210,6 +214,7 @@ def plot_dense(rows: Sequence[Mapping[str, DensePair]]) -> "Figure":
             _show_image(panels[1], to_rgb(warp_image(pair.trg_img, pair.points)), aspect="auto")
             layer = _show_heat(panels[2], to_rgb(pair.src_img), 100 * pair.cycle.numpy(), "align_corners", (0, 50))
     grid.add_bar(layer, "forward-backward error (% of the image's side)", legend=False)
+    layer.colorbar.set_ticks([0, 25, 50], labels=["0", "25", "≥ 50"])
     return grid.figure
 
 
