@@ -52,7 +52,7 @@ def match_densely(
     Args:
         src_feat, trg_feat: (C, h, w) and (C, h', w'), not normalised, on one device.
         backend: "torch", "keops", or "auto": KeOps on a GPU for large grids if it works there, else PyTorch. On a
-            CPU, PyTorch's matrix products are the faster ones at every size.
+            CPU, PyTorch is the faster one for maps of many channels, as these are.
         localiser: a name in `utils.localise.LOCALISERS`; KeOps knows "nn" and "kernelsoftmax".
         beta, sigma: of the localiser, sigma in cells of the target map.
         budget_mib: what PyTorch may hold at once beside the maps themselves, but at least one query's maps. KeOps
