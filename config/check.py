@@ -44,6 +44,10 @@ RANGES = {
     "VAL.TIMESTEP": (0, 999),
     "VAL.ENSEMBLE": (1, None),
     "VAL.PICTURES": (0, None),
+    "VAL.DENSE": (0, 1024),
+    "VAL.GENERATE": (0, None),
+    "GENERATE.STEPS": (1, 1000),
+    "GENERATE.GUIDANCE": (1, 100),
     "TEST.TIMESTEP": (0, 999),
     "TEST.ENSEMBLE": (1, None),
     "TEST.PICTURES": (0, None),
@@ -196,6 +200,8 @@ def _check_training(cfg: CN) -> Iterator[str]:
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
     if cfg.TRAIN.STEP_RULES and not re.fullmatch(r"([\d.]+:\d+,)+[\d.]+", cfg.TRAIN.STEP_RULES):
         yield f'TRAIN.STEP_RULES must look like "1:1000,0.1:2000,0.01"; got {cfg.TRAIN.STEP_RULES!r}'
+    if cfg.VAL.DENSE == 1:
+        yield "VAL.DENSE must be 0 or at least 2; got 1"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
         yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
     if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:

@@ -81,6 +81,8 @@ _C.VAL.ENSEMBLE = 1  # noise draws
 _C.VAL.LOCALISER = "nn"  # the score is the PCK of this localiser ...
 _C.VAL.ALPHA = 0.1  # ... at this alpha, one of EVAL.ALPHAS
 _C.VAL.PICTURES = 2  # pairs drawn to tensorboard at each validation
+_C.VAL.DENSE = 0  # places per side of a dense match of these pairs, drawn as colours and warp; 0 = none
+_C.VAL.GENERATE = 0  # images that Stable Diffusion makes of the prompt for each of these pairs; loads the whole network
 
 # ---- test ----------------------------------------------------------------------------------------------------
 _C.TEST = CN()
@@ -88,6 +90,11 @@ _C.TEST.SPLIT = "test"  # as TRAIN.SPLIT
 _C.TEST.TIMESTEP = 50  # diffusion step, 0..999
 _C.TEST.ENSEMBLE = 8  # noise draws
 _C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as PNG beside the result
+
+# ---- images generated from a prompt: script/figure.py generate, VAL.GENERATE --------------------------------------
+_C.GENERATE = CN()
+_C.GENERATE.STEPS = 50  # denoising steps, 1..1000
+_C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt; 1 = none
 
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()

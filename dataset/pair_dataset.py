@@ -119,6 +119,10 @@ class PairDataset(Dataset):
         if self.caches:
             check_caches(self.caches, benchmark.images())
 
+    def select(self, positions: Sequence[int]) -> PairDataset:
+        """Only the pairs at `positions`, in that order, with the same caches."""
+        return PairDataset(self.benchmark.select(positions), self.image_size, self.caches, self.with_images)
+
     def __len__(self) -> int:
         return len(self.benchmark)
 

@@ -5,6 +5,7 @@ Points are (x, y) pixels, boxes (x1, y1, x2, y2) pixels, sizes (H, W).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -147,6 +148,12 @@ class Benchmark(Sequence):
             trg_bbox=table.trg_bbox[row].copy(),
             flags={name: int(flag) for name, flag in zip(FLAGS, table.flags[row], strict=True) if flag >= 0},
         )
+
+    def select(self, positions: Sequence[int]) -> Benchmark:
+        """The same benchmark with only the pairs at `positions`, in that order."""
+        other = copy.copy(self)
+        other._rows = self._rows[list(positions)]
+        return other
 
     def images(self) -> list[ImageRef]:
         """The images of these pairs, unique by identifier, in order of first appearance, source first."""

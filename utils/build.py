@@ -1,7 +1,7 @@
 """From the config to objects: the only place, with utils.report and utils.run, where library code meets config keys."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark,
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from model.error import NetworkError, NetworkNotFoundError
+from model.generate import Generator
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
 from model.matcher import build_matcher
 from model.prompt import build_prompt
@@ -130,12 +131,30 @@ def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
     return _build_matcher(cfg, prompt, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE, device)
 
 
-def build_test(cfg) -> tuple[Accelerator, PairDataset, nn.Module]:
-    """What a test of the configured prompt needs: the process, the pairs with their caches, the matcher."""
+def build_test(
+    cfg, choose_pairs: Callable[[PairDataset], Sequence[int]] | None = None
+) -> tuple[Accelerator, PairDataset, nn.Module]:
+    """What a test of the configured prompt needs: the process, the pairs with their caches, the matcher.
+
+    choose_pairs: positions of the pairs to keep, in this order; None keeps all.
+    """
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
+    pairs = pairs if choose_pairs is None else pairs.select(choose_pairs(pairs))
     prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
     build_caches(cfg, (pairs,), prompt.condition, accelerator)
     return accelerator, pairs, build_tester(cfg, prompt, accelerator.device)
+
+
+def build_generator(cfg, device: torch.device) -> Generator:
+    """Stable Diffusion as it makes images, with all its parts."""
+    networks = load_stable_diffusion(
+        dtype=resolve_dtype(cfg.PRECISION, device),
+        device=device,
+        attention=cfg.NETWORK.ATTENTION,
+        seed=cfg.SEED,
+        **find_stable_diffusion(cfg),
+    )
+    return Generator(networks, cfg.GENERATE.STEPS, cfg.GENERATE.GUIDANCE)
 
 
 def build_loss(cfg) -> nn.Module:

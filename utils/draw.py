@@ -20,6 +20,7 @@ from utils.geometry import cell_to_px
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 DPI = 160
 RIGHT, WRONG = "#0072B2", "#D55E00"  # blue, vermillion
@@ -56,7 +57,7 @@ def _new_figure(width: float, height: float, **kwargs: Any) -> "Figure":
     return figure
 
 
-def _render(figure: "Figure") -> np.ndarray:
+def render(figure: "Figure") -> np.ndarray:
     """The figure as an RGB array (H, W, 3) uint8."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
@@ -89,13 +90,14 @@ SOURCE_DOT = {"marker": "o", "markersize": 5.5, "markeredgewidth": 0.9}
 RING = {"linestyle": "", "marker": "o", "markersize": 9.5, "markerfacecolor": "none", "markeredgewidth": 1.3}
 
 
-def _draw_ring(axes: "Axes", point_px: np.ndarray) -> None:
+def _draw_ring(axes: "Axes", point_px: np.ndarray, scale: float = 1.0) -> None:
     """A small hollow ring, white within black, at the true point."""
-    axes.plot(*point_px, **RING | {"markeredgewidth": 2.8}, color="black", zorder=4)
-    axes.plot(*point_px, **RING, color="white", zorder=4)
+    style = RING | {"markersize": RING["markersize"] * scale, "clip_on": False, "zorder": 4}
+    axes.plot(*point_px, **style | {"markeredgewidth": 2.8 * scale}, color="black")
+    axes.plot(*point_px, **style | {"markeredgewidth": 1.3 * scale}, color="white")
 
 
-def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hit: bool) -> None:
+def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hit: bool, scale: float = 1.0) -> None:
     """A line from a source keypoint (left axes) to its prediction (right axes), with a marker at both ends.
 
     All of it belongs to the right axes, which is drawn last, so that markers lie above lines in both images.
@@ -103,9 +105,9 @@ def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hi
     from matplotlib.patches import ConnectionPatch
 
     style = _match_style(hit)
-    line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.4}
+    line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.4 * scale}
     ends = {"xyA": start_px, "xyB": end_px, "coordsA": axes[0].transData, "coordsB": axes[1].transData}
-    axes[1].add_artist(ConnectionPatch(**ends, **line, path_effects=_outlined(2.6), zorder=3, clip_on=False))
+    axes[1].add_artist(ConnectionPatch(**ends, **line, path_effects=_outlined(2.6 * scale), zorder=3, clip_on=False))
     marker = {
         "linestyle": "",
         "color": style["color"],
@@ -113,33 +115,44 @@ def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hi
         "zorder": 5,
         "clip_on": False,
     }
-    axes[1].plot(*start_px, **marker, **SOURCE_DOT, transform=axes[0].transData)
-    sizes = {key: style[key] for key in ("marker", "markersize", "markeredgewidth")}
-    axes[1].plot(*end_px, **marker, **sizes)
+    axes[1].plot(*start_px, **marker, **_scaled(SOURCE_DOT, scale), transform=axes[0].transData)
+    axes[1].plot(*end_px, **marker, **_scaled(style, scale))
 
 
-def _draw_miss(axes: "Axes", pred_px: np.ndarray, truth_px: np.ndarray) -> None:
+def _scaled(style: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The marker of a style, smaller or larger."""
+    sizes = {key: style[key] * scale for key in ("markersize", "markeredgewidth")}
+    return {"marker": style["marker"], **sizes}
+
+
+def _draw_miss(axes: "Axes", pred_px: np.ndarray, truth_px: np.ndarray, scale: float = 1.0) -> None:
     """A thin dotted line from a wrong prediction to the true point."""
     xy = np.stack((pred_px, truth_px), axis=1)
-    axes.plot(*xy, color=WRONG, linestyle=":", linewidth=1.1, path_effects=_outlined(2.0), zorder=3)
+    axes.plot(*xy, color=WRONG, linestyle=":", linewidth=1.1 * scale, path_effects=_outlined(2.0 * scale), zorder=3)
 
 
-def _match_legend(figure: "Figure", n_right: int, n_wrong: int) -> None:
+def _match_legend(figure: "Figure", right: str = "correct", wrong: str = "wrong", fontsize: float = 9) -> None:
     from matplotlib.lines import Line2D
 
     common = {"linewidth": 1.6, "markeredgecolor": "white"}
     handles = [
-        Line2D([], [], **_match_style(True) | common, label=f"correct ({n_right})"),
-        Line2D([], [], **_match_style(False) | common, label=f"wrong ({n_wrong})"),
+        Line2D([], [], **_match_style(True) | common, label=right),
+        Line2D([], [], **_match_style(False) | common, label=wrong),
         Line2D([], [], **RING, color="black", label="true position"),
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9, handlelength=3.2)
+    style = {"frameon": False, "fontsize": fontsize, "handlelength": 3.2}
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), **style)
 
 
 def _fit_title(title: str, inches: float, lines: int = 1) -> str:
     """`title` broken, and cut if need be, so that it fits a width at 10 points."""
-    wrapped = textwrap.wrap(title, max(int(11 * inches), 8), max_lines=lines, placeholder="…")
-    return "\n".join(wrapped)
+    return "\n".join(wrap_name(title, max(int(11 * inches), 8), lines))
+
+
+def wrap_name(name: str, width: int, max_lines: int | None = None) -> list[str]:
+    """Lines of at most `width` letters; prompt names break after their underscores and hyphens."""
+    lines = textwrap.wrap(name.replace("_", "_ "), width, max_lines=max_lines, placeholder="…")
+    return [line.replace("_ ", "_") for line in lines]
 
 
 def draw_matches(
@@ -172,13 +185,20 @@ def draw_matches(
     for ax, rgb, title in zip(axes, images, titles, strict=True):
         _show_image(ax, rgb, aspect="auto")
         ax.set_title(_fit_title(title, ax.bbox.width / figure.dpi), fontsize=10)
+    _draw_match_lines(axes, src_kps, trg_kps, pred_kps, hits)
+    _match_legend(figure, f"correct ({int(hits.sum())})", f"wrong ({int((~hits).sum())})")
+    return render(figure)
+
+
+def _draw_match_lines(
+    axes: list["Axes"], src_kps: Any, trg_kps: Any, pred_kps: Any, hits: Any, scale: float = 1.0
+) -> None:
+    """All matches of a pair, over its two images' axes."""
     for start, end, truth, hit in zip(src_kps, pred_kps, trg_kps, hits, strict=True):
-        _draw_ring(axes[1], truth)
-        _draw_match(axes, start, end, bool(hit))
+        _draw_ring(axes[1], truth, scale)
+        _draw_match(axes, start, end, bool(hit), scale)
         if not hit:
-            _draw_miss(axes[1], end, truth)
-    _match_legend(figure, int(hits.sum()), int((~hits).sum()))
-    return _render(figure)
+            _draw_miss(axes[1], end, truth, scale)
 
 
 def _pair_figure(aspects: list[float]) -> tuple["Figure", list["Axes"]]:
@@ -203,15 +223,10 @@ def _map_extent(map_size: tuple[int, int], image_size: tuple[int, int], conventi
     return [left, right, bottom, top]
 
 
-def _draw_map(
-    axes: "Axes",
-    bar_axes: "Axes",
-    rgb: np.ndarray,
-    heat: np.ndarray,
-    convention: str,
-    limits: tuple[float, float] | None,
-) -> None:
-    """A heat map over the grey target, one flat square per cell; its colour bar is shown over mid-grey."""
+def _show_heat(
+    axes: "Axes", rgb: np.ndarray, heat: np.ndarray, convention: str, limits: tuple[float, float] | None
+) -> "AxesImage":
+    """A heat map over the grey target, one flat square per cell."""
     height, width = rgb.shape[:2]
     _show_image(axes, np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")), aspect="auto")
     low, high = limits or (float(heat.min()), float(heat.max()))
@@ -219,7 +234,12 @@ def _draw_map(
     colours = {"cmap": "viridis", "alpha": 0.7, "vmin": low, "vmax": high}
     layer = axes.imshow(heat, **colours, extent=extent, interpolation="nearest", aspect="auto", zorder=1)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    bar = axes.figure.colorbar(layer, cax=bar_axes)
+    return layer
+
+
+def _draw_bar(layer: "AxesImage", bar_axes: "Axes", orientation: str = "vertical") -> None:
+    """The colour bar of a heat map, over mid-grey."""
+    bar = layer.figure.colorbar(layer, cax=bar_axes, orientation=orientation)
     bar.outline.set_visible(False)
     bar_axes.set_facecolor("0.5")
     bar_axes.tick_params(labelsize=8, length=2, pad=2)
@@ -237,7 +257,7 @@ def _mark(axes: "Axes", point_px: Any, marker: str, colour: str, size: float) ->
     axes.plot(*_numpy(point_px), **style, color=colour, zorder=5, clip_on=False)
 
 
-def _correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool) -> None:
+def _correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool, **place: Any) -> None:
     from matplotlib.lines import Line2D
 
     common = {"linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.9}
@@ -246,7 +266,8 @@ def _correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool) ->
         handles.append(Line2D([], [], **RING, color="black", label="true position"))
     if with_preds:
         handles.append(Line2D([], [], **common, marker="X", markersize=7, color=WRONG, label="prediction"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+    place = {"loc": "lower center", "fontsize": 9} | place
+    figure.legend(handles=handles, ncols=len(handles), frameon=False, **place)
 
 
 def draw_correlation(
@@ -284,7 +305,7 @@ def draw_correlation(
     _mark(panels[0], query_px, "*", QUERY, 13)
     _show_image(panels[1], target, aspect="auto")
     for panel, bar, (title, heat) in zip(panels[2:], bars, maps.items(), strict=True):
-        _draw_map(panel, bar, target, _numpy(heat), convention, limits)
+        _draw_bar(_show_heat(panel, target, _numpy(heat), convention, limits), bar)
         if title in preds:
             _mark(panel, preds[title], "X", WRONG, 8)
     for panel, title in zip(panels, ("source", "target", *maps), strict=True):
@@ -293,7 +314,7 @@ def draw_correlation(
         for panel in panels[1:]:
             _draw_ring(panel, _numpy(truth_px))
     _correlation_legend(figure, truth_px is not None, bool(preds))
-    return _render(figure)
+    return render(figure)
 
 
 def _panel_figure(
@@ -325,7 +346,32 @@ def _panel_figure(
     return figure, panel_axes, bar_axes
 
 
-def save_figure(path: str | os.PathLike, picture: np.ndarray, dpi: int = DPI) -> None:
-    """Write a picture (H, W, 3) uint8 as PNG in one step."""
+FORMATS = ("png", "pdf", "svg")
+
+
+def save_figure(path: str | os.PathLike, picture: "np.ndarray | Figure", dpi: int = DPI) -> None:
+    """Write a picture (H, W, 3) uint8 as PNG, or a figure in the format of the path's suffix, in one step."""
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", dpi=(dpi, dpi))
+        if isinstance(picture, np.ndarray):
+            Image.fromarray(picture).save(temporary, format="PNG", dpi=(dpi, dpi))
+        else:
+            _write_figure(picture, temporary, find_format(path), dpi)
+
+
+def find_format(path: str | os.PathLike) -> str:
+    """The format that a figure's file name asks for; ValueError lists the known ones."""
+    suffix = os.path.splitext(path)[1].lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: a figure's name must end in {', '.join(f'.{name}' for name in FORMATS)}")
+    return suffix
+
+
+def _write_figure(figure: "Figure", path: os.PathLike, suffix: str, dpi: int) -> None:
+    """Text stays text in vector formats; the same figure gives the same bytes."""
+    import matplotlib
+
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]
+    style = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}
+    style["image.composite_image"] = False  # joined images would lose part of their opacity
+    with matplotlib.rc_context(style):
+        figure.savefig(path, format=suffix, dpi=dpi, metadata=undated)

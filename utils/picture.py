@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dataset.pair_dataset import PairDataset, load_image
+from dataset.pair_dataset import PairDataset, compute_scale, load_image
+from utils.dense import match_densely, resize_features
 from utils.draw import draw_correlation, draw_matches
 from utils.evaluate import extract_pairs
-from utils.geometry import px_to_cell
+from utils.geometry import cell_to_px, px_to_cell
 from utils.localise import correlation, localise
 from utils.pck import compute_hits
 
@@ -26,6 +27,18 @@ class MatchedPair:
     pred_kps: torch.Tensor
     hits: torch.Tensor  # (N,) bool
     sim: torch.Tensor  # (N, h, w)
+
+
+@dataclass(frozen=True)
+class DensePair:
+    """One pair with a match for every place of a grid over its source image."""
+
+    src_img: torch.Tensor  # (3, H, W) in [-1, 1]
+    trg_img: torch.Tensor
+    category: str
+    trg_box: torch.Tensor  # (4,) the object, px of the resized frame
+    points: torch.Tensor  # (g, g, 2) matches, px of the resized frame
+    cycle: torch.Tensor  # (g, g) forward-backward error, share of the image's side
 
 
 def choose_pairs(dataset: PairDataset, n_pairs: int) -> list[int]:
@@ -60,21 +73,44 @@ def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.
     )
 
 
+@torch.no_grad()
+def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device: torch.device, grid: int) -> DensePair:
+    """Match every place of a grid x grid over the source image, by EVAL.PICTURE_LOCALISER."""
+    _, src_feat, trg_feat = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
+    size, record, section = dataset.image_size, dataset.benchmark[position], cfg.EVAL
+    finer = [resize_features(feat[0], (grid, grid)) for feat in (src_feat, trg_feat)]
+    sigma = section.SIGMA * grid / max(src_feat.shape[-2:])
+    field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
+    scale = torch.from_numpy(compute_scale(record.trg.size, size)).repeat(2)
+    return DensePair(
+        src_img=load_image(record.src, size),
+        trg_img=load_image(record.trg, size),
+        category=record.category,
+        trg_box=torch.from_numpy(record.trg_bbox) * scale,
+        points=cell_to_px(field.points, (grid, grid), size).cpu(),
+        cycle=field.cycle.cpu() / grid,
+    )
+
+
 def draw_pair_matches(pair: MatchedPair, title: str) -> np.ndarray:
     """Match lines of one pair, right and wrong apart; RGB (H, W, 3) uint8."""
     titles = (f"{pair.category}: source", title)
     return draw_matches(pair.src_img, pair.trg_img, pair.src_kps, pair.trg_kps, pair.pred_kps, pair.hits, titles=titles)
 
 
+def choose_point(pairs: dict[str, MatchedPair]) -> int:
+    """Index of the first keypoint on which the matchers differ, else of the first."""
+    differ = torch.stack([pair.hits for pair in pairs.values()]).float().std(dim=0, correction=0)
+    return int(differ.argmax())
+
+
 def draw_pair_correlation(pairs: dict[str, MatchedPair], point: int | None = None) -> np.ndarray:
     """Correlation maps of the same pair under several matchers (title -> pair), for one keypoint; RGB uint8.
 
-    point: index of the keypoint; by default the first on which the matchers differ, else the first.
+    point: index of the keypoint; by default `choose_point`'s.
     """
     first = next(iter(pairs.values()))
-    if point is None:
-        differ = torch.stack([pair.hits for pair in pairs.values()]).float().std(dim=0, correction=0)
-        point = int(differ.argmax())
+    point = choose_point(pairs) if point is None else point
     return draw_correlation(
         first.src_img,
         first.trg_img,

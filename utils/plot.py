@@ -1,30 +1,41 @@
 """Plots about methods rather than single matches: curves, and feature maps as colours."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.draw import ImageLike, _new_figure, _render, _show_image, to_rgb
+from utils.draw import ImageLike, _new_figure, _show_image, render, to_rgb, wrap_name
 from utils.geometry import l2_normalise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> np.ndarray:
-    """One line per entry, x -> y, told apart by colour and marker; RGB (H, W, 3) uint8."""
-    figure = _new_figure(6.4, 4.0, layout="constrained")
+    """`plot_curves` as an RGB picture (H, W, 3) uint8."""
+    return render(plot_curves(curves, x_label, y_label))
+
+
+def plot_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> "Figure":
+    """One line per entry, x -> y, told apart by colour and marker; the legend lies beside the axes."""
+    figure = _new_figure(7.0, 3.2, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(curves.items()):
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.plot(list(values), list(values.values()), label=name, linewidth=1.6, markersize=5, **style)
+        label = "\n".join(wrap_name(name, 26))
+        axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markersize=5, **style)
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return _render(figure)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, labelspacing=0.9)
+    return figure
 
 
 def colour_features(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -42,10 +53,10 @@ def colour_features(maps: Sequence[Tensor]) -> list[Tensor]:
     return [part.unflatten(1, feat.shape[1:]) for part, feat in zip(colours.split(sizes, dim=1), maps, strict=True)]
 
 
-def draw_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
+def plot_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequence[Tensor]]) -> "Figure":
     """A row of images, and below it for each entry of `maps` the images' feature maps in common colours.
 
-    maps: title -> one (C, h, w) map per image. Returns RGB (H, W, 3) uint8.
+    maps: title -> one (C, h, w) map per image.
     """
     rows, columns, side = 1 + len(maps), len(images), 1.7
     figure = _new_figure(columns * side + 0.4, rows * side, layout="constrained")
@@ -56,10 +67,11 @@ def draw_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequenc
         for place, colours in zip(row, colour_features(feats), strict=True):
             _show_cells(place, colours)
     for row, title in zip(axes, ("images", *maps), strict=True):
-        row[0].set_ylabel("\n".join(textwrap.wrap(title.replace("_", "_ "), 20)).replace("_ ", "_"), fontsize=8)
-    return _render(figure)
+        row[0].set_ylabel("\n".join(wrap_name(title, 20)), fontsize=8)
+    return figure
 
 
 def _show_cells(axes, colours: Tensor) -> None:
     axes.imshow(colours.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -21,8 +21,9 @@ from utils.evaluate import move_batch
 from utils.learner import Learner
 from utils.monitor import Monitor
 from utils.pck import alpha_key
-from utils.picture import choose_pairs, draw_pairs
+from utils.picture import choose_pairs
 from utils.precompute import fingerprint_condition, fingerprint_stable_diffusion
+from utils.preview import draw_validation
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
 from utils.runtime import leave_signals_to_parent, write_provenance
@@ -41,6 +42,10 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "TRAIN.SAVE_EVERY",
     "TRAIN.LOG_EVERY",
     "VAL.PICTURES",
+    "VAL.DENSE",
+    "VAL.GENERATE",
+    "GENERATE.STEPS",
+    "GENERATE.GUIDANCE",
     "EVAL.BATCH_SIZE",
     "EVAL.PICTURE_LOCALISER",
     "EVAL.PICTURE_ALPHA",
@@ -139,7 +144,7 @@ class TrainingRun:
             return
         self.monitor.add_pck(self.learner.step, summary)
         positions = choose_pairs(val, self.cfg.VAL.PICTURES)
-        pictures = draw_pairs(self.cfg, matcher, val, positions, self.name, self.accelerator.device)
+        pictures = draw_validation(self.cfg, matcher, val, positions, self.name, self.accelerator.device)
         self.monitor.add_pictures(self.learner.step, pictures)
         self.print(f"validation after step {self.learner.step}\n{format_overview(summary)}")
         with open(self.folder / "metrics.jsonl", "a") as file:

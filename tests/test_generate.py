@@ -1,0 +1,74 @@
+"""Images generated from prompts: deterministic by seed, and those of diffusers' own pipeline for the same words."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from model.generate import Generator
+from model.load import load_stable_diffusion
+from model.prompt import build_prompt
+from model.text import PromptEncoder
+from tests.test_train import NAME, assert_same_state, configure, log_folder, run
+
+
+@pytest.fixture(scope="module")
+def networks(world):
+    return load_stable_diffusion(str(world.root / "sd"))
+
+
+@pytest.fixture
+def generator(networks):
+    return Generator(networks, steps=2, guidance=3.0)
+
+
+@pytest.fixture
+def text(networks):
+    return PromptEncoder(networks.text_encoder, networks.tokenizer)
+
+
+def test_images_depend_on_their_seed_only(generator, text):
+    embeds = text.encode_text(["a photo of a cat"])
+    both, one = generator.generate(embeds, [4, 7]), generator.generate(embeds, [7])
+    assert [image.shape for image in both] == [(64, 64, 3)] * 2 and both[0].dtype == np.uint8
+    np.testing.assert_array_equal(both[1], one[0])
+    assert (both[0] != both[1]).any()
+    other = generator.generate(text.encode_text(["a photo of a dog"]), [7])
+    assert (other[0] != one[0]).any()
+
+
+def test_a_text_prompt_gives_the_images_of_the_stock_pipeline(world, generator, text):
+    prompt = build_prompt("text", text, categories=("cat", "dog"))
+    ours = generator.generate(generator.embed(prompt, {"category": ["dog"]}), [5])
+    pipeline = StableDiffusionPipeline.from_pretrained(world.root / "sd", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": torch.Generator().manual_seed(5)}
+    theirs = np.asarray(pipeline("a photo of a dog", **settings).images[0])
+    assert np.abs(ours[0].astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("variant", ["TokenEmbeds5", "HiddenState"])
+def test_learned_prompts_of_both_spaces(generator, text, variant):
+    prompt = build_prompt(f"Single_spair_tiny_{variant}", text)
+    embeds = generator.embed(prompt, {})
+    assert embeds.shape == (1, 77, 32)
+    if variant == "HiddenState":
+        torch.testing.assert_close(embeds, prompt.sequences())
+    assert len(generator.generate(embeds, [0])) == 1
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_pictures_of_a_validation_leave_the_run_as_it_is(world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = ["TRAIN.MAX_STEPS", "1"]
+    plain = run(world, tmp_path / "plain", *steps)
+    more = ["VAL.PICTURES", "1", "VAL.DENSE", "8", "VAL.GENERATE", "1", "GENERATE.STEPS", "2"]
+    drawn = run(world, tmp_path / "drawn", *steps, *more)
+    assert_same_state(plain, drawn)
+    folder = log_folder(configure(world, tmp_path / "drawn"), tmp_path / "drawn")
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    kinds = {tag.split("/")[0] for tag in events.Tags()["images"]}
+    assert kinds == {"val_matches", "val_correlation", "val_dense", "val_generated"}
+    assert (tmp_path / "drawn" / "prompt" / NAME).is_dir()
