@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +26,7 @@ from transformers import (
 from model.architecture import STABLE_DIFFUSION, VISION, default_hub_id, get_architecture
 from model.error import NetworkError
 from model.facts import CONDITION_ARCHITECTURE, NetworkFacts, compute_facts
+from model.noise import seeded
 from model.runtime import DTYPES, resolve_device, resolve_dtype
 from model.source import CONFIG_FILE, NetworkSource
 from model.tokenizer import build_byte_tokenizer
@@ -170,13 +170,13 @@ def _check_tokenizer(tokenizer: CLIPTokenizer, source: NetworkSource) -> CLIPTok
 
 def _random_stable_diffusion(configs: dict[str, dict], parts: Sequence[str], seed: int) -> StableDiffusion:
     networks = StableDiffusion(compute_facts(configs))
-    with _seeded(seed):
+    with seeded(seed):
         if "vae" in parts:
             networks.vae = AutoencoderKL(**configs["vae"])
-    with _seeded(seed):
+    with seeded(seed):
         if "unet" in parts:
             networks.unet = UNet2DConditionModel(**configs["unet"])
-    with _seeded(seed):
+    with seeded(seed):
         if "text_encoder" in parts:
             networks.text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
     if "tokenizer" in parts:
@@ -208,7 +208,7 @@ def _clip_vision_config(where: str) -> CLIPVisionConfig:
 
 def _random_vision(network: str, configs: dict[str, dict], seed: int) -> VisionNetwork:
     values = {key: value for key, value in configs["config"].items() if key != "model_type"}
-    with _seeded(seed):
+    with seeded(seed):
         model = (
             Dinov2Model(Dinov2Config(**values))
             if network == "DINO"
@@ -231,11 +231,3 @@ def _set_attention(unet: UNet2DConditionModel | None, attention: str) -> None:
         if importlib.util.find_spec("xformers") is None:
             raise ValueError("NETWORK.ATTENTION xformers needs the package xformers; install it or use sdpa")
         unet.enable_xformers_memory_efficient_attention()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random weights from `seed`, leaving the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
