@@ -267,6 +267,24 @@ def test_another_unet_has_another_fingerprint_and_must_fit(world, clean_unet, tm
         load_stable_diffusion(folder, parts=("unet",), unet=str(tmp_path / "unet"))
 
 
+@torch.no_grad()
+def test_a_unet_is_found_in_the_hubs_cache(world, clean_unet, tmp_path, monkeypatch):
+    weights, repository = clean_unet / "weights.safetensors", tmp_path / "models--owner--clean"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "snapshots" / "abc" / "weights.safetensors").symlink_to(weights)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("model.load.hf_hub_download", lambda owner, file: str(tmp_path / find_unet(f"{owner}/{file}")))
+    folder, unet = str(world.root / "sd"), "owner/clean/weights.safetensors"
+    assert network_fingerprint(folder, ("unet",), unet=unet) == network_fingerprint(
+        folder, ("unet",), unet=str(weights)
+    )
+    loaded = load_stable_diffusion(folder, parts=("unet",), unet=unet).unet
+    plain = UNet2DConditionModel.from_pretrained(clean_unet / "unet").state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in loaded.state_dict().items())
+
+
 # ---- from the config to the result files -------------------------------------------------------------------------
 
 
