@@ -19,7 +19,7 @@ from model.matcher import MATCHERS, build_matcher
 from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
-from model.prompt.store import load_prompt
+from model.prompt.store import load_prompt, read_prompt
 from model.text import PromptEncoder
 from utils import runtime
 from utils.precompute import (
@@ -113,6 +113,7 @@ def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt | None:
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
     folder = find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
+    read_prompt(folder)  # damaged or misnamed files are told before the text model is loaded
     return load_prompt(
         folder,
         text=load_text(cfg),
