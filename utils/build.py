@@ -16,14 +16,20 @@ from dataset.pair_dataset import PairDataset
 from model.error import NetworkError, NetworkNotFoundError
 from model.generate import Generator
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
-from model.matcher import build_matcher
+from model.matcher import MATCHERS, build_matcher
 from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
-from model.prompt.store import load_prompt
+from model.prompt.store import load_prompt, read_prompt
 from model.text import PromptEncoder
 from utils import runtime
-from utils.precompute import build_caches, condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
+from utils.precompute import (
+    build_caches,
+    condition_shape,
+    find_stable_diffusion,
+    find_unet,
+    fingerprint_stable_diffusion,
+)
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -100,12 +106,15 @@ def _build_fresh_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Pro
         raise ConfigError(f"PROMPT: {error}") from error
 
 
-def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt:
-    """The prompt that PROMPT.TYPE names: in words, or learned and read from disk."""
+def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt | None:
+    """The prompt that PROMPT.TYPE names: in words, or learned and read from disk; None if the matcher takes none."""
+    if not MATCHERS[cfg.MATCHER.NAME].takes_prompt:
+        return None
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
     folder = find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
+    read_prompt(folder)  # damaged or misnamed files are told before the text model is loaded
     return load_prompt(
         folder,
         text=load_text(cfg),
@@ -126,7 +135,7 @@ def build_validator(cfg, matcher: nn.Module) -> nn.Module:
     return matcher.at(cfg.VAL.TIMESTEP, cfg.VAL.ENSEMBLE)
 
 
-def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
+def build_tester(cfg, prompt: Prompt | None, device: torch.device) -> nn.Module:
     """The matcher in the setting of the test."""
     return _build_matcher(cfg, prompt, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE, device)
 
@@ -134,14 +143,14 @@ def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
 def build_test(
     cfg, choose_pairs: Callable[[PairDataset], Sequence[int]] | None = None
 ) -> tuple[Accelerator, PairDataset, nn.Module]:
-    """What a test of the configured prompt needs: the process, the pairs with their caches, the matcher.
+    """What a test of the configured matcher and prompt needs: the process, the pairs with their caches, the matcher.
 
     choose_pairs: positions of the pairs to keep, in this order; None keeps all.
     """
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
     pairs = pairs if choose_pairs is None else pairs.select(choose_pairs(pairs))
     prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    build_caches(cfg, (pairs,), prompt.condition if prompt else None, accelerator)
     return accelerator, pairs, build_tester(cfg, prompt, accelerator.device)
 
 
@@ -169,6 +178,7 @@ def describe_prompt(cfg) -> dict:
         "network": cfg.NETWORK.FOLDER,
         "network_fingerprint": fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
         "init": cfg.PROMPT.INIT,
+        "matcher": cfg.MATCHER.NAME,
         "layer": cfg.MATCHER.LAYER,
         "train_timestep": cfg.TRAIN.TIMESTEP,
     }
@@ -197,23 +207,27 @@ def _condition_shape(cfg, name: PromptName) -> tuple[int, int] | None:
     return condition_shape(cfg, name.condition) if name.condition else None
 
 
-def _build_matcher(cfg, prompt: Prompt, timestep: int, ensemble: int, device: torch.device) -> nn.Module:
-    dtype = resolve_dtype(cfg.PRECISION, device)
+def _build_matcher(cfg, prompt: Prompt | None, timestep: int, ensemble: int, device: torch.device) -> nn.Module:
+    entry = MATCHERS[cfg.MATCHER.NAME]
+    settings = {
+        "layer": cfg.MATCHER.LAYER,
+        "timestep": timestep,
+        "ensemble": ensemble,
+        "posterior": cfg.MATCHER.POSTERIOR,
+        "recompute": cfg.NETWORK.RECOMPUTE,
+        "sd_weight": cfg.MATCHER.SD_WEIGHT,
+        "dino_weight": cfg.MATCHER.DINO_WEIGHT,
+    }
+    settings = {name: settings[name] for name in entry.settings}
+    if not entry.takes_prompt:
+        return build_matcher(cfg.MATCHER.NAME, None, None, **settings)
     networks = load_stable_diffusion(
-        parts=("unet", "text_encoder", "tokenizer", "scheduler"),
-        dtype=dtype,
+        parts=entry.parts,
+        dtype=resolve_dtype(cfg.PRECISION, device),
         device=device,
         attention=cfg.NETWORK.ATTENTION,
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
+        **find_unet(cfg),
     )
-    return build_matcher(
-        cfg.MATCHER.NAME,
-        networks,
-        prompt.to(device),
-        layer=cfg.MATCHER.LAYER,
-        timestep=timestep,
-        ensemble=ensemble,
-        posterior=cfg.MATCHER.POSTERIOR,
-        recompute=cfg.NETWORK.RECOMPUTE,
-    )
+    return build_matcher(cfg.MATCHER.NAME, networks, prompt.to(device), **settings)
