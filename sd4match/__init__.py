@@ -24,6 +24,7 @@ _HOMES = {
     "Matcher": "sd4match.matcher",
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
+    "PointError": "sd4match.pair",
 }
 __all__ = list(_HOMES)
 

@@ -118,6 +118,21 @@ class Matcher:
         """The categories that the prompt knows and `category` must be one of; None: any word, or nothing."""
         return getattr(self._prompt, "rows", None) if self._prompt.name.method == "Class" else None
 
+    def describe(self) -> dict[str, Any]:
+        """What the matches depend on beside the images: plain values, for JSON."""
+        cfg = self.config
+        return {
+            "network": cfg.NETWORK.NAME,
+            "prompt": self.prompt_name,
+            "timestep": cfg.TEST.TIMESTEP,
+            "ensemble": cfg.TEST.ENSEMBLE,
+            "layer": cfg.MATCHER.LAYER,
+            "localiser": cfg.EVAL.PICTURE_LOCALISER,
+            "image_size": list(cfg.DATASET.IMAGE_SIZE),
+            "seed": cfg.SEED,
+            "device": str(self.device),
+        }
+
     def at(self, timestep: int | None = None, ensemble: int | None = None, localiser: str | None = None) -> Matcher:
         """The same networks and prompt in another setting, sharing memory and lock; None keeps a setting."""
         values = {"TEST.TIMESTEP": timestep, "TEST.ENSEMBLE": ensemble, "EVAL.PICTURE_LOCALISER": localiser}
