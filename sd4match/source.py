@@ -12,6 +12,7 @@ from config import ConfigError, resolve_network, resolve_path
 from model.architecture import STABLE_DIFFUSION
 from model.error import PromptNotFoundError
 from model.facts import is_hub_id, local_folder, network_facts
+from model.matcher import MATCHERS
 from model.prompt.name import BASELINES
 from model.prompt.store import META_FILE, read_name
 
@@ -24,12 +25,13 @@ class Preset:
     """A network that has a name here."""
 
     config_file: str | None  # relative to the repository's root; None: config/default.py as it is
+    method_file: str | None = None  # the same for a {method} other than Stable Diffusion's features
     baseline: Mapping[str, Any] = field(default_factory=dict)  # settings of prompts in words
 
 
 PRESETS = {
-    "mini": Preset("config/mini/base.yaml"),
-    "sd2-1": Preset(None, {"TEST.TIMESTEP": 261}),  # DIFT's
+    "mini": Preset("config/mini/base.yaml", "config/mini/{method}.yaml"),
+    "sd2-1": Preset(None, baseline={"TEST.TIMESTEP": 261}),  # DIFT's
 }
 
 
@@ -42,16 +44,16 @@ class Found:
     prompt_folder: Path | None = None
 
 
-def find_settings(name: str, prompt: str | None) -> Found:
+def find_settings(name: str, prompt: str | None, method: str | None = None) -> Found:
     """The configuration for a network or prompt `name` and a prompt (None: `name`'s own, or "text")."""
     if is_prompt(name):
         if prompt is not None:
             raise ConfigError(f"{name} is a prompt itself; leave `prompt` out, or name a network first")
-        return _find_network(read_name(find_prompt_folder(name)).backbone, name)
-    return _find_network(name, prompt or "text")
+        return _find_network(read_name(find_prompt_folder(name)).backbone, name, method)
+    return _find_network(name, prompt or "text", method)
 
 
-def _find_network(name: str, prompt: str) -> Found:
+def _find_network(name: str, prompt: str, method: str | None) -> Found:
     folder, settings = None, {"PROMPT.TYPE": prompt}
     if prompt not in BASELINES and _is_place(prompt):
         folder = find_prompt_folder(prompt)
@@ -62,7 +64,12 @@ def _find_network(name: str, prompt: str) -> Found:
         settings["NETWORK.NAME"] = _guess_backbone(name)
         preset = PRESETS["sd2-1"]
     baseline = preset.baseline if prompt in BASELINES else {}
-    return Found(preset.config_file and resolve_path(preset.config_file), {**baseline, **settings}, folder)
+    config_file = preset.config_file
+    if method not in (None, "stable_diffusion"):
+        baseline = {"MATCHER.NAME": method}
+        if preset.method_file and method in MATCHERS:
+            config_file = preset.method_file.format(method=method)
+    return Found(config_file and resolve_path(config_file), {**baseline, **settings}, folder)
 
 
 def is_prompt(name: str) -> bool:
