@@ -13,10 +13,10 @@ from model.architecture import STABLE_DIFFUSION
 from model.error import PromptNotFoundError
 from model.facts import is_hub_id, local_folder, network_facts
 from model.matcher import MATCHERS
-from model.prompt.name import BASELINES
-from model.prompt.store import META_FILE, read_name
+from model.prompt.name import BASELINES, parse_prompt_name
+from model.prompt.store import META_FILE, OWN_FILE, find_name
 
-PROMPT_FILES = ("ckpt.pt", "caption.pt")
+PROMPT_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
 
@@ -49,7 +49,7 @@ def find_settings(name: str, prompt: str | None, method: str | None = None) -> F
     if is_prompt(name):
         if prompt is not None:
             raise ConfigError(f"{name} is a prompt itself; leave `prompt` out, or name a network first")
-        return _find_network(read_name(find_prompt_folder(name)).backbone, name, method)
+        return _find_network(parse_prompt_name(find_name(find_prompt_folder(name))).backbone, name, method)
     return _find_network(name, prompt or "text", method)
 
 
@@ -57,7 +57,7 @@ def _find_network(name: str, prompt: str, method: str | None) -> Found:
     folder, settings = None, {"PROMPT.TYPE": prompt}
     if prompt not in BASELINES and _is_place(prompt):
         folder = find_prompt_folder(prompt)
-        settings["PROMPT.TYPE"] = str(read_name(folder))
+        settings["PROMPT.TYPE"] = find_name(folder)
     preset = PRESETS.get(name)
     if preset is None:
         settings |= {"NETWORK.FOLDER": str(Path(name).resolve()) if Path(name).is_dir() else name}

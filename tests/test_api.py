@@ -128,7 +128,11 @@ def test_points_and_maps_equal_those_of_the_evaluation(build, world, tmp_path, p
 def test_the_heat_map_is_highest_at_the_nearest_neighbour(matcher, photos):
     pair = matcher.pair(photos["a"], photos["b"])
     heat = pair.heatmap((70, 40))
-    assert heat.shape == (150, 100) and heat.min() == pytest.approx(0, abs=1e-6) and heat.max() == pytest.approx(1, abs=0.02)
+    assert (
+        heat.shape == (150, 100)
+        and heat.min() == pytest.approx(0, abs=1e-6)
+        and heat.max() == pytest.approx(1, abs=0.02)
+    )
     y, x = np.unravel_index(heat.argmax(), heat.shape)
     assert np.abs(pair.match((70, 40), "nn").points[0] - (x, y)).max() <= 2
     assert pair.heatmap((70, 40), size=(30, 20)).shape == (30, 20)

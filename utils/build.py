@@ -123,7 +123,7 @@ def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | Non
         categories=categories,
         condition_shape=_condition_shape(cfg, name),
         fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
-        name=name,
+        name=str(name),
     )
 
 
