@@ -21,6 +21,7 @@ if ROOT not in sys.path:
 _HOMES = {
     "ImageError": "utils.image",
     "ImageFeatures": "sd4match.matcher",
+    "LearnedPrompt": "sd4match.prompt",
     "Matcher": "sd4match.matcher",
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
