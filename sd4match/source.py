@@ -58,10 +58,8 @@ def find_settings(name: str, prompt: str | None, method: str | None = None) -> F
 
 def _find_network(name: str, prompt: str, method: str | None) -> Found:
     preset = PRESETS.get(name) or _describe_folder(name)
-    folder, settings = None, {**preset.settings, "PROMPT.TYPE": prompt}
-    if prompt not in BASELINES and _is_place(prompt):
-        folder = find_prompt_folder(prompt)
-        settings["PROMPT.TYPE"] = find_name(folder)
+    type_, folder = find_prompt(prompt)
+    settings = {**preset.settings, "PROMPT.TYPE": type_}
     config_file = preset.config_file
     if method not in (None, "stable_diffusion"):
         settings["MATCHER.NAME"] = method
@@ -89,6 +87,14 @@ def is_prompt(name: str) -> bool:
     return _download(name, [META_FILE]) is not None
 
 
+def find_prompt(prompt: str) -> tuple[str, Path | None]:
+    """PROMPT.TYPE for a prompt's name, folder or hub id, and its folder if that is not below OUTPUT_ROOT."""
+    if prompt in BASELINES or not (Path(prompt).is_dir() or "/" in prompt):
+        return prompt, None
+    folder = find_prompt_folder(prompt)
+    return find_name(folder), folder
+
+
 def find_prompt_folder(place: str, **options: Any) -> Path:
     """The folder of a prompt: the place itself, or where the hub's cache keeps it after a download.
 
@@ -100,11 +106,6 @@ def find_prompt_folder(place: str, **options: Any) -> Path:
     if folder is None:
         raise PromptNotFoundError(f"{place}: neither a folder nor a hub repository that holds a {META_FILE}")
     return folder
-
-
-def _is_place(prompt: str) -> bool:
-    """Whether a prompt is given by a folder or hub id, not by its name."""
-    return Path(prompt).is_dir() or "/" in prompt
 
 
 def _holds_prompt(folder: Path) -> bool:

@@ -228,6 +228,30 @@ def test_another_setting_shares_the_networks(matcher, photos):
         matcher.at(timestep=1000)
 
 
+@pytest.mark.parametrize("method", ["stable_diffusion", "sd_dino"])
+def test_another_prompt_shares_the_networks_and_equals_a_fresh_matcher(build, world, photos, method):
+    size = [56, 56]
+    settings = {"MATCHER.NAME": method, "MATCHER.DINO_FOLDER": str(world.root / "dino"), "MATCHER.DINO_SIZE": size}
+    text = build("text", **settings)
+    source = text.encode(photos["a"], "cat")
+    for name in (CLASS, CPM, "empty"):
+        other, fresh = text.with_prompt(name), build(name, **settings)
+        assert other.prompt_name == name and text.prompt_name == "text" and other.describe() == fresh.describe()
+        again = other.pair(source, photos["b"], "cat").src_feat  # the VAE's moments of `source` are taken over
+        torch.testing.assert_close(again, fresh.pair(photos["a"], photos["b"], "cat").src_feat, rtol=1e-4, atol=1e-4)
+    assert set(text.with_prompt(CPM).with_prompt("empty").encode(source).inputs) <= {"moments", "dino"}
+    torch.testing.assert_close(text.encode(photos["a"], "cat").feature, source.feature)
+
+
+def test_features_of_other_networks_are_computed_anew(matcher, tiny_folder, photos):
+    other = Matcher.from_pretrained(tiny_folder, device="cpu", image_size=64, ensemble=2, seed=3, timestep=50)
+    source = matcher.encode(photos["a"])
+    expected = other.encode(photos["a"])
+    taken = other.encode(source)
+    assert taken.seed == expected.seed != source.seed and torch.equal(taken.feature, expected.feature)
+    assert torch.equal(matcher.encode(taken).feature, source.feature)
+
+
 def test_seeds_follow_the_pixels_not_the_file(matcher, photos, tmp_path):
     (tmp_path / "copy.png").write_bytes(photos["a"].read_bytes())
     with Image.open(photos["a"]) as opened:
