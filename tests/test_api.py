@@ -376,12 +376,13 @@ def test_a_saved_prompt_is_the_same_prompt_and_says_what_it_is(learned, tmp_path
     assert again.name == prompt.name == learned.name
     assert torch.equal(again.stored.tensors["dataset"], prompt.stored.tensors["dataset"])
     assert again.stored.meta == prompt.stored.meta
-    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"prompt.safetensors", "prompt.json", "README.md"}
+    files = {"prompt.safetensors", "prompt.json", "metrics.json", "README.md"}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == files and again.metrics == prompt.metrics
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "base_model: owner/network" in card and "library_name: sd4match" in card
-    assert "| backbone | mini (`owner/network`) |" in card and "| training data | spair |" in card
-    assert "Validation during training, 12 pairs" in card and "spair, split test, categories: all; 34 pairs" in card
-    assert card.count("| nn | 25.00 | - |") == 2
+    assert "| backbone | mini (owner/network) |" in card and "| trained on | spair |" in card
+    assert "validation: 12 pairs" in card and "spair_result_Single_all_test_x: 34 pairs" in card
+    assert card.count("| nn | 25.00 | - |") == 2 and "Matcher.from_pretrained" in card
 
 
 def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
@@ -418,10 +419,24 @@ def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
 
 
 def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
-    assert find_settings("sd2-1", None).settings == {"TEST.TIMESTEP": 261, "PROMPT.TYPE": "text"}
-    name = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
-    assert find_settings("sd2-1", name).settings == {"PROMPT.TYPE": name}
-    assert find_settings("sd2-1", "empty", "sd_dino").settings == {"PROMPT.TYPE": "empty", "MATCHER.NAME": "sd_dino"}
+    cpm = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
+    for prompt, method, file, timestep in (
+        (None, None, "dift", 261),
+        ("empty", "stable_diffusion", "dift", 261),
+        (cpm, None, "base", 50),
+        (None, "sd_dino", "sd_dino", 261),
+        (None, "dinov2", "dinov2", 50),
+    ):
+        found = find_settings("sd2-1", prompt, method)
+        assert found.config_file == str(ROOT / f"config/spair/{file}.yaml")
+        cfg = load_config(found.config_file, overrides=found.settings)
+        assert (
+            timestep,
+            prompt or "text",
+            method or "stable_diffusion",
+        ) == (cfg.TEST.TIMESTEP, cfg.PROMPT.TYPE, cfg.MATCHER.NAME)
+        assert cfg.NETWORK.FOLDER == load_config().NETWORK.FOLDER
+    assert find_settings("sd1-5", None).settings["NETWORK.NAME"] == "sd1-5"
     mini = find_settings(str(learned), None)
     assert mini.config_file.endswith("config/mini/base.yaml") and mini.prompt_folder == learned
     assert find_settings("mini", None, "dinov2").config_file.endswith("config/mini/dinov2.yaml")
