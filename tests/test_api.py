@@ -270,6 +270,16 @@ def test_mutual_neighbours_of_an_image_with_itself(matcher, photos):
     assert len(matcher.pair(photos["a"], photos["a"]).match_mutual(None, spread=0)) > 5
 
 
+def test_the_dense_field_is_that_of_the_points(matcher, photos):
+    pytest.importorskip("utils.dense", reason="dense matching is not in this checkout")
+    pair = matcher.pair(photos["a"], photos["b"])
+    field = pair.dense()
+    height, width = pair.src_feat.shape[-2:]
+    assert field.points.shape == (height, width, 2) and field.cycle.shape == (height, width)
+    corner = pair.match([(159, 119)]).points[0] * (np.array(pair.trg_feat.shape[:0:-1]) - 1) / (99, 149)
+    np.testing.assert_allclose(field.points[-1, -1].numpy(), corner, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
