@@ -9,7 +9,6 @@ ckpt.pt or caption.pt. test.py takes both. Nothing but the prompt's own files is
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -34,48 +33,22 @@ def parse_args() -> argparse.Namespace:
 def convert(source: Path, output: Path, form: str, name: str | None) -> Path:
     """Write the prompt in `source` to output/NAME in the format; returns that folder."""
     from model.prompt.store import META_FILE, read_prompt, tensor_file, write_prompt
+    from utils.export import read_metrics, write_own
 
     stored = read_prompt(source, name)
     target = output / str(stored.name)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the prompt itself; choose another --output")
-    write_prompt(target, stored, form)
     written = [tensor_file(stored.name, form), META_FILE]
+    if form == "own":
+        written += write_own(target, stored, read_metrics(source, stored))
+    else:
+        write_prompt(target, stored, form)
     if (source / "config.yaml").is_file():
         shutil.copyfile(source / "config.yaml", target / "config.yaml")
         written.append("config.yaml")
-    if form == "own":
-        written += write_description(source, target, stored)
     print(f"{stored.name}: written {', '.join(written)} in {target}")
     return target
-
-
-def write_description(source: Path, target: Path, stored) -> list[str]:
-    """metrics.json and the model card; their names."""
-    from model.prompt.card import format_card
-    from utils.result import write_text
-
-    metrics = read_metrics(source, stored)
-    write_text(target / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    write_text(target / "README.md", format_card(stored, metrics))
-    return ["metrics.json", "README.md"]
-
-
-def read_metrics(source: Path, stored) -> dict:
-    """The validation that chose the prompt, and the summary of every test beside it."""
-    known = source / "metrics.json"
-    metrics = read_json(known) if known.is_file() else {}
-    if validation := stored.meta.get("metrics", {}).get("validation"):
-        metrics["validation"] = validation
-    tests = {path.stem: read_json(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
-    return {**metrics, "tests": {**metrics.get("tests", {}), **tests}}
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is corrupt ({error}); delete it, or write it again") from error
 
 
 def main() -> int:

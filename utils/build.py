@@ -21,6 +21,7 @@ from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
+from model.prompt.text_prompt import OpenTextPrompt
 from model.text import PromptEncoder
 from utils import runtime
 from utils.precompute import (
@@ -106,15 +107,18 @@ def _build_fresh_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Pro
         raise ConfigError(f"PROMPT: {error}") from error
 
 
-def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt | None:
-    """The prompt that PROMPT.TYPE names: in words, or learned and read from disk; None if the matcher takes none."""
+def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | None = None) -> Prompt | None:
+    """The prompt that PROMPT.TYPE names: in words, or learned and read from `folder` or from below OUTPUT_ROOT.
+
+    None if the matcher takes none.
+    """
     if not MATCHERS[cfg.MATCHER.NAME].takes_prompt:
         return None
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
-    folder = find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
-    read_prompt(folder)  # damaged or misnamed files are told before the text model is loaded
+    folder = folder or find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
+    read_prompt(folder, str(name))  # damaged or misnamed files are told before the text model is loaded
     return load_prompt(
         folder,
         text=load_text(cfg),
@@ -122,7 +126,15 @@ def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt | None:
         categories=categories,
         condition_shape=_condition_shape(cfg, name),
         fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+        name=str(name),
     )
+
+
+def build_open_prompt(cfg, folder: str | Path | None = None) -> Prompt | None:
+    """As `build_tested_prompt`, for images of no data set: the text prompt takes any category, or none."""
+    if cfg.PROMPT.TYPE == "text" and MATCHERS[cfg.MATCHER.NAME].takes_prompt:
+        return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
+    return build_tested_prompt(cfg, (), folder)
 
 
 def build_trainee(cfg, prompt: Prompt, device: torch.device) -> nn.Module:

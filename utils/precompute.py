@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from config import resolve_network, resolve_path
 from dataset import ImageRef
-from dataset.pair_dataset import PairDataset, load_image, load_pil
+from dataset.pair_dataset import PairDataset, load_pil, resize_image
 from model.architecture import HUB_IDS
 from model.condition import compute_condition, condition_facts, get_condition
 from model.dino import compute_dino_map
@@ -24,7 +25,7 @@ from model.matcher import MATCHERS
 from model.vae import encode_moments
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_file
 
-Compute = Callable[[Sequence[ImageRef]], Tensor]
+Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def moments_source(cfg) -> Source:
         vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
 
         @torch.no_grad()
-        def compute(refs: Sequence[ImageRef]) -> Tensor:
-            return encode_moments(vae, _read(partial(load_image, image_size=cfg.DATASET.IMAGE_SIZE), refs, torch.stack))
+        def compute(images: Sequence[Image]) -> Tensor:
+            return encode_moments(vae, _resize(images, cfg.DATASET.IMAGE_SIZE))
 
         return compute
 
@@ -126,7 +127,7 @@ def condition_source(cfg, condition: str) -> Source:
 
     def load(device: torch.device) -> Compute:
         network = load_vision(spec.network, device=device, seed=cfg.SEED, **where)
-        return lambda refs: compute_condition(condition, network, _read(load_pil, refs, list))
+        return partial(compute_condition, condition, network)
 
     return Source(spec.cache, stamp, shape, load)
 
@@ -172,10 +173,14 @@ def dino_source(cfg) -> Source:
     def load(device: torch.device) -> Compute:
         model, _ = load_dino(cfg, device)
 
-        def compute(refs: Sequence[ImageRef]) -> Tensor:
-            images = _read(partial(load_image, image_size=section.DINO_SIZE), refs, torch.stack)
+        def compute(images: Sequence[Image]) -> Tensor:
             return compute_dino_map(
-                model, facts, images, layer=section.DINO_LAYER, norm=section.DINO_NORM, normalise=normalise
+                model,
+                facts,
+                _resize(images, section.DINO_SIZE),
+                layer=section.DINO_LAYER,
+                norm=section.DINO_NORM,
+                normalise=normalise,
             )
 
         return compute
@@ -186,14 +191,19 @@ def dino_source(cfg) -> Source:
 SOURCES = {"moments": moments_source, "dino": dino_source}  # what a matcher may read of each image
 
 
-def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
-    """Fill the caches that the matcher, and a prompt with this condition, read, and give them to the datasets."""
+def find_sources(cfg, condition: str | None) -> dict[str, Source]:
+    """What the matcher, and a prompt with this condition, read of each image, by its key in a batch."""
     sources = {key: SOURCES[key](cfg) for key in MATCHERS[cfg.MATCHER.NAME].caches}
     if condition is not None:
         sources["condition"] = condition_source(cfg, condition)
+    return sources
+
+
+def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
+    """Fill the caches that the matcher, and a prompt with this condition, read, and give them to the datasets."""
     refs = unique_images(datasets)
     hashes = hash_images(refs)
-    for key, source in sources.items():
+    for key, source in find_sources(cfg, condition).items():
         cache = fill_from_source(cfg, source, refs, hashes, accelerator)
         for data in datasets:
             data.caches[key] = cache
@@ -230,7 +240,7 @@ def fill_from_source(
         fill_cache(
             cache,
             hash_of,
-            lambda names: compute([by_name[name] for name in names]),
+            lambda names: compute(_map(load_pil, [by_name[name] for name in names])),
             share,
             batch_size,
             rank,
@@ -246,6 +256,10 @@ def fill_from_source(
     return cache
 
 
-def _read(read: Callable, refs: Sequence[ImageRef], join: Callable):
+def _resize(images: Sequence[Image], image_size: tuple[int, int]) -> Tensor:
+    return torch.stack(_map(partial(resize_image, image_size=image_size), images))
+
+
+def _map(function: Callable, values: Sequence) -> list:
     with ThreadPoolExecutor() as pool:
-        return join(list(pool.map(read, refs)))
+        return list(pool.map(function, values))

@@ -113,17 +113,23 @@ def load_prompt(
     categories: Sequence[str] = (),  # those that will be asked of a Class prompt
     condition_shape: tuple[int, int] | None = None,  # (tokens, features) of the configured condition network, for CPM
     fingerprint: str | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
+    name: str | None = None,  # if the folder is not called so
 ) -> Prompt:
     """The prompt in `folder`, ours or the authors'; strict, on the CPU.
 
     Raises what `read_prompt` does, and PromptError for another backbone or width and for missing categories.
     """
     folder = Path(folder)
-    stored = read_prompt(folder)
+    stored = read_prompt(folder, name)
     _check_origin(folder, stored, backbone, fingerprint)
     if stored.name.method == "CPM":
         return _build_cpm(folder, stored, text, condition_shape)
     return _build_simple(folder, stored, text, categories)
+
+
+def find_name(folder: str | Path) -> str:
+    """What a prompt's folder, called as it may be, says that it holds; its own name if it has no prompt.json."""
+    return str(_read_meta(Path(folder)).get("name", Path(folder).name))
 
 
 def list_prompts(root: str | Path) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
-from model.text import PromptEncoder
+from model.text import PromptEncoder, find_ids
 
 
 class TextPrompt(Prompt):
@@ -35,3 +35,33 @@ class TextPrompt(Prompt):
         if self.depends_on == "nothing":
             return self.tokens
         return self.tokens[index_categories(batch, self._index, "the text prompt")]
+
+
+class OpenTextPrompt(Prompt):
+    """A sentence for any category, also one that no data set has, and for none: embedded when it is asked for."""
+
+    depends_on = "category"
+
+    def __init__(
+        self,
+        template: str,  # such as "a photo of a {category}"
+        without: str,  # the sentence for the category None
+        text: PromptEncoder,
+        category_words: Callable[[str], str] = str,  # as in TextPrompt
+    ) -> None:
+        super().__init__(PromptName("text"))
+        self.template = template
+        self.without = without
+        self._category_words = category_words
+        self._tokenizer, self._n_positions = text.tokenizer, text.n_positions
+        # no submodule: it stays where it is, in float32; the transformer, a GB and more, is let go
+        self._embeddings = (text.embeddings,)
+
+    def sentence(self, category: str | None) -> str:
+        """What is said of an image of this category."""
+        return self.without if category is None else self.template.replace("{category}", self._category_words(category))
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        sentences = [self.sentence(category) for category in batch["category"]]
+        (embeddings,) = self._embeddings
+        return embeddings(input_ids=find_ids(self._tokenizer, sentences, self._n_positions)).float()
