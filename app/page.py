@@ -1,0 +1,253 @@
+"""The page of the app: what is on it, and what each action does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
+
+import gradio as gr  # noqa: E402
+
+from app.engine import Engine  # noqa: E402
+from app.example import Example  # noqa: E402
+from app.photo import Photo, describe, open_photo  # noqa: E402
+from app.session import PlaceError, Session, Sessions, Settings  # noqa: E402
+from utils.errors import USER_ERRORS, explain  # noqa: E402
+from utils.image import ImageError  # noqa: E402
+from utils.localise import LOCALISERS  # noqa: E402
+
+STATIC = Path(__file__).parent / "static"
+FONTS = ("system-ui", "sans-serif")
+ASK_FOR_IMAGES = "Choose a source and a target image, or take an example."
+ASK_FOR_POINTS = "Click on the source image: the same place is looked for in the target."
+WAIT = "The features are being computed; points placed meanwhile are matched as soon as they are known."
+KEEP_FILES = (3600, 6 * 3600)  # seconds: how often uploads are looked through, and how old they may get
+QUICK = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple", "api_visibility": "private"}
+SLOW = {"concurrency_limit": 1, "concurrency_id": "networks", "trigger_mode": "always_last"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the page offers, and what it starts with: the first of each, and the timestep."""
+
+    network: str
+    methods: Sequence[str]
+    prompts: Sequence[str]
+    timestep: int
+    localiser: str
+
+
+class ImageInput(gr.Image):
+    """Gives the path of what was uploaded, whatever it is: a file that is no image is refused by our own message."""
+
+    is_template = True  # shown as its parent is
+
+    def preprocess(self, payload: Any) -> str | None:
+        return payload.path if payload else None
+
+
+def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], max_sessions: int = 32) -> gr.Blocks:
+    """The app, to be launched."""
+    actions = Actions(engine, Sessions(max_sessions))
+    with gr.Blocks(title="SD4Match", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as page:
+        gr.Markdown(
+            "# SD4Match\nThe same point in two photos. **1** Choose two images. **2** Click on the source. "
+            f"Network: `{choices.network}`.",
+            elem_id="intro",
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                images, buttons, settings = _build_controls(choices, examples)
+            with gr.Column(scale=3, min_width=340):
+                stage = _build_stage()
+        _connect_images(actions, stage, images, buttons, examples, settings)
+        _connect_points(actions, stage, images)
+        page.unload(actions.leave)
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """No font that would have to be fetched."""
+    return gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace"))
+
+
+def _build_controls(choices: Choices, examples: Sequence[Example]) -> tuple[list, list, list]:
+    """Widgets: the two images, the buttons of the examples, the settings in the order of `Settings`."""
+    with gr.Row(elem_id="inputs"):
+        images = [
+            ImageInput(
+                label=name,
+                sources=["upload", "webcam", "clipboard"],
+                type="filepath",
+                height=190,
+                min_width=130,
+                buttons=[],
+                elem_id=f"{name.lower()}-input",
+            )
+            for name in ("Source", "Target")
+        ]
+    gr.Markdown("Examples", elem_classes="caption")
+    with gr.Row(elem_id="examples"):
+        buttons = [gr.Button(example.category, size="sm", min_width=80) for example in examples]
+    category = gr.Textbox(label="What do both images show? (optional)", placeholder="such as: boat", max_length=60)
+    with gr.Accordion("Settings", open=False):
+        method = gr.Dropdown(list(choices.methods), label="Method", interactive=True)
+        prompt = gr.Dropdown(list(choices.prompts), label="Prompt", interactive=True)
+        timestep = gr.Slider(0, 999, choices.timestep, step=1, label="Timestep of the noise")
+        localiser = gr.Dropdown(list(LOCALISERS), value=choices.localiser, label="Localiser")
+    return images, buttons, [method, prompt, category, timestep, localiser]
+
+
+def _build_stage() -> gr.HTML:
+    return gr.HTML(
+        value=None,
+        html_template=(STATIC / "stage.html").read_text(encoding="utf-8"),
+        css_template=(STATIC / "stage.css").read_text(encoding="utf-8"),
+        js_on_load=(STATIC / "stage.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id="stage",
+        pictures=None,
+    )
+
+
+def _connect_images(actions, stage, images, buttons, examples, settings) -> None:
+    category = settings[2]
+    inputs = [*images, *settings]
+    for image in images:
+        for event in (image.upload, image.input, image.clear):
+            event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+    for event in (*(widget.input for widget in settings if widget not in (category, settings[3])), settings[3].release):
+        event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+    for event in (category.submit, category.blur):
+        event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+    for button, example in zip(buttons, examples, strict=True):
+        values = (example.source, example.target, example.category)
+        shown = button.click(lambda values=values: values, None, [*images, category], **QUICK)
+        shown.then(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+
+
+def _connect_points(actions, stage, images) -> None:
+    stage.place(actions.place, None, stage, **QUICK)
+    stage.choose(actions.choose, None, stage, **QUICK)
+    stage.remove(actions.remove, None, stage, **QUICK)
+    stage.undo(actions.undo, None, stage, **QUICK)
+    stage.clear_points(actions.clear, None, stage, **QUICK)
+    stage.swap(actions.swap, None, [*images, stage], **QUICK)
+
+
+class Actions:
+    """What the page's events do. Each gets the browser's request, and gives what the stage shows."""
+
+    def __init__(self, engine: Engine, sessions: Sessions) -> None:
+        self.engine, self.sessions = engine, sessions
+
+    def prepare(
+        self,
+        source: str | None,
+        target: str | None,
+        method: str,
+        prompt: str,
+        category: str,
+        timestep: int,
+        localiser: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ):
+        """Take images and settings, compute the features, match the points again."""
+        session = self.sessions.get(request.session_hash)
+        try:
+            settings = Settings(method, prompt, category.strip(), int(timestep), localiser)
+            session.load(*(path and open_photo(path) for path in (source, target)), settings)
+            if session.source and session.target:
+                self.engine.prepare(session, lambda share, what: progress(share, desc=what))
+        except USER_ERRORS as error:
+            return self._show(session, explain(error), pictures=True)
+        return self._show(session, pictures=True)
+
+    def place(self, request: gr.Request, event: gr.EventData):
+        return self._change(request, lambda session: self._place(session, float(event.x), float(event.y)))
+
+    def choose(self, request: gr.Request, event: gr.EventData):
+        return self._change(request, lambda session: session.select(int(event.number)))
+
+    def remove(self, request: gr.Request, event: gr.EventData):
+        return self._change(request, lambda session: session.remove(int(event.number)))
+
+    def undo(self, request: gr.Request):
+        return self._change(request, lambda session: session.remove())
+
+    def clear(self, request: gr.Request):
+        return self._change(request, lambda session: session.clear())
+
+    def swap(self, request: gr.Request):
+        session = self.sessions.get(request.session_hash)
+        session.swap()
+        problem = self._try(lambda: session.ready and self.engine.prepare(session))
+        paths = [photo.path if photo else None for photo in (session.source, session.target)]
+        return *paths, self._show(session, problem, pictures=True)
+
+    def leave(self, request: gr.Request) -> None:
+        self.sessions.drop(request.session_hash)
+
+    def _place(self, session: Session, x: float, y: float) -> None:
+        self.engine.match(session, session.place(x, y))
+
+    def _change(self, request: gr.Request, change: Callable[[Session], Any]):
+        session = self.sessions.get(request.session_hash)
+        return self._show(session, self._try(partial(change, session)))
+
+    def _try(self, action: Callable[[], Any]) -> str:
+        """What to tell the user of an action's failure, or nothing."""
+        try:
+            action()
+        except (PlaceError, *USER_ERRORS) as error:
+            return explain(error)
+        return ""
+
+    def _show(self, session: Session, problem: str = "", pictures: bool = False):
+        """The stage's value, and its pictures if they may have changed."""
+        with session.lock:
+            heat = None
+            try:
+                heat = self.engine.heat(session)
+            except USER_ERRORS as error:
+                problem = problem or explain(error)
+            value = describe_session(session, heat, problem)
+            shown = (session.source, session.target)
+        if not pictures:
+            return value
+        return gr.update(value=value, pictures=dict(zip(("source", "target"), map(describe, shown), strict=True)))
+
+
+def describe_session(session: Session, heat: dict | None, problem: str) -> dict:
+    """What the stage shows of a session: numbered points, the selected one's heat map, and a line of text."""
+    return {
+        "revision": session.next_revision(),
+        "ready": session.ready,
+        "points": [
+            {"number": p.number, "x": p.x, "y": p.y, "found": p.found, "confidence": p.confidence}
+            for p in session.points
+        ],
+        "selected": session.selected,
+        "heat": heat,
+        "message": problem or say(session),
+        "problem": bool(problem),
+    }
+
+
+def say(session: Session) -> str:
+    """What to do next, or what was found last."""
+    point = session.find(session.selected)
+    if not (session.source and session.target):
+        return ASK_FOR_IMAGES
+    if not session.ready:
+        return WAIT
+    if point is None or point.found is None:
+        return ASK_FOR_POINTS
+    places = [f"({x:.1f}, {y:.1f})" for x, y in ((point.x, point.y), point.found)]
+    return f"Point {point.number} at {places[0]} is found at {places[1]}, confidence {point.confidence:.0%}."
