@@ -49,6 +49,7 @@ _C.PROMPT.CPM = "Pair-DINO-Feat-G25-C50"  # {Img|Pair}-{DINO|CLIP}-{Feat|Head}-G
 _C.PROMPT.INIT = "random"  # start of Single/Class: "random", "empty", or "text:<a sentence>"
 _C.PROMPT.TYPE = "text"  # what test.py runs: "text" (TEMPLATE), "empty", or the name of a learned prompt
 _C.PROMPT.TEMPLATE = "a photo of a {category}"  # the text prompt
+_C.PROMPT.WITHOUT_CATEGORY = "a photo of an object"  # the text prompt of your own images whose category is not given
 
 # ---- the loss --------------------------------------------------------------------------------------------------
 _C.LOSS = CN()

@@ -54,7 +54,12 @@ def load_image(ref: ImageRef, image_size: int | tuple[int, int]) -> torch.Tensor
 
     Resized as torchvision does tensors: bilinear, antialiased, half-pixel centres.
     """
-    pixels = torch.from_numpy(np.array(load_pil(ref))).permute(2, 0, 1)[None].float() / 255
+    return resize_image(load_pil(ref), image_size)
+
+
+def resize_image(image: Image.Image, image_size: int | tuple[int, int]) -> torch.Tensor:
+    """The network's input (3, H', W') float32 in [-1, 1] from an RGB image; see `load_image`."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     resized = F.interpolate(pixels, as_size(image_size), mode="bilinear", align_corners=False, antialias=True)
     return (resized[0] - 0.5) / 0.5
 

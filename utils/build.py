@@ -20,6 +20,7 @@ from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt
+from model.prompt.text_prompt import OpenTextPrompt
 from model.text import PromptEncoder
 from utils import runtime
 from utils.precompute import build_caches, condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
@@ -99,20 +100,27 @@ def _build_fresh_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Pro
         raise ConfigError(f"PROMPT: {error}") from error
 
 
-def build_tested_prompt(cfg, categories: Sequence[str]) -> Prompt:
-    """The prompt that PROMPT.TYPE names: in words, or learned and read from disk."""
+def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | None = None) -> Prompt:
+    """The prompt that PROMPT.TYPE names: in words, or learned and read from `folder` or from below OUTPUT_ROOT."""
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
-    folder = find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
     return load_prompt(
-        folder,
+        folder or find_output(cfg) / "prompt" / cfg.PROMPT.TYPE,
         text=load_text(cfg),
         backbone=cfg.NETWORK.NAME,
         categories=categories,
         condition_shape=_condition_shape(cfg, name),
         fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+        name=name,
     )
+
+
+def build_open_prompt(cfg, folder: str | Path | None = None) -> Prompt:
+    """As `build_tested_prompt`, for images of no data set: the text prompt takes any category, or none."""
+    if cfg.PROMPT.TYPE == "text":
+        return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
+    return build_tested_prompt(cfg, (), folder)
 
 
 def build_trainee(cfg, prompt: Prompt, device: torch.device) -> nn.Module:

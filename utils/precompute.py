@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from config import resolve_network, resolve_path
 from dataset import ImageRef
-from dataset.pair_dataset import PairDataset, load_image, load_pil
+from dataset.pair_dataset import PairDataset, load_pil, resize_image
 from model.condition import compute_condition, condition_facts, get_condition
 from model.facts import network_facts, network_fingerprint
 from model.load import load_stable_diffusion, load_vision
 from model.vae import encode_moments
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_file
 
-Compute = Callable[[Sequence[ImageRef]], Tensor]
+Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ def moments_source(cfg) -> Source:
         vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
 
         @torch.no_grad()
-        def compute(refs: Sequence[ImageRef]) -> Tensor:
-            return encode_moments(vae, _read(partial(load_image, image_size=cfg.DATASET.IMAGE_SIZE), refs, torch.stack))
+        def compute(images: Sequence[Image]) -> Tensor:
+            return encode_moments(
+                vae, torch.stack(_map(partial(resize_image, image_size=cfg.DATASET.IMAGE_SIZE), images))
+            )
 
         return compute
 
@@ -118,19 +121,24 @@ def condition_source(cfg, condition: str) -> Source:
 
     def load(device: torch.device) -> Compute:
         network = load_vision(spec.network, device=device, seed=cfg.SEED, **where)
-        return lambda refs: compute_condition(condition, network, _read(load_pil, refs, list))
+        return partial(compute_condition, condition, network)
 
     return Source(spec.cache, stamp, shape, load)
 
 
-def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
-    """Fill the caches that a prompt with this condition needs, and give them to the datasets."""
+def find_sources(cfg, condition: str | None) -> dict[str, Source]:
+    """What a matcher reads of each image, by its key in a batch, for a prompt with this condition."""
     sources = {"moments": moments_source(cfg)}
     if condition is not None:
         sources["condition"] = condition_source(cfg, condition)
+    return sources
+
+
+def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
+    """Fill the caches that a prompt with this condition needs, and give them to the datasets."""
     refs = unique_images(datasets)
     hashes = hash_images(refs)
-    for key, source in sources.items():
+    for key, source in find_sources(cfg, condition).items():
         cache = fill_from_source(cfg, source, refs, hashes, accelerator)
         for data in datasets:
             data.caches[key] = cache
@@ -167,7 +175,7 @@ def fill_from_source(
         fill_cache(
             cache,
             hash_of,
-            lambda names: compute([by_name[name] for name in names]),
+            lambda names: compute(_map(load_pil, [by_name[name] for name in names])),
             share,
             batch_size,
             rank,
@@ -183,6 +191,6 @@ def fill_from_source(
     return cache
 
 
-def _read(read: Callable, refs: Sequence[ImageRef], join: Callable):
+def _map(function: Callable, values: Sequence) -> list:
     with ThreadPoolExecutor() as pool:
-        return join(list(pool.map(read, refs)))
+        return list(pool.map(function, values))

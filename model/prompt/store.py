@@ -61,6 +61,7 @@ def load_prompt(
     categories: Sequence[str] = (),  # those that will be asked of a Class prompt
     condition_shape: tuple[int, int] | None = None,  # (tokens, features) of the configured condition network, for CPM
     fingerprint: str | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
+    name: PromptName | None = None,  # None: as the folder is called
 ) -> Prompt:
     """The prompt in `folder`, ours or the authors'; strict, on the CPU.
 
@@ -68,7 +69,7 @@ def load_prompt(
     (another backbone or width, a name that disagrees with the contents, missing categories, a corrupt file).
     """
     folder = Path(folder)
-    name = _read_name(folder)
+    name = _read_name(folder, name)
     _check_origin(folder, name, _read_meta(folder), backbone, fingerprint)
     tensors = _read_tensors(folder / tensor_file(name), name)
     if name.method == "CPM":
@@ -121,7 +122,14 @@ def _replace(path: Path, write) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _read_name(folder: Path) -> PromptName:
+def read_name(folder: str | Path) -> PromptName:
+    """Which prompt a folder holds: what its prompt.json says, else what it is called."""
+    folder = Path(folder)
+    stored = _read_meta(folder).get("name")
+    return _read_name(folder, parse_prompt_name(stored) if stored else None)
+
+
+def _read_name(folder: Path, name: PromptName | None) -> PromptName:
     if not folder.is_dir():
         there = list_prompts(folder.parent)
         raise PromptNotFoundError(
@@ -133,7 +141,7 @@ def _read_name(folder: Path) -> PromptName:
             )
         )
     try:
-        name = parse_prompt_name(folder.name)
+        name = name or parse_prompt_name(folder.name)
     except ValueError as error:
         raise PromptError(f"{folder}: {error}") from error
     if not (folder / tensor_file(name)).is_file():

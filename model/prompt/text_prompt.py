@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.prompt.base import Prompt, index_categories
@@ -35,3 +36,29 @@ class TextPrompt(Prompt):
         if self.depends_on == "nothing":
             return self.tokens
         return self.tokens[index_categories(batch, self._index, "the text prompt")]
+
+
+class OpenTextPrompt(Prompt):
+    """A sentence for any category, also one that no data set has, and for none: embedded when it is asked for."""
+
+    depends_on = "category"
+
+    def __init__(
+        self,
+        template: str,  # such as "a photo of a {category}"
+        without: str,  # the sentence for the category None
+        text: PromptEncoder,
+        category_words: Callable[[str], str] = str,  # as in TextPrompt
+    ) -> None:
+        super().__init__(PromptName("text"))
+        self.template = template
+        self.without = without
+        self._category_words = category_words
+        self._embed = lambda sentence: text.embed_ids(text.token_ids([sentence])).float()
+
+    def sentence(self, category: str | None) -> str:
+        """What is said of an image of this category."""
+        return self.without if category is None else self.template.replace("{category}", self._category_words(category))
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        return torch.cat([self._embed(self.sentence(category)) for category in batch["category"]])

@@ -1,0 +1,244 @@
+"""From any two images to a `Pair` that answers questions about points."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config import check_config, load_config
+from model.noise import identifier_seed
+from model.prompt.base import Prompt
+from model.runtime import resolve_device
+from sd4match.pair import Pair, Setting
+from sd4match.source import find_settings
+from utils.build import build_open_prompt, build_tester
+from utils.image import ImageSource, Picture, read_image
+from utils.precompute import find_sources
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What was computed of one image: reusable in any number of pairs of the matcher that made it."""
+
+    picture: Picture
+    category: str | None
+    seed: int  # of its noise
+    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE moments, the prompt's condition
+    feature: Tensor | None  # (C, h, w) float32, not normalised; None if the prompt depends on the partner
+    owner: object  # what made it
+
+
+class Matcher:
+    """Finds points of one image in another.
+
+    Calls that run a network take turns under a lock, so that one matcher serves several threads; a `Pair` needs
+    no lock. Nothing is kept between calls: keep the `ImageFeatures` or the `Pair`.
+    """
+
+    def __init__(self, cfg, prompt: Prompt, network, sources: Mapping, device: torch.device) -> None:
+        """For `from_pretrained`, which makes the parts."""
+        self.config = cfg
+        self.device = device
+        self._prompt = prompt
+        self._network = network
+        self._sources = sources
+        self._lock = threading.Lock()
+        self._owner = object()  # features of another prompt, timestep or network are refused
+        section = cfg.EVAL
+        self._setting = Setting(section.PICTURE_LOCALISER, section.BETA, section.SIGMA, cfg.DATASET.IMAGE_SIZE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "mini",  # "mini", "sd2-1", a network's or a prompt's folder or hub id
+        prompt: str
+        | None = None,  # "text", "empty", a learned prompt's name, folder or hub id; None: name's, or "text"
+        device: str = "auto",  # "auto" (GPU if there is one), or a torch device
+        *,
+        timestep: int | None = None,  # diffusion step, 0..999; None: the one that suits the prompt
+        ensemble: int | None = None,  # noise draws that are averaged; None: the configuration's
+        layer: int | None = None,  # up-block that gives the features; None: the configuration's
+        localiser: str | None = None,  # "nn", "bilinear", "softmax", "kernelsoftmax"
+        image_size: int | tuple[int, int] | None = None,  # (H, W) of the networks' input
+        precision: str | None = None,  # "auto", "fp32", "fp16", "bf16"
+        seed: int | None = None,  # of the noise
+        settings: Mapping[str, Any] | None = None,  # any other key of config/default.py -> value
+    ) -> Matcher:
+        """Load the networks and the prompt.
+
+        Raises ConfigError (a setting that cannot be used), NetworkNotFoundError, NetworkError,
+        PromptNotFoundError or PromptError, with what to do.
+        """
+        found = find_settings(str(name), None if prompt is None else str(prompt))
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        given = {
+            "TEST.TIMESTEP": timestep,
+            "TEST.ENSEMBLE": ensemble,
+            "MATCHER.LAYER": layer,
+            "EVAL.PICTURE_LOCALISER": localiser,
+            "DATASET.IMAGE_SIZE": size,
+            "PRECISION": precision,
+            "SEED": seed,
+            "DEVICE": device,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        cfg = load_config(found.config_file, overrides={**found.settings, **given, **(settings or {})})
+        return cls.from_config(cfg, found.prompt_folder)
+
+    @classmethod
+    def from_config(cls, cfg, prompt_folder: str | Path | None = None) -> Matcher:
+        """The matcher that test.py tests under a config, its prompt from `prompt_folder` if that is given."""
+        check_config(cfg, training=False)
+        device = resolve_device(cfg.DEVICE)
+        prompt = build_open_prompt(cfg, prompt_folder)
+        sources = {key: source.load(device) for key, source in find_sources(cfg, prompt.condition).items()}
+        with torch.no_grad():
+            network = build_tester(cfg, prompt, device).eval()
+        return cls(cfg, prompt, network, sources, device)
+
+    @property
+    def prompt_name(self) -> str:
+        return str(self._prompt.name)
+
+    @property
+    def depends_on_pair(self) -> bool:
+        """Whether an image's features depend on its partner, so that every pair runs the UNet."""
+        return not self._network.per_image
+
+    @property
+    def categories(self) -> tuple[str, ...] | None:
+        """The categories that the prompt knows and `category` must be one of; None: any word, or nothing."""
+        return getattr(self._prompt, "rows", None) if self._prompt.name.method == "Class" else None
+
+    def at(self, timestep: int | None = None, ensemble: int | None = None, localiser: str | None = None) -> Matcher:
+        """The same networks and prompt in another setting, sharing memory and lock; None keeps a setting."""
+        values = {"TEST.TIMESTEP": timestep, "TEST.ENSEMBLE": ensemble, "EVAL.PICTURE_LOCALISER": localiser}
+        cfg = self.config.clone()
+        cfg.defrost()
+        cfg.merge_from_list([word for item in values.items() if item[1] is not None for word in item])
+        cfg.freeze()
+        check_config(cfg, training=False)
+        other = copy.copy(self)
+        other.config = cfg
+        other._setting = replace(self._setting, localiser=cfg.EVAL.PICTURE_LOCALISER)
+        if (timestep, ensemble) != (None, None):
+            other._network = self._network.at(cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE)
+            other._owner = object()
+        return other
+
+    def encode(self, image: ImageSource | ImageFeatures, category: str | None = None) -> ImageFeatures:
+        """Everything of an image that needs no partner; see `encode_many`."""
+        return self.encode_many([image], category)[0]
+
+    def encode_many(
+        self,
+        images: Sequence[ImageSource | ImageFeatures],
+        category: str | Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+    ) -> list[ImageFeatures]:
+        """Features of n images, `batch_size` at a time (default: EVAL.BATCH_SIZE).
+
+        images: as utils.image.read_image takes them; `ImageFeatures` are not computed again unless they belong
+        to another setting. category: of all images, or of each. Raises ImageError for an unusable image,
+        ValueError for a category that the prompt does not know.
+        """
+        categories = [category] * len(images) if category is None or isinstance(category, str) else list(category)
+        if len(categories) != len(images):
+            raise ValueError(f"{len(images)} images, but {len(categories)} categories")
+        size = batch_size or self.config.EVAL.BATCH_SIZE
+        found = []
+        for first in range(0, len(images), size):
+            part = zip(images[first : first + size], categories[first : first + size], strict=True)
+            found += self._encode_batch([self._start(image, category) for image, category in part])
+        return found
+
+    def pair(
+        self,
+        source: ImageSource | ImageFeatures,
+        target: ImageSource | ImageFeatures,
+        category: str | None = None,  # of images that are not encoded yet
+    ) -> Pair:
+        """The pair of two images."""
+        return self.pairs(source, [target], category)[0]
+
+    def pairs(
+        self,
+        source: ImageSource | ImageFeatures,
+        targets: Sequence[ImageSource | ImageFeatures],
+        category: str | None = None,
+        batch_size: int | None = None,
+    ) -> list[Pair]:
+        """One source with each of several targets; each image is encoded once."""
+        source, *targets = self.encode_many([source, *targets], category, batch_size)
+        if not self.depends_on_pair:
+            return [self._make_pair(source, target, source.feature, target.feature) for target in targets]
+        size = batch_size or self.config.EVAL.BATCH_SIZE
+        found = []
+        for first in range(0, len(targets), size):
+            found += self._extract_pairs(source, targets[first : first + size])
+        return found
+
+    def _start(self, image: ImageSource | ImageFeatures, category: str | None) -> ImageFeatures:
+        """An image of which this matcher may have computed nothing yet."""
+        if isinstance(image, ImageFeatures):
+            mine = image.owner is self._owner
+            return image if mine else replace(image, feature=None, owner=self._owner)
+        self._check_category(category)
+        picture = read_image(image)
+        digest = hashlib.blake2b(picture.image.tobytes(), digest_size=16).hexdigest()
+        return ImageFeatures(picture, category, identifier_seed(self.config.SEED, digest), {}, None, self._owner)
+
+    def _check_category(self, category: str | None) -> None:
+        if self.categories is not None and category not in self.categories:
+            raise ValueError(
+                f"the prompt {self.prompt_name} has one prompt for each category: category must be one of "
+                f"{', '.join(self.categories)}; got {category!r}"
+            )
+
+    @torch.no_grad()
+    def _encode_batch(self, images: list[ImageFeatures]) -> list[ImageFeatures]:
+        """The images with all that was missing."""
+        with self._lock:
+            for key, compute in self._sources.items():
+                todo = [image for image in images if key not in image.inputs]
+                if todo:
+                    values = compute([image.picture.image for image in todo])
+                    for image, value in zip(todo, values, strict=True):
+                        image.inputs[key] = value
+            if self.depends_on_pair:
+                return images
+            todo = [image for image in images if image.feature is None]
+            features = self._network.extract(_join(todo), _seeds(todo)) if todo else ()
+        made = dict(zip(map(id, todo), features, strict=True))
+        return [replace(image, feature=made.get(id(image), image.feature)) for image in images]
+
+    @torch.no_grad()
+    def _extract_pairs(self, source: ImageFeatures, targets: list[ImageFeatures]) -> list[Pair]:
+        sources = [source] * len(targets)
+        batch = {f"src_{key}": value for key, value in _join(sources).items()}
+        batch |= {f"trg_{key}": value for key, value in _join(targets).items()}
+        batch["category"] = [target.category for target in targets]
+        with self._lock:
+            maps = self._network.extract_pair(batch, torch.stack([_seeds(sources), _seeds(targets)], dim=1))
+        return [self._make_pair(source, target, *features) for target, *features in zip(targets, *maps, strict=True)]
+
+    def _make_pair(self, source: ImageFeatures, target: ImageFeatures, src_feat: Tensor, trg_feat: Tensor) -> Pair:
+        return Pair(source.picture, target.picture, src_feat, trg_feat, self._setting)
+
+
+def _join(images: Sequence[ImageFeatures]) -> dict[str, Any]:
+    """The image batch that a matcher reads."""
+    batch = {key: torch.stack([image.inputs[key] for image in images]) for key in images[0].inputs}
+    return {**batch, "category": [image.category for image in images]}
+
+
+def _seeds(images: Sequence[ImageFeatures]) -> Tensor:
+    return torch.tensor([image.seed for image in images])

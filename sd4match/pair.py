@@ -1,0 +1,213 @@
+"""Two images whose feature maps are known: points, heat maps and dense fields from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.pair_dataset import clamp_kps, compute_scale
+from utils.geometry import cell_grid, cell_to_px, px_to_cell
+from utils.image import Picture
+from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
+
+CHUNK = 256  # points whose correlation maps are in memory at a time
+NEAR = 0.1  # "near" in a confidence: within this share of the longer side
+BORDER = 0.5  # px that a point may lie outside the centres of the border pixels: the pixels' own area
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How points are found on a correlation map."""
+
+    localiser: str
+    beta: float  # temperature of the softmax
+    sigma: float  # of kernelsoftmax's Gaussian, feature cells
+    image_size: tuple[int, int]  # (H, W) of the networks' input
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """N points of the source image and what was found for them in the target image; px of the original images.
+
+    confidence = mass * agreement, in [0, 1]. mass: share of the softmax of the correlation map within NEAR of
+    the longer side around the found point (is there one answer, or several?). agreement: exp(-(d / r)^2), d =
+    cycle and r = NEAR of the source's longer side (does the way back end where it began?). It ranks points of
+    a pair; it is no probability of being right.
+    """
+
+    source: np.ndarray  # (N, 2) float32, (x, y)
+    points: np.ndarray  # (N, 2) float32, (x, y)
+    confidence: np.ndarray  # (N,) float32
+    similarity: np.ndarray  # (N,) float32, largest cosine similarity of the point with the target map
+    cycle: np.ndarray  # (N,) float32, px of the source between a point and its match's match
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: slice | np.ndarray) -> Matches:
+        """Some of the points."""
+        return Matches(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Source and target feature maps (C, h, w), not normalised, of the pictures `src` and `trg`.
+
+    Reads no network: it may be used by several threads at once.
+    """
+
+    src: Picture
+    trg: Picture
+    src_feat: Tensor
+    trg_feat: Tensor
+    setting: Setting
+
+    def match(self, points: Sequence | np.ndarray | Tensor, localiser: str | None = None) -> Matches:
+        """The places in the target of `points`, (N, 2) or one (x, y), px of the original source image.
+
+        localiser: "nn", "bilinear", "softmax" or "kernelsoftmax" instead of the matcher's own. Raises
+        ValueError for points that are not (x, y) inside the image.
+        """
+        points = self._check_points(points)
+        pair = self._with(localiser)
+        parts = [pair._match_some(points[i : i + CHUNK]) for i in range(0, max(len(points), 1), CHUNK)]
+        columns = zip(*parts, strict=True)
+        return Matches(points, *(np.concatenate(column) for column in columns))
+
+    def match_mutual(self, count: int | None = 50, localiser: str | None = None, spread: float = 0.05) -> Matches:
+        """Up to `count` points (None: all) chosen by the pair itself, the most confident first.
+
+        Candidates are the centres of the source's feature cells that are mutual nearest neighbours: the
+        nearest cell of the nearest cell is the cell itself or one beside it. Points keep a distance of `spread`
+        of the source's longer side.
+        """
+        height, width = self.src_feat.shape[-2:]
+        cells = cell_grid((height, width), self.src_feat)
+        forth = self._nearest(cells, self.src_feat, self.trg_feat)
+        back = self._nearest(forth, self.trg_feat, self.src_feat)
+        mutual = (back - cells).abs().amax(dim=-1) <= 1
+        candidates = self._to_original(cells[mutual], self.src, (height, width))
+        found = self.match(candidates, localiser)
+        order = np.argsort(-found.confidence, kind="stable")
+        kept = _spread_out(found.source[order], spread * max(self.src.size), count)
+        return found[order[kept]]
+
+    def heatmap(self, point: Sequence | np.ndarray | Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Cosine similarity of a source point with every place of the target, stretched to [0, 1].
+
+        (H, W) float32 in the target's original size, or in `size` (H, W); 0 is the least and 1 the most
+        similar place of this target.
+        """
+        sim = self.correlation(point)[0]
+        low, high = sim.min(), sim.max()
+        stretched = (sim - low) / (high - low).clamp(min=1e-12)
+        whole = F.interpolate(stretched[None, None], size or self.trg.size, mode="bilinear", align_corners=True)
+        return whole[0, 0].clamp(0, 1).cpu().numpy()
+
+    def correlation(self, points: Sequence | np.ndarray | Tensor) -> Tensor:
+        """Cosine similarity (N, h, w) of each source point with every cell of the target's feature map."""
+        cells = self._to_cells(self._check_points(points))
+        return self._query(self.src_feat, self.trg_feat, cells).sim[0]
+
+    def dense(self, backend: str = "auto"):
+        """The target cell of every source cell: utils.dense.DenseField, in cells of the feature maps."""
+        try:
+            from utils.dense import match_densely
+        except ModuleNotFoundError as error:
+            raise NotImplementedError("dense fields need utils/dense.py, which this checkout lacks") from error
+        return match_densely(self.src_feat, self.trg_feat, backend=backend)
+
+    def swap(self) -> Pair:
+        """The pair from target to source, with the features of this one.
+
+        Under a prompt that is made from the pair, matcher.pair(b, a) makes another prompt; this does not.
+        """
+        return Pair(self.trg, self.src, self.trg_feat, self.src_feat, self.setting)
+
+    def _with(self, localiser: str | None) -> Pair:
+        if localiser is None:
+            return self
+        check_localisers([localiser])
+        return replace(self, setting=replace(self.setting, localiser=localiser))
+
+    def _check_points(self, points: Sequence | np.ndarray | Tensor) -> np.ndarray:
+        """(N, 2) float32, inside the source image."""
+        if isinstance(points, Tensor):
+            points = points.detach().cpu().numpy()
+        try:
+            values = np.asarray(points, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(f"points must be (N, 2) numbers (x, y); got {points!r}") from None
+        if values.size == 0:
+            return np.zeros((0, 2), np.float32)
+        values = values[None] if values.shape == (2,) else values
+        if values.ndim != 2 or values.shape[1] != 2:
+            raise ValueError(f"points must be (N, 2) numbers (x, y); got shape {values.shape}")
+        height, width = self.src.size
+        low, high = np.float32(-BORDER), np.array([width - 1 + BORDER, height - 1 + BORDER], np.float32)
+        outside = ~((values >= low) & (values <= high)).all(axis=1)
+        if outside.any():
+            x, y = values[outside][0]
+            raise ValueError(
+                f"point {x:g},{y:g} lies outside {self.src.name}, which is {width} x {height} px (x 0..{width - 1}, "
+                f"y 0..{height - 1})"
+            )
+        return values
+
+    def _to_cells(self, points: np.ndarray) -> Tensor:
+        """Original px of the source (N, 2) -> cells of its map, as the benchmarks' keypoints go."""
+        size = self.setting.image_size
+        resized = clamp_kps(points * compute_scale(self.src.size, size), size)
+        return px_to_cell(torch.from_numpy(resized).to(self.src_feat.device), size, self.src_feat.shape[-2:])
+
+    def _to_original(self, cells: Tensor, picture: Picture, map_size: tuple[int, int]) -> np.ndarray:
+        """Cells (N, 2) -> original px of a picture, (N, 2) float32, inside it."""
+        size = self.setting.image_size
+        resized = cell_to_px(cells, map_size, size).cpu().numpy()
+        last = np.array([picture.size[1] - 1, picture.size[0] - 1], np.float32)
+        return np.clip(resized / compute_scale(picture.size, size), 0, last).astype(np.float32)
+
+    def _query(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> MatchQuery:
+        return MatchQuery(from_feat[None], to_feat[None], cells[None], self.setting.beta, self.setting.sigma)
+
+    def _nearest(self, cells: Tensor, from_feat: Tensor, to_feat: Tensor) -> Tensor:
+        """The nearest cell (N, 2) of each of `cells` (N, 2)."""
+        return torch.cat([argmax_cell(self._query(from_feat, to_feat, part).sim)[0] for part in cells.split(CHUNK)])
+
+    def _match_some(self, points: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What `Matches` holds of a few points, but the points themselves."""
+        locate = LOCALISERS[self.setting.localiser]
+        query = self._query(self.src_feat, self.trg_feat, self._to_cells(points))
+        cells = locate(query)[0]
+        back = locate(self._query(self.trg_feat, self.src_feat, cells))[0]
+        found = self._to_original(cells, self.trg, self.trg_feat.shape[-2:])
+        returned = self._to_original(back, self.src, self.src_feat.shape[-2:])
+        cycle = np.linalg.norm(returned - points, axis=1)
+        agreement = np.exp(-((cycle / (NEAR * max(self.src.size))) ** 2))
+        mass = _mass_near(query.sim[0], cells, self.setting.beta)
+        similarity = query.sim[0].flatten(1).amax(dim=1) if len(points) else query.sim[0, :, 0, 0]
+        return found, (mass * agreement).astype(np.float32), similarity.cpu().numpy(), cycle.astype(np.float32)
+
+
+def _mass_near(sim: Tensor, cells: Tensor, beta: float) -> np.ndarray:
+    """Share (N,) of softmax(sim / beta), sim (N, h, w), within NEAR of the map's longer side around cells (N, 2)."""
+    height, width = sim.shape[-2:]
+    p = (sim.flatten(1) / beta).softmax(dim=1)
+    distance = torch.cdist(cells, cell_grid((height, width), sim))
+    return (p * (distance <= NEAR * max(height, width))).sum(dim=1).clamp(0, 1).cpu().numpy()
+
+
+def _spread_out(points: np.ndarray, distance: float, count: int | None) -> list[int]:
+    """Indices of points (N, 2), in their order, that keep a distance from all before them; at most `count`."""
+    kept: list[int] = []
+    for i, point in enumerate(points):
+        if count is not None and len(kept) >= count:
+            break
+        if not kept or np.linalg.norm(points[kept] - point, axis=1).min() >= distance:
+            kept.append(i)
+    return kept

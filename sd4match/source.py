@@ -1,0 +1,119 @@
+"""What a name, a folder or a hub id given to `Matcher.from_pretrained` stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config import ConfigError, resolve_network, resolve_path
+from model.architecture import STABLE_DIFFUSION
+from model.error import PromptNotFoundError
+from model.facts import is_hub_id, local_folder, network_facts
+from model.prompt.name import BASELINES
+from model.prompt.store import META_FILE, read_name
+
+PROMPT_FILES = ("ckpt.pt", "caption.pt")
+_TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network that has a name here."""
+
+    config_file: str | None  # relative to the repository's root; None: config/default.py as it is
+    baseline: Mapping[str, Any] = field(default_factory=dict)  # settings of prompts in words
+
+
+PRESETS = {
+    "mini": Preset("config/mini/base.yaml"),
+    "sd2-1": Preset(None, {"TEST.TIMESTEP": 261}),  # DIFT's
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A configuration, and where the prompt is if not below its OUTPUT_ROOT."""
+
+    config_file: str | None
+    settings: dict[str, Any]
+    prompt_folder: Path | None = None
+
+
+def find_settings(name: str, prompt: str | None) -> Found:
+    """The configuration for a network or prompt `name` and a prompt (None: `name`'s own, or "text")."""
+    if is_prompt(name):
+        if prompt is not None:
+            raise ConfigError(f"{name} is a prompt itself; leave `prompt` out, or name a network first")
+        return _find_network(read_name(find_prompt_folder(name)).backbone, name)
+    return _find_network(name, prompt or "text")
+
+
+def _find_network(name: str, prompt: str) -> Found:
+    folder, settings = None, {"PROMPT.TYPE": prompt}
+    if prompt not in BASELINES and _is_place(prompt):
+        folder = find_prompt_folder(prompt)
+        settings["PROMPT.TYPE"] = str(read_name(folder))
+    preset = PRESETS.get(name)
+    if preset is None:
+        settings |= {"NETWORK.FOLDER": str(Path(name).resolve()) if Path(name).is_dir() else name}
+        settings["NETWORK.NAME"] = _guess_backbone(name)
+        preset = PRESETS["sd2-1"]
+    baseline = preset.baseline if prompt in BASELINES else {}
+    return Found(preset.config_file and resolve_path(preset.config_file), {**baseline, **settings}, folder)
+
+
+def is_prompt(name: str) -> bool:
+    """Whether a name stands for a learned prompt's folder or hub repository, not for a network."""
+    if name in PRESETS or name in BASELINES:
+        return False
+    if Path(name).is_dir():
+        return _holds_prompt(Path(name))
+    if not is_hub_id(name) or local_folder(name) is not None and not _holds_prompt(local_folder(name)):
+        return False
+    return _download(name, [META_FILE]) is not None
+
+
+def find_prompt_folder(place: str) -> Path:
+    """The folder of a prompt: the place itself, or where the hub's cache keeps it after a download."""
+    if Path(place).is_dir():
+        return Path(place)
+    folder = _download(place, [META_FILE, *PROMPT_FILES])
+    if folder is None:
+        raise PromptNotFoundError(f"{place}: neither a folder nor a hub repository that holds a {META_FILE}")
+    return folder
+
+
+def _is_place(prompt: str) -> bool:
+    """Whether a prompt is given by a folder or hub id, not by its name."""
+    return Path(prompt).is_dir() or "/" in prompt
+
+
+def _holds_prompt(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (META_FILE, *PROMPT_FILES))
+
+
+def _download(repository: str, files: list[str]) -> Path | None:
+    """Folder with those of `files` that a hub repository has; None if it has no META_FILE or is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=files))
+    except RepositoryNotFoundError:
+        return None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise PromptNotFoundError(f"{repository}: no such folder, and the download failed ({error})") from error
+    return folder if (folder / META_FILE).is_file() else None
+
+
+def _guess_backbone(folder: str) -> str:
+    """The word for a network in prompt names: a released one's if it has that one's sizes, else the folder's name."""
+    facts = network_facts(resolve_network(folder))
+    for name in STABLE_DIFFUSION:
+        named = network_facts("", init="random", architecture=name)
+        if facts is not None and all(getattr(facts, key) == getattr(named, key) for key in _TELLING):
+            return name
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(folder).name).strip("-") or "network"
