@@ -61,7 +61,7 @@ class Engine:
 
     def __init__(self, load: Callable[[str, str], Any], max_matchers: int = 2, max_pairs: int = 16) -> None:
         self._load = load
-        self._matchers = Latest(max_matchers)
+        self._matchers: Latest[dict[int, Any]] = Latest(max_matchers)  # of one prompt by timestep: they share networks
         self._pairs = Latest(max_pairs)
         self._images = Latest(2 * max_pairs)
         self._networks = threading.RLock()
@@ -120,8 +120,7 @@ class Engine:
             return swapped.swap()
         method, prompt, timestep, category = key
         report(0.05, "loading the networks")
-        matcher = self._matchers.find_or_make((method, prompt), lambda: self._load(method, prompt))
-        matcher = matcher.at(timestep=timestep)
+        matcher = self._find_matcher(method, prompt, timestep)
         features = []
         for number, (photo, name) in enumerate(((source, "source"), (target, "target"))):
             report(0.3 + 0.3 * number, f"features of the {name} image")
@@ -129,6 +128,16 @@ class Engine:
             features.append(self._images.find_or_make((key, photo), encode))
         report(0.9, "putting them together")
         return matcher.pair(*features)
+
+    def _find_matcher(self, method: str, prompt: str, timestep: int) -> Any:
+        def load() -> dict[int, Any]:
+            matcher = self._load(method, prompt)
+            return {matcher.config.TEST.TIMESTEP: matcher}
+
+        by_timestep = self._matchers.find_or_make((method, prompt), load)
+        if timestep not in by_timestep:
+            by_timestep[timestep] = next(iter(by_timestep.values())).at(timestep=timestep)
+        return by_timestep[timestep]
 
 
 def _encode(matcher: Any, photo: Photo, category: str) -> Any:
@@ -151,7 +160,7 @@ def paint_heat(heat: np.ndarray) -> str:
     low, high = float(heat.min()), float(heat.max())
     stretched = (heat - low) / max(high - low, 1e-12)
     pixels = colormaps["viridis"](stretched, bytes=True)
-    pixels[..., 3] = np.round(255 * (0.35 + 0.55 * stretched))
+    pixels[..., 3] = np.round(255 * (0.2 + 0.7 * stretched**2))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

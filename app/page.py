@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import gradio as gr  # noqa: E402
 
 from app.engine import Engine  # noqa: E402
 from app.example import Example  # noqa: E402
+from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
-from app.session import PlaceError, Session, Sessions, Settings  # noqa: E402
+from app.session import Session, Sessions, Settings  # noqa: E402
 from utils.errors import USER_ERRORS, explain  # noqa: E402
-from utils.image import ImageError  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
 
 STATIC = Path(__file__).parent / "static"
@@ -26,9 +26,15 @@ FONTS = ("system-ui", "sans-serif")
 ASK_FOR_IMAGES = "Choose a source and a target image, or take an example."
 ASK_FOR_POINTS = "Click on the source image: the same place is looked for in the target."
 WAIT = "The features are being computed; points placed meanwhile are matched as soon as they are known."
+REFUSALS = (ValueError, *USER_ERRORS)  # unusable images, unknown categories, places outside: told, not raised
 KEEP_FILES = (3600, 6 * 3600)  # seconds: how often uploads are looked through, and how old they may get
 QUICK = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple", "api_visibility": "private"}
-SLOW = {"concurrency_limit": 1, "concurrency_id": "networks", "trigger_mode": "always_last"}
+SLOW = {
+    "concurrency_limit": 1,
+    "concurrency_id": "networks",
+    "trigger_mode": "always_last",
+    "api_visibility": "private",
+}
 
 
 @dataclass(frozen=True)
@@ -42,55 +48,41 @@ class Choices:
     localiser: str
 
 
-class ImageInput(gr.Image):
-    """Gives the path of what was uploaded, whatever it is: a file that is no image is refused by our own message."""
-
-    is_template = True  # shown as its parent is
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload else None
-
-
 def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], max_sessions: int = 32) -> gr.Blocks:
     """The app, to be launched."""
     actions = Actions(engine, Sessions(max_sessions))
     with gr.Blocks(title="SD4Match", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as page:
         gr.Markdown(
-            "# SD4Match\nThe same point in two photos. **1** Choose two images. **2** Click on the source. "
-            f"Network: `{choices.network}`.",
+            f"## SD4Match: the same point in two photos\n**1.** Choose two images. **2.** Click on the source. "
+            f"(Network: `{choices.network}`)",
             elem_id="intro",
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 images, buttons, settings = _build_controls(choices, examples)
-            with gr.Column(scale=3, min_width=340):
-                stage = _build_stage()
-        _connect_images(actions, stage, images, buttons, examples, settings)
-        _connect_points(actions, stage, images)
+            with gr.Column(scale=3, min_width=300), gr.Tabs():
+                with gr.Tab("Points"):
+                    stage = _build_part("stage", pictures=None)
+                with gr.Tab("Overlay") as tab:
+                    overlay = _build_part("overlay")
+        _connect_images(actions, images, [stage, overlay], buttons, examples, settings)
+        _connect_points(actions, stage, [*images, stage, overlay])
+        for event in (tab.select, overlay.refresh):
+            event(actions.overlay, None, overlay, **SLOW)
         page.unload(actions.leave)
     return page
 
 
-def theme() -> gr.themes.Base:
-    """No font that would have to be fetched."""
-    return gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace"))
+def build_style() -> dict[str, Any]:
+    """Arguments of `launch`: nothing that would have to be fetched."""
+    fonts = {"font": FONTS, "font_mono": ("ui-monospace", "monospace")}
+    return {"theme": gr.themes.Default(primary_hue="blue", **fonts), "css_paths": [STATIC / "page.css"]}
 
 
 def _build_controls(choices: Choices, examples: Sequence[Example]) -> tuple[list, list, list]:
     """Widgets: the two images, the buttons of the examples, the settings in the order of `Settings`."""
     with gr.Row(elem_id="inputs"):
-        images = [
-            ImageInput(
-                label=name,
-                sources=["upload", "webcam", "clipboard"],
-                type="filepath",
-                height=190,
-                min_width=130,
-                buttons=[],
-                elem_id=f"{name.lower()}-input",
-            )
-            for name in ("Source", "Target")
-        ]
+        images = [_build_image_input(name) for name in ("Source", "Target")]
     gr.Markdown("Examples", elem_classes="caption")
     with gr.Row(elem_id="examples"):
         buttons = [gr.Button(example.category, size="sm", min_width=80) for example in examples]
@@ -103,41 +95,61 @@ def _build_controls(choices: Choices, examples: Sequence[Example]) -> tuple[list
     return images, buttons, [method, prompt, category, timestep, localiser]
 
 
-def _build_stage() -> gr.HTML:
+def _build_image_input(name: str) -> gr.Image:
+    """Gives the path of what was uploaded, whatever it is: our own message refuses a file that is no image."""
+    image = gr.Image(
+        label=name,
+        sources=["upload", "webcam", "clipboard"],
+        type="filepath",
+        height=180,
+        min_width=130,
+        buttons=[],
+        placeholder=f"Drop or choose the {name.lower()} image",
+        elem_id=f"{name.lower()}-input",
+    )
+    image.preprocess = lambda payload: payload.path if payload else None
+    return image
+
+
+def _build_part(name: str, **props: Any) -> gr.HTML:
+    """A part of the page that has its own markup, style and script in app/static."""
+    markup, style, script = ((STATIC / f"{name}.{end}").read_text(encoding="utf-8") for end in ("html", "css", "js"))
     return gr.HTML(
-        value=None,
-        html_template=(STATIC / "stage.html").read_text(encoding="utf-8"),
-        css_template=(STATIC / "stage.css").read_text(encoding="utf-8"),
-        js_on_load=(STATIC / "stage.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        elem_id="stage",
-        pictures=None,
+        html_template=markup, css_template=style, js_on_load=script, apply_default_css=False, elem_id=name, **props
     )
 
 
-def _connect_images(actions, stage, images, buttons, examples, settings) -> None:
-    category = settings[2]
-    inputs = [*images, *settings]
-    for image in images:
-        for event in (image.upload, image.input, image.clear):
-            event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
-    for event in (*(widget.input for widget in settings if widget not in (category, settings[3])), settings[3].release):
-        event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
-    for event in (category.submit, category.blur):
-        event(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+def _connect_images(actions, images, parts, buttons, examples, settings) -> None:
+    method, prompt, category, timestep, localiser = settings
+    prepare = {
+        "fn": actions.prepare,
+        "inputs": [*images, *settings],
+        "outputs": parts,
+        "show_progress_on": parts[0],
+        **SLOW,
+    }
+    changes = [
+        *(image.change for image in images),
+        method.input,
+        prompt.input,
+        localiser.input,
+        timestep.release,
+        category.submit,
+    ]
+    for change in changes:
+        change(**prepare)
     for button, example in zip(buttons, examples, strict=True):
         values = (example.source, example.target, example.category)
-        shown = button.click(lambda values=values: values, None, [*images, category], **QUICK)
-        shown.then(actions.prepare, inputs, stage, **SLOW, api_visibility="private")
+        button.click(partial(list, values), None, [*images, category], **QUICK)  # the images' change does the rest
 
 
-def _connect_points(actions, stage, images) -> None:
+def _connect_points(actions, stage, all_parts) -> None:
     stage.place(actions.place, None, stage, **QUICK)
     stage.choose(actions.choose, None, stage, **QUICK)
     stage.remove(actions.remove, None, stage, **QUICK)
     stage.undo(actions.undo, None, stage, **QUICK)
     stage.clear_points(actions.clear, None, stage, **QUICK)
-    stage.swap(actions.swap, None, [*images, stage], **QUICK)
+    stage.swap(actions.swap, None, all_parts, **QUICK)
 
 
 class Actions:
@@ -160,14 +172,16 @@ class Actions:
     ):
         """Take images and settings, compute the features, match the points again."""
         session = self.sessions.get(request.session_hash)
-        try:
-            settings = Settings(method, prompt, category.strip(), int(timestep), localiser)
-            session.load(*(path and open_photo(path) for path in (source, target)), settings)
-            if session.source and session.target:
-                self.engine.prepare(session, lambda share, what: progress(share, desc=what))
-        except USER_ERRORS as error:
-            return self._show(session, explain(error), pictures=True)
-        return self._show(session, pictures=True)
+        settings = Settings(method, prompt, category.strip(), int(timestep), localiser)
+        photos, problem = [], ""
+        for path in (source, target):
+            photo, refusal = self._open(path)
+            photos.append(photo)
+            problem = problem or refusal
+        changed = session.load(*photos, settings)
+        if all(photos) and not session.ready:
+            problem = self._try(lambda: self.engine.prepare(session, lambda share, what: progress(share, desc=what)))
+        return self._show(session, problem, pictures=changed), None if changed else gr.skip()
 
     def place(self, request: gr.Request, event: gr.EventData):
         return self._change(request, lambda session: self._place(session, float(event.x), float(event.y)))
@@ -189,10 +203,28 @@ class Actions:
         session.swap()
         problem = self._try(lambda: session.ready and self.engine.prepare(session))
         paths = [photo.path if photo else None for photo in (session.source, session.target)]
-        return *paths, self._show(session, problem, pictures=True)
+        return *paths, self._show(session, problem, pictures=True), None
+
+    def overlay(self, request: gr.Request):
+        """The whole target laid over the source."""
+        session = self.sessions.get(request.session_hash)
+        if not session.ready:
+            return {"problem": True, "message": ASK_FOR_IMAGES}
+        try:
+            shown = build_overlay(self.engine.find_pair(session))
+        except REFUSALS as error:
+            return {"problem": True, "message": explain(error)}
+        return shown | {"message": f"{shown['share']:.0%} of the source is matched both ways."}
 
     def leave(self, request: gr.Request) -> None:
         self.sessions.drop(request.session_hash)
+
+    def _open(self, path: str | None) -> tuple[Photo | None, str]:
+        """A photo, or what is wrong with the file."""
+        try:
+            return (open_photo(path) if path else None), ""
+        except REFUSALS as error:
+            return None, explain(error)
 
     def _place(self, session: Session, x: float, y: float) -> None:
         self.engine.match(session, session.place(x, y))
@@ -205,7 +237,7 @@ class Actions:
         """What to tell the user of an action's failure, or nothing."""
         try:
             action()
-        except (PlaceError, *USER_ERRORS) as error:
+        except REFUSALS as error:
             return explain(error)
         return ""
 
@@ -215,7 +247,7 @@ class Actions:
             heat = None
             try:
                 heat = self.engine.heat(session)
-            except USER_ERRORS as error:
+            except REFUSALS as error:
                 problem = problem or explain(error)
             value = describe_session(session, heat, problem)
             shown = (session.source, session.target)
@@ -234,6 +266,7 @@ def describe_session(session: Session, heat: dict | None, problem: str) -> dict:
             for p in session.points
         ],
         "selected": session.selected,
+        "settings": session.settings and asdict(session.settings),
         "heat": heat,
         "message": problem or say(session),
         "problem": bool(problem),

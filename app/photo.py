@@ -54,9 +54,10 @@ def to_data_url(image: Image.Image, lossless: bool = False) -> str:
 
 
 def describe(photo: Photo | None) -> dict | None:
-    """What the browser needs to show a photo: url, width and height of the original."""
+    """What the browser needs to show a photo: url; width, height and digest of the original."""
     if photo is None:
         return None
     height, width = photo.size
     image = shrink(photo.read().image, SHOWN_SIDE)
-    return {"url": to_data_url(image, lossless=max(image.size) <= 256), "width": width, "height": height}
+    url = to_data_url(image, lossless=max(image.size) <= 256)
+    return {"url": url, "width": width, "height": height, "digest": photo.digest}

@@ -54,14 +54,17 @@ class Session:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
 
-    def load(self, source: Photo | None, target: Photo | None, settings: Settings) -> None:
-        """Take photos and settings. Points survive new settings, not new photos."""
+    def load(self, source: Photo | None, target: Photo | None, settings: Settings) -> bool:
+        """Take photos and settings; whether anything is new. Points survive new settings, not new photos."""
         with self.lock:
+            if (source, target, settings) == (self.source, self.target, self.settings):
+                return False
             if (source, target) != (self.source, self.target):
                 self._forget_points()
             self.source, self.target, self.settings = source, target, settings
             self.points = [replace(point, found=None, confidence=None) for point in self.points]
             self.ready = False
+            return True
 
     def place(self, x: float, y: float) -> Point:
         """A new point at (x, y) of the source, moved into the photo; it is selected."""

@@ -70,6 +70,8 @@ function drawMarker(side, number, x, y, selected, text) {
     event.stopPropagation();
     trigger("choose", { number });
   });
+  marker.classList.toggle("low", y < 0.08 * pictureOf(side).height);
+  marker.classList.toggle("left", x > 0.92 * pictureOf(side).width);
   putAt(marker, side, x, y);
   frames[side].append(marker);
 }
@@ -107,9 +109,9 @@ function drawList(value) {
   list.replaceChildren();
   if (!value.points.length) return;
   const table = make("table");
-  table.append(make("caption", "", "Points, in pixels of the original images"));
+  table.append(make("caption", "", "Points (x, y) in pixels of the original images"));
   const head = make("tr");
-  for (const title of ["Point", "Source (x, y)", "Target (x, y)", "Confidence", ""]) head.append(make("th", "", title));
+  for (const title of ["", "Source", "Target", "Confidence", ""]) head.append(make("th", "", title));
   const body = make("tbody");
   for (const point of value.points) {
     const row = make("tr", point.number === value.selected ? "selected" : "");
@@ -118,7 +120,8 @@ function drawList(value) {
     choose.setAttribute("aria-pressed", String(point.number === value.selected));
     choose.dataset.key = `choose ${point.number}`;
     choose.addEventListener("click", () => trigger("choose", { number: point.number }));
-    const drop = make("button", "drop", "Remove");
+    const drop = make("button", "drop", "✕");
+    drop.title = `Remove point ${point.number}`;
     drop.setAttribute("aria-label", `Remove point ${point.number}`);
     drop.dataset.key = `drop ${point.number}`;
     drop.addEventListener("click", () => trigger("remove", { number: point.number }));
@@ -155,7 +158,9 @@ function drawState() {
   if (refocus) frames.source.focus({ preventScroll: true });
   status.textContent = value.message;
   status.classList.toggle("problem", Boolean(value.problem));
-  for (const name of ["undo", "clear"]) stage.querySelector(`[data-do=${name}]`).disabled = !value.points.length;
+  const both = pictureOf("source") && pictureOf("target");
+  for (const name of ["undo", "clear", "json"]) button(name).disabled = !value.points.length;
+  for (const name of ["swap", "picture"]) button(name).disabled = !both;
   stage.dataset.revision = value.revision;
   stage.dataset.ready = Boolean(value.ready);
   const answered = clicks.filter(([x, y]) => value.points.some((p) => p.found && near(p.x, x) && near(p.y, y)));
@@ -163,6 +168,7 @@ function drawState() {
   clicks = clicks.filter((click) => !answered.includes(click) && performance.now() - click[2] < 60000);
 }
 
+const button = (name) => stage.querySelector(`[data-do=${name}]`);
 const near = (a, b) => Math.abs(a - b) < 0.01;
 
 function ask(x, y) {
@@ -221,10 +227,75 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   ask(Number(form.elements.x.value), Number(form.elements.y.value));
 });
-stage.querySelector("[data-do=undo]").addEventListener("click", () => trigger("undo"));
-stage.querySelector("[data-do=clear]").addEventListener("click", () => trigger("clear_points"));
-stage.querySelector("[data-do=swap]").addEventListener("click", () => trigger("swap"));
+button("undo").addEventListener("click", () => trigger("undo"));
+button("clear").addEventListener("click", () => trigger("clear_points"));
+button("swap").addEventListener("click", () => trigger("swap"));
+button("picture").addEventListener("click", savePicture);
+button("json").addEventListener("click", saveJson);
 heatControl.addEventListener("input", () => props.value && drawHeat(props.value));
+
+function save(name, url) {
+  const link = make("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+}
+
+function saveJson() {
+  const { points, settings } = props.value;
+  const size = ({ width, height, digest }) => ({ width, height, sha256: digest });
+  const content = { settings, source: size(pictureOf("source")), target: size(pictureOf("target")), points };
+  save("matches.json", `data:application/json,${encodeURIComponent(JSON.stringify(content, null, 2))}`);
+}
+
+// Both frames as they are shown, at the same height.
+function savePicture() {
+  const tall = 900;
+  const gap = 24;
+  const widths = ["source", "target"].map((side) => Math.round((tall * pictureOf(side).width) / pictureOf(side).height));
+  const canvas = make("canvas");
+  canvas.width = widths[0] + gap + widths[1];
+  canvas.height = tall;
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, canvas.width, tall);
+  ["source", "target"].forEach((side, index) => {
+    const left = index ? widths[0] + gap : 0;
+    const [image, heat] = frames[side].querySelectorAll("img");
+    const hot = heat && !heat.hidden;
+    pen.filter = hot ? "grayscale(1)" : "none";
+    pen.drawImage(image, left, 0, widths[index], tall);
+    pen.filter = "none";
+    pen.globalAlpha = hot ? Number(heat.style.opacity) : 1;
+    if (hot) pen.drawImage(heat, left, 0, widths[index], tall);
+    pen.globalAlpha = 1;
+    for (const point of props.value ? props.value.points : []) {
+      const spot = index ? point.found : [point.x, point.y];
+      if (spot) paintMarker(pen, point.number, side, left, widths[index], tall, spot);
+    }
+  });
+  save("matches.png", canvas.toDataURL("image/png"));
+}
+
+function paintMarker(pen, number, side, left, wide, tall, [x, y]) {
+  const picture = pictureOf(side);
+  const style = getComputedStyle(stage.querySelector(`.marker.colour-${(number - 1) % 7}`));
+  const [px, py] = [left + ((x + 0.5) / picture.width) * wide, ((y + 0.5) / picture.height) * tall];
+  const badge = [Math.min(px + 18, left + wide - 14), Math.max(py - 18, 14)];
+  for (const [at, size] of [[[px, py], 7], [badge, 13]]) {
+    for (const [colour, grow] of [["black", 3.5], ["white", 2], [style.getPropertyValue("--mark"), 0]]) {
+      pen.fillStyle = colour;
+      pen.beginPath();
+      pen.arc(...at, size + grow, 0, 2 * Math.PI);
+      pen.fill();
+    }
+  }
+  pen.fillStyle = style.getPropertyValue("--on-mark");
+  pen.font = "bold 17px system-ui, sans-serif";
+  pen.textAlign = "center";
+  pen.textBaseline = "middle";
+  pen.fillText(String(number), ...badge);
+}
 
 function drawPictures() {
   drawFrame("source");
