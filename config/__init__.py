@@ -1,6 +1,7 @@
 """Configuration: default < file < `KEY value` on the command line, then checked and frozen."""
 
 from config.check import ConfigError, check_config
+from config.default import get_default_config
 from config.load import dump_config, iter_keys, load_config
 from config.path import ROOT, resolve_network, resolve_path
 
@@ -9,6 +10,7 @@ __all__ = [
     "ConfigError",
     "check_config",
     "dump_config",
+    "get_default_config",
     "iter_keys",
     "load_config",
     "resolve_network",

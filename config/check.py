@@ -20,6 +20,7 @@ CHOICES = {
     "NETWORK.INIT": ("pretrained", "random"),
     "NETWORK.ATTENTION": ("sdpa", "xformers"),
     "MATCHER.POSTERIOR": ("sample", "mode"),
+    "MATCHER.DINO_INPUT": ("normalised", "release"),
     "PROMPT.METHOD": ("Single", "Class", "CPM"),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
     "TRAIN.SCHEDULER": ("constant", "linear", "piecewise_constant"),
@@ -32,6 +33,9 @@ CHOICES = {
 RANGES = {
     "DATASET.NUM_WORKERS": (0, None),
     "MATCHER.LAYER": (0, None),
+    "MATCHER.DINO_LAYER": (-1, None),
+    "MATCHER.SD_WEIGHT": (0, None),
+    "MATCHER.DINO_WEIGHT": (0, None),
     "LOSS.KERNEL_SIZE": (1, None),
     "TRAIN.TIMESTEP": (0, 999),
     "TRAIN.ENSEMBLE": (1, None),
@@ -61,7 +65,7 @@ def check_config(cfg: CN, training: bool) -> None:
         *_check_names(cfg),
         *_check_device(cfg),
         *_check_evaluation(cfg),
-        *_check_network(cfg),
+        *_check_matcher(cfg, training),
     ]
     problems += _check_training(cfg) if training else _check_tested_prompt(cfg)
     if problems:
@@ -81,7 +85,7 @@ def _check_values(cfg: CN) -> Iterator[str]:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}"
     for key, (low, high) in RANGES.items():
         value = get_value(cfg, key)
-        if value < low or (high is not None and value > high):
+        if not (value >= low and (high is None or value <= high)):  # nan is in no range
             yield f"{key} must be {f'at least {low}' if high is None else f'in {low}..{high}'}; got {value}"
     for key in POSITIVE:
         value = get_value(cfg, key)
@@ -89,8 +93,10 @@ def _check_values(cfg: CN) -> Iterator[str]:
             yield f"{key} must be a positive number; got {value}"
     if cfg.LOSS.KERNEL_SIZE % 2 == 0:
         yield f"LOSS.KERNEL_SIZE must be odd; got {cfg.LOSS.KERNEL_SIZE}"
-    if len(cfg.DATASET.IMAGE_SIZE) != 2 or min(cfg.DATASET.IMAGE_SIZE, default=0) < 1:
-        yield f"DATASET.IMAGE_SIZE must be two positive numbers (H, W); got {cfg.DATASET.IMAGE_SIZE}"
+    for key in ("DATASET.IMAGE_SIZE", "MATCHER.DINO_SIZE"):
+        value = get_value(cfg, key)
+        if len(value) != 2 or min(value, default=0) < 1:
+            yield f"{key} must be two positive numbers (H, W); got {value}"
 
 
 def _check_names(cfg: CN) -> Iterator[str]:
@@ -114,6 +120,84 @@ def _check_evaluation(cfg: CN) -> Iterator[str]:
     for key in ("EVAL.ALPHAS", "EVAL.LOCALISERS"):
         if len(set(get_value(cfg, key))) < len(get_value(cfg, key)):
             yield f"{key} lists a value twice: {get_value(cfg, key)}"
+
+
+def _check_matcher(cfg: CN, training: bool) -> Iterator[str]:
+    """What the matcher needs, and what it cannot use."""
+    from model.matcher import MATCHERS
+
+    if (entry := MATCHERS.get(cfg.MATCHER.NAME)) is None:
+        return
+    if entry.parts:
+        yield from _check_network(cfg)
+        yield from _check_unet(cfg, training)
+    elif training:
+        known = ", ".join(name for name, other in MATCHERS.items() if other.takes_prompt)
+        yield f"MATCHER.NAME {cfg.MATCHER.NAME} takes no prompt, so there is nothing to learn; {known} take one"
+    elif cfg.PROMPT.TYPE not in ("text", "empty"):
+        yield f"PROMPT.TYPE {cfg.PROMPT.TYPE}: MATCHER.NAME {cfg.MATCHER.NAME} takes no prompt; leave PROMPT.TYPE out"
+    if entry.parts and "ensemble" not in entry.settings:
+        for key in ("TRAIN.ENSEMBLE", "VAL.ENSEMBLE") if training else ("TEST.ENSEMBLE",):
+            if (value := get_value(cfg, key)) != 1:
+                yield f"{key} must be 1, got {value}: {cfg.MATCHER.NAME} adds no noise, so all draws are alike"
+    if "dino" in entry.caches:
+        yield from _check_dino(cfg)
+    if "dino_weight" in entry.settings and not (0 < (cfg.MATCHER.SD_WEIGHT + cfg.MATCHER.DINO_WEIGHT) < math.inf):
+        yield "MATCHER.SD_WEIGHT and MATCHER.DINO_WEIGHT must be finite and not both 0"
+
+
+def _check_dino(cfg: CN) -> Iterator[str]:
+    """What the matcher's DINOv2 rules out; a hub id that is not on disk yet is checked after its download."""
+    from model.architecture import HUB_IDS
+    from model.facts import dino_facts, is_hub_id
+
+    section, folder = cfg.MATCHER, resolve_network(cfg.MATCHER.DINO_FOLDER)
+    try:
+        facts = dino_facts(folder, init=cfg.NETWORK.INIT, architecture=HUB_IDS.get(folder, "dinov2-base"))
+    except ValueError as error:  # a network of another kind, or a config file that is no JSON
+        yield f"MATCHER.DINO_FOLDER: {error}"
+        return
+    if facts is None:
+        if not is_hub_id(folder):
+            yield f"MATCHER.DINO_FOLDER {section.DINO_FOLDER}: not a transformers folder with DINOv2, and no hub id"
+        return
+    if facts.n_layers <= section.DINO_LAYER:
+        yield f"MATCHER.DINO_LAYER {section.DINO_LAYER} does not exist: blocks are 0..{facts.n_layers - 1}, or -1"
+    patch, size = facts.patch_size, section.DINO_SIZE
+    if len(size) == 2 and any(side % patch for side in size):
+        height, width = (max(patch, round(side / patch) * patch) for side in size)
+        yield f"MATCHER.DINO_SIZE {size}: this DINOv2 takes multiples of {patch} px; the nearest is ({height}, {width})"
+
+
+def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
+    """A UNet in place of the network's own: that it is there, fits, and does not go by a released name in training."""
+    from model.architecture import STABLE_DIFFUSION
+    from model.facts import differing_unet_entries, find_unet, is_hub_id, network_facts, read_json, split_hub_file
+
+    if not (unet := cfg.NETWORK.UNET):
+        return
+    if cfg.NETWORK.INIT == "random":
+        yield "NETWORK.UNET needs NETWORK.INIT pretrained"
+    if training and cfg.NETWORK.NAME in STABLE_DIFFUSION:
+        yield (
+            f"NETWORK.NAME {cfg.NETWORK.NAME} stands for the released UNet, but NETWORK.UNET replaces it: prompts "
+            f"carry the name, so choose another, such as {cfg.NETWORK.NAME}-{cfg.MATCHER.NAME.replace('_', '-')}"
+        )
+    path = find_unet(resolve_network(unet))
+    if path is None:
+        if not is_hub_id(unet) and split_hub_file(unet) is None:
+            yield (
+                f"NETWORK.UNET {unet}: no UNet folder (config.json and safetensors), no .safetensors file, no hub id "
+                "and no file of one (owner/name/file.safetensors)"
+            )
+        return
+    if path.is_file() and path.suffix != ".safetensors":
+        yield f"NETWORK.UNET {unet}: only .safetensors files are read"
+    facts = network_facts(resolve_network(cfg.NETWORK.FOLDER))
+    if path.is_dir() and not (path / "config.json").is_file():
+        yield f"NETWORK.UNET {unet}: the folder lacks config.json"
+    elif path.is_dir() and facts and (wrong := differing_unet_entries(read_json(path / "config.json"), facts)):
+        yield f"NETWORK.UNET {unet} does not fit NETWORK.FOLDER {cfg.NETWORK.FOLDER}: {'; '.join(wrong)}"
 
 
 def _check_network(cfg: CN) -> Iterator[str]:

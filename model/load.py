@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -26,7 +27,14 @@ from transformers import (
 
 from model.architecture import STABLE_DIFFUSION, VISION, default_hub_id, get_architecture
 from model.error import NetworkError
-from model.facts import CONDITION_ARCHITECTURE, NetworkFacts, compute_facts
+from model.facts import (
+    CONDITION_ARCHITECTURE,
+    NetworkFacts,
+    compute_facts,
+    differing_unet_entries,
+    split_hub_file,
+)
+from model.noise import seeded
 from model.runtime import DTYPES, resolve_device, resolve_dtype
 from model.source import CONFIG_FILE, NetworkSource
 from model.tokenizer import build_byte_tokenizer
@@ -81,6 +89,7 @@ def load_stable_diffusion(
     device: torch.device | str = "cpu",
     attention: str = "sdpa",  # "sdpa" (PyTorch's fused attention) or "xformers"
     seed: int = 0,  # of the random weights
+    unet: str = "",  # a UNet in place of the folder's: folder, .safetensors file, hub id or owner/name/file.safetensors
 ) -> StableDiffusion:
     """Load and freeze the parts of a Stable Diffusion model; only safetensors files are read.
 
@@ -92,7 +101,7 @@ def load_stable_diffusion(
     if init == "random":
         networks = _random_stable_diffusion(get_architecture(STABLE_DIFFUSION, architecture), parts, seed)
     elif init == "pretrained":
-        networks = _pretrained_stable_diffusion(folder or default_hub_id(architecture), parts, dtype)
+        networks = _pretrained_stable_diffusion(folder or default_hub_id(architecture), parts, dtype, unet)
     else:
         raise ValueError(f'init must be "pretrained" or "random", got {init!r}')
     for module in (networks.vae, networks.unet, networks.text_encoder):
@@ -111,6 +120,7 @@ def load_vision(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    key: str | None = None,  # configuration key that named the folder, for messages; None: the condition's
 ) -> VisionNetwork:
     """Load and freeze DINOv2 or CLIP's vision tower, with its image processor. Same errors."""
     if network not in CONDITION_ARCHITECTURE:
@@ -119,7 +129,8 @@ def load_vision(
     if init == "random":
         loaded = _random_vision(network, get_architecture(VISION, architecture), seed)
     elif init == "pretrained":
-        loaded = _pretrained_vision(network, folder or default_hub_id(architecture), dtype)
+        source = NetworkSource(folder or default_hub_id(architecture), key or f"CONDITION.{network}_FOLDER")
+        loaded = _pretrained_vision(network, source, dtype)
     else:
         raise ValueError(f'init must be "pretrained" or "random", got {init!r}')
     freeze(loaded.model, dtype, device)
@@ -132,12 +143,15 @@ def freeze(module: nn.Module, dtype: torch.dtype, device: torch.device | str) ->
     return nn.Module.to(module.requires_grad_(False).eval(), device=device, dtype=dtype)
 
 
-def _pretrained_stable_diffusion(folder: str, parts: Sequence[str], dtype: torch.dtype) -> StableDiffusion:
+def _pretrained_stable_diffusion(folder: str, parts: Sequence[str], dtype: torch.dtype, unet: str) -> StableDiffusion:
     source = NetworkSource(folder, "NETWORK.FOLDER", _WITHDRAWN)
     source.require([f"{part}/{CONFIG_FILE.get(part, 'config.json')}" for part in {*parts, *_CONFIGS}])
     configs = {part: source.attempt(partial(load, subfolder=part)) for part, load in _CONFIGS.items()}
-    loaded = {part: _load_part(source, part, dtype) for part in parts}
-    return StableDiffusion(facts=compute_facts(configs), **loaded)
+    facts = compute_facts(configs)
+    loaded = {part: _load_part(source, part, dtype) for part in parts if not (part == "unet" and unet)}
+    if unet and "unet" in parts:
+        loaded["unet"] = _load_other_unet(NetworkSource(unet, "NETWORK.UNET"), configs["unet"], facts, dtype)
+    return StableDiffusion(facts=facts, **loaded)
 
 
 # Every part's configuration is fetched, whichever weights are asked for: model.facts reads them from disk.
@@ -161,6 +175,28 @@ def _load_part(source: NetworkSource, part: str, dtype: torch.dtype) -> Any:
     return source.load({"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part], subfolder=part, torch_dtype=dtype)
 
 
+def _load_other_unet(
+    source: NetworkSource, config: dict[str, Any], facts: NetworkFacts, dtype: torch.dtype
+) -> UNet2DConditionModel:
+    """The UNet of a folder or hub id, or of a weight file for the architecture of `config`."""
+    hub_file = split_hub_file(source.folder)
+    if hub_file is None and not source.path.is_file():
+        source.require(["config.json"])
+        unet = source.load(UNet2DConditionModel, torch_dtype=dtype)
+        if wrong := differing_unet_entries(unet.config, facts):
+            raise NetworkError(source.explain(f"it does not fit the network in NETWORK.FOLDER: {'; '.join(wrong)}"))
+        return unet
+    tensors = source.attempt(lambda where: load_file(hf_hub_download(*hub_file) if hub_file else where))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    try:
+        unet.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise NetworkError(source.explain(f"it does not fit the UNet of NETWORK.FOLDER ({reason})")) from error
+    return unet
+
+
 def _check_tokenizer(tokenizer: CLIPTokenizer, source: NetworkSource) -> CLIPTokenizer:
     """The library answers a missing vocabulary with an empty tokenizer instead of an error."""
     if len(tokenizer) < 256:
@@ -170,13 +206,13 @@ def _check_tokenizer(tokenizer: CLIPTokenizer, source: NetworkSource) -> CLIPTok
 
 def _random_stable_diffusion(configs: dict[str, dict], parts: Sequence[str], seed: int) -> StableDiffusion:
     networks = StableDiffusion(compute_facts(configs))
-    with _seeded(seed):
+    with seeded(seed):
         if "vae" in parts:
             networks.vae = AutoencoderKL(**configs["vae"])
-    with _seeded(seed):
+    with seeded(seed):
         if "unet" in parts:
             networks.unet = UNet2DConditionModel(**configs["unet"])
-    with _seeded(seed):
+    with seeded(seed):
         if "text_encoder" in parts:
             networks.text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
     if "tokenizer" in parts:
@@ -186,8 +222,7 @@ def _random_stable_diffusion(configs: dict[str, dict], parts: Sequence[str], see
     return networks
 
 
-def _pretrained_vision(network: str, folder: str, dtype: torch.dtype) -> VisionNetwork:
-    source = NetworkSource(folder, f"CONDITION.{network}_FOLDER")
+def _pretrained_vision(network: str, source: NetworkSource, dtype: torch.dtype) -> VisionNetwork:
     source.require(["config.json", "preprocessor_config.json"])
     # PIL's resampling is what the networks were used with when the prompts were trained
     processor = source.attempt(lambda where: AutoImageProcessor.from_pretrained(where, backend="pil"))
@@ -208,7 +243,7 @@ def _clip_vision_config(where: str) -> CLIPVisionConfig:
 
 def _random_vision(network: str, configs: dict[str, dict], seed: int) -> VisionNetwork:
     values = {key: value for key, value in configs["config"].items() if key != "model_type"}
-    with _seeded(seed):
+    with seeded(seed):
         model = (
             Dinov2Model(Dinov2Config(**values))
             if network == "DINO"
@@ -231,11 +266,3 @@ def _set_attention(unet: UNet2DConditionModel | None, attention: str) -> None:
         if importlib.util.find_spec("xformers") is None:
             raise ValueError("NETWORK.ATTENTION xformers needs the package xformers; install it or use sdpa")
         unet.enable_xformers_memory_efficient_attention()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random weights from `seed`, leaving the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -32,7 +32,7 @@ class NetworkSource:
 
     @property
     def is_local(self) -> bool:
-        return self.path.is_dir()
+        return self.path.exists()
 
     @property
     def path(self) -> Path:

@@ -21,9 +21,11 @@ if ROOT not in sys.path:
 _HOMES = {
     "ImageError": "utils.image",
     "ImageFeatures": "sd4match.matcher",
+    "LearnedPrompt": "sd4match.prompt",
     "Matcher": "sd4match.matcher",
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
+    "PointError": "sd4match.pair",
 }
 __all__ = list(_HOMES)
 

@@ -43,7 +43,7 @@ class Matcher:
     no lock. Nothing is kept between calls: keep the `ImageFeatures` or the `Pair`.
     """
 
-    def __init__(self, cfg, prompt: Prompt, network, sources: Mapping, device: torch.device) -> None:
+    def __init__(self, cfg, prompt: Prompt | None, network, sources: Mapping, device: torch.device) -> None:
         """For `from_pretrained`, which makes the parts."""
         self.config = cfg
         self.device = device
@@ -63,6 +63,7 @@ class Matcher:
         | None = None,  # "text", "empty", a learned prompt's name, folder or hub id; None: name's, or "text"
         device: str = "auto",  # "auto" (GPU if there is one), or a torch device
         *,
+        method: str | None = None,  # "stable_diffusion" (default), "dinov2", "sd_dino", "cleandift"
         timestep: int | None = None,  # diffusion step, 0..999; None: the one that suits the prompt
         ensemble: int | None = None,  # noise draws that are averaged; None: the configuration's
         layer: int | None = None,  # up-block that gives the features; None: the configuration's
@@ -77,7 +78,7 @@ class Matcher:
         Raises ConfigError (a setting that cannot be used), NetworkNotFoundError, NetworkError,
         PromptNotFoundError or PromptError, with what to do.
         """
-        found = find_settings(str(name), None if prompt is None else str(prompt))
+        found = find_settings(str(name), None if prompt is None else str(prompt), method)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         given = {
             "TEST.TIMESTEP": timestep,
@@ -99,14 +100,15 @@ class Matcher:
         check_config(cfg, training=False)
         device = resolve_device(cfg.DEVICE)
         prompt = build_open_prompt(cfg, prompt_folder)
-        sources = {key: source.load(device) for key, source in find_sources(cfg, prompt.condition).items()}
+        sources = {key: source.load(device) for key, source in find_sources(cfg, prompt and prompt.condition).items()}
         with torch.no_grad():
             network = build_tester(cfg, prompt, device).eval()
         return cls(cfg, prompt, network, sources, device)
 
     @property
-    def prompt_name(self) -> str:
-        return str(self._prompt.name)
+    def prompt_name(self) -> str | None:
+        """None if the method takes no prompt."""
+        return self._prompt and str(self._prompt.name)
 
     @property
     def depends_on_pair(self) -> bool:
@@ -116,7 +118,23 @@ class Matcher:
     @property
     def categories(self) -> tuple[str, ...] | None:
         """The categories that the prompt knows and `category` must be one of; None: any word, or nothing."""
-        return getattr(self._prompt, "rows", None) if self._prompt.name.method == "Class" else None
+        return self._prompt.rows if self._prompt and self._prompt.name.method == "Class" else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the matches depend on beside the images: plain values, for JSON."""
+        cfg = self.config
+        return {
+            "network": cfg.NETWORK.NAME,
+            "method": cfg.MATCHER.NAME,
+            "prompt": self.prompt_name,
+            "timestep": cfg.TEST.TIMESTEP,
+            "ensemble": cfg.TEST.ENSEMBLE,
+            "layer": cfg.MATCHER.LAYER,
+            "localiser": cfg.EVAL.PICTURE_LOCALISER,
+            "image_size": list(cfg.DATASET.IMAGE_SIZE),
+            "seed": cfg.SEED,
+            "device": str(self.device),
+        }
 
     def at(self, timestep: int | None = None, ensemble: int | None = None, localiser: str | None = None) -> Matcher:
         """The same networks and prompt in another setting, sharing memory and lock; None keeps a setting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
 CHUNK = 256  # points whose correlation maps are in memory at a time
 NEAR = 0.1  # "near" in a confidence: within this share of the longer side
 BORDER = 0.5  # px that a point may lie outside the centres of the border pixels: the pixels' own area
+
+
+class PointError(ValueError):
+    """Points that are not (x, y) inside the image."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,13 @@ class Matches:
     def __len__(self) -> int:
         return len(self.points)
 
+    def to_records(self) -> list[dict]:
+        """One dict of plain numbers for each match, for JSON."""
+        columns = {"source": self.source, "target": self.points}
+        columns |= {name: getattr(self, name) for name in ("confidence", "similarity", "cycle")}
+        lists = [np.round(column.astype(float), 4).tolist() for column in columns.values()]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+
     def __getitem__(self, index: slice | np.ndarray) -> Matches:
         """Some of the points."""
         return Matches(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -71,7 +83,7 @@ class Pair:
         """The places in the target of `points`, (N, 2) or one (x, y), px of the original source image.
 
         localiser: "nn", "bilinear", "softmax" or "kernelsoftmax" instead of the matcher's own. Raises
-        ValueError for points that are not (x, y) inside the image.
+        PointError (a ValueError) for points that are not (x, y) inside the image.
         """
         points = self._check_points(points)
         pair = self._with(localiser)
@@ -122,6 +134,14 @@ class Pair:
             raise NotImplementedError("dense fields need utils/dense.py, which this checkout lacks") from error
         return match_densely(self.src_feat, self.trg_feat, backend=backend)
 
+    def draw(self, found: Matches) -> np.ndarray:
+        """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""
+        from utils.links import draw_links
+
+        src_points, trg_points = self.src.to_pixels(found.source), self.trg.to_pixels(found.points)
+        names = (Path(self.src.name).name, Path(self.trg.name).name)
+        return draw_links(self.src.image, self.trg.image, src_points, trg_points, found.confidence, names)
+
     def swap(self) -> Pair:
         """The pair from target to source, with the features of this one.
 
@@ -142,18 +162,18 @@ class Pair:
         try:
             values = np.asarray(points, dtype=np.float32)
         except (TypeError, ValueError):
-            raise ValueError(f"points must be (N, 2) numbers (x, y); got {points!r}") from None
+            raise PointError(f"points must be (N, 2) numbers (x, y); got {points!r}") from None
         if values.size == 0:
             return np.zeros((0, 2), np.float32)
         values = values[None] if values.shape == (2,) else values
         if values.ndim != 2 or values.shape[1] != 2:
-            raise ValueError(f"points must be (N, 2) numbers (x, y); got shape {values.shape}")
+            raise PointError(f"points must be (N, 2) numbers (x, y); got shape {values.shape}")
         height, width = self.src.size
         low, high = np.float32(-BORDER), np.array([width - 1 + BORDER, height - 1 + BORDER], np.float32)
         outside = ~((values >= low) & (values <= high)).all(axis=1)
         if outside.any():
             x, y = values[outside][0]
-            raise ValueError(
+            raise PointError(
                 f"point {x:g},{y:g} lies outside {self.src.name}, which is {width} x {height} px (x 0..{width - 1}, "
                 f"y 0..{height - 1})"
             )

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError, resolve_network, resolve_path
-from model.architecture import STABLE_DIFFUSION
+from model.architecture import STABLE_DIFFUSION, default_hub_id
 from model.error import PromptNotFoundError
 from model.facts import is_hub_id, local_folder, network_facts
-from model.prompt.name import BASELINES
-from model.prompt.store import META_FILE, read_name
+from model.matcher import MATCHERS
+from model.prompt.name import BASELINES, parse_prompt_name
+from model.prompt.store import META_FILE, OWN_FILE, find_name
 
-PROMPT_FILES = ("ckpt.pt", "caption.pt")
+PROMPT_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
 
@@ -24,12 +25,16 @@ class Preset:
     """A network that has a name here."""
 
     config_file: str | None  # relative to the repository's root; None: config/default.py as it is
-    baseline: Mapping[str, Any] = field(default_factory=dict)  # settings of prompts in words
+    method_file: str | None = None  # the same for a {method} other than Stable Diffusion's features
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what differs from the file
+    baseline: Mapping[str, Any] = field(default_factory=dict)  # what differs further for prompts in words
 
 
+DIFT = {"TEST.TIMESTEP": 261}
 PRESETS = {
-    "mini": Preset("config/mini/base.yaml"),
-    "sd2-1": Preset(None, {"TEST.TIMESTEP": 261}),  # DIFT's
+    "mini": Preset("config/mini/base.yaml", "config/mini/{method}.yaml"),
+    "sd2-1": Preset(None, baseline=DIFT),
+    "sd1-5": Preset(None, settings={"NETWORK.NAME": "sd1-5", "NETWORK.FOLDER": default_hub_id("sd1-5")}, baseline=DIFT),
 }
 
 
@@ -42,27 +47,35 @@ class Found:
     prompt_folder: Path | None = None
 
 
-def find_settings(name: str, prompt: str | None) -> Found:
+def find_settings(name: str, prompt: str | None, method: str | None = None) -> Found:
     """The configuration for a network or prompt `name` and a prompt (None: `name`'s own, or "text")."""
     if is_prompt(name):
         if prompt is not None:
             raise ConfigError(f"{name} is a prompt itself; leave `prompt` out, or name a network first")
-        return _find_network(read_name(find_prompt_folder(name)).backbone, name)
-    return _find_network(name, prompt or "text")
+        return _find_network(parse_prompt_name(find_name(find_prompt_folder(name))).backbone, name, method)
+    return _find_network(name, prompt or "text", method)
 
 
-def _find_network(name: str, prompt: str) -> Found:
-    folder, settings = None, {"PROMPT.TYPE": prompt}
+def _find_network(name: str, prompt: str, method: str | None) -> Found:
+    preset = PRESETS.get(name) or _describe_folder(name)
+    folder, settings = None, {**preset.settings, "PROMPT.TYPE": prompt}
     if prompt not in BASELINES and _is_place(prompt):
         folder = find_prompt_folder(prompt)
-        settings["PROMPT.TYPE"] = str(read_name(folder))
-    preset = PRESETS.get(name)
-    if preset is None:
-        settings |= {"NETWORK.FOLDER": str(Path(name).resolve()) if Path(name).is_dir() else name}
-        settings["NETWORK.NAME"] = _guess_backbone(name)
-        preset = PRESETS["sd2-1"]
-    baseline = preset.baseline if prompt in BASELINES else {}
-    return Found(preset.config_file and resolve_path(preset.config_file), {**baseline, **settings}, folder)
+        settings["PROMPT.TYPE"] = find_name(folder)
+    config_file = preset.config_file
+    if method not in (None, "stable_diffusion"):
+        settings["MATCHER.NAME"] = method
+        if preset.method_file and method in MATCHERS:
+            config_file = preset.method_file.format(method=method)
+    elif prompt in BASELINES:
+        settings |= preset.baseline
+    return Found(config_file and resolve_path(config_file), settings, folder)
+
+
+def _describe_folder(name: str) -> Preset:
+    """A network that has no name here."""
+    folder = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return Preset(None, settings={"NETWORK.NAME": _guess_backbone(name), "NETWORK.FOLDER": folder}, baseline=DIFT)
 
 
 def is_prompt(name: str) -> bool:
@@ -76,11 +89,14 @@ def is_prompt(name: str) -> bool:
     return _download(name, [META_FILE]) is not None
 
 
-def find_prompt_folder(place: str) -> Path:
-    """The folder of a prompt: the place itself, or where the hub's cache keeps it after a download."""
+def find_prompt_folder(place: str, **options: Any) -> Path:
+    """The folder of a prompt: the place itself, or where the hub's cache keeps it after a download.
+
+    options: of huggingface_hub.snapshot_download.
+    """
     if Path(place).is_dir():
         return Path(place)
-    folder = _download(place, [META_FILE, *PROMPT_FILES])
+    folder = _download(place, [META_FILE, *PROMPT_FILES], **options) if is_hub_id(place) else None
     if folder is None:
         raise PromptNotFoundError(f"{place}: neither a folder nor a hub repository that holds a {META_FILE}")
     return folder
@@ -95,13 +111,13 @@ def _holds_prompt(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (META_FILE, *PROMPT_FILES))
 
 
-def _download(repository: str, files: list[str]) -> Path | None:
+def _download(repository: str, files: list[str], **options: Any) -> Path | None:
     """Folder with those of `files` that a hub repository has; None if it has no META_FILE or is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=files))
+        folder = Path(snapshot_download(repository, allow_patterns=files, **options))
     except RepositoryNotFoundError:
         return None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

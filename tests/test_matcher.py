@@ -218,7 +218,7 @@ def test_wrong_settings_are_refused(folder):
         build(folder, "empty", posterior="mean")
     with pytest.raises(ValueError, match="layer must be one of"):
         build(folder, "empty", layer=3)
-    with pytest.raises(ValueError, match="unknown matcher 'sift'; known: stable_diffusion"):
+    with pytest.raises(ValueError, match="unknown matcher 'sift'; known: cleandift, dinov2, sd_dino, stable_diffusion"):
         build_matcher("sift", None, None)
     with pytest.raises(ValueError, match="with the parts unet, scheduler"):
         build_matcher("stable_diffusion", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)

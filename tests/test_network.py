@@ -78,7 +78,10 @@ def test_architectures_have_the_released_parameter_counts(name, part, millions):
 @pytest.mark.parametrize(
     ("name", "build", "millions"),
     [
+        ("dinov2-small", lambda config: Dinov2Model(Dinov2Config(**config)), 22.1),
         ("dinov2-base", lambda config: Dinov2Model(Dinov2Config(**config)), 86.6),
+        ("dinov2-large", lambda config: Dinov2Model(Dinov2Config(**config)), 304.4),
+        ("dinov2-giant", lambda config: Dinov2Model(Dinov2Config(**config)), 1136.5),
         ("clip-vit-h", lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), 632.1),
     ],
 )

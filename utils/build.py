@@ -15,7 +15,7 @@ from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from model.error import NetworkError, NetworkNotFoundError
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
-from model.matcher import build_matcher
+from model.matcher import MATCHERS, build_matcher
 from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
@@ -23,7 +23,13 @@ from model.prompt.store import load_prompt
 from model.prompt.text_prompt import OpenTextPrompt
 from model.text import PromptEncoder
 from utils import runtime
-from utils.precompute import build_caches, condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
+from utils.precompute import (
+    build_caches,
+    condition_shape,
+    find_stable_diffusion,
+    find_unet,
+    fingerprint_stable_diffusion,
+)
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -100,8 +106,13 @@ def _build_fresh_prompt(cfg, name: PromptName, categories: Sequence[str]) -> Pro
         raise ConfigError(f"PROMPT: {error}") from error
 
 
-def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | None = None) -> Prompt:
-    """The prompt that PROMPT.TYPE names: in words, or learned and read from `folder` or from below OUTPUT_ROOT."""
+def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | None = None) -> Prompt | None:
+    """The prompt that PROMPT.TYPE names: in words, or learned and read from `folder` or from below OUTPUT_ROOT.
+
+    None if the matcher takes none.
+    """
+    if not MATCHERS[cfg.MATCHER.NAME].takes_prompt:
+        return None
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
@@ -112,13 +123,13 @@ def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | Non
         categories=categories,
         condition_shape=_condition_shape(cfg, name),
         fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
-        name=name,
+        name=str(name),
     )
 
 
-def build_open_prompt(cfg, folder: str | Path | None = None) -> Prompt:
+def build_open_prompt(cfg, folder: str | Path | None = None) -> Prompt | None:
     """As `build_tested_prompt`, for images of no data set: the text prompt takes any category, or none."""
-    if cfg.PROMPT.TYPE == "text":
+    if cfg.PROMPT.TYPE == "text" and MATCHERS[cfg.MATCHER.NAME].takes_prompt:
         return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
     return build_tested_prompt(cfg, (), folder)
 
@@ -133,16 +144,16 @@ def build_validator(cfg, matcher: nn.Module) -> nn.Module:
     return matcher.at(cfg.VAL.TIMESTEP, cfg.VAL.ENSEMBLE)
 
 
-def build_tester(cfg, prompt: Prompt, device: torch.device) -> nn.Module:
+def build_tester(cfg, prompt: Prompt | None, device: torch.device) -> nn.Module:
     """The matcher in the setting of the test."""
     return _build_matcher(cfg, prompt, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE, device)
 
 
 def build_test(cfg) -> tuple[Accelerator, PairDataset, nn.Module]:
-    """What a test of the configured prompt needs: the process, the pairs with their caches, the matcher."""
+    """What a test of the configured matcher and prompt needs: the process, the pairs with their caches, the matcher."""
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
     prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    build_caches(cfg, (pairs,), prompt.condition if prompt else None, accelerator)
     return accelerator, pairs, build_tester(cfg, prompt, accelerator.device)
 
 
@@ -158,6 +169,7 @@ def describe_prompt(cfg) -> dict:
         "network": cfg.NETWORK.FOLDER,
         "network_fingerprint": fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
         "init": cfg.PROMPT.INIT,
+        "matcher": cfg.MATCHER.NAME,
         "layer": cfg.MATCHER.LAYER,
         "train_timestep": cfg.TRAIN.TIMESTEP,
     }
@@ -186,23 +198,27 @@ def _condition_shape(cfg, name: PromptName) -> tuple[int, int] | None:
     return condition_shape(cfg, name.condition) if name.condition else None
 
 
-def _build_matcher(cfg, prompt: Prompt, timestep: int, ensemble: int, device: torch.device) -> nn.Module:
-    dtype = resolve_dtype(cfg.PRECISION, device)
+def _build_matcher(cfg, prompt: Prompt | None, timestep: int, ensemble: int, device: torch.device) -> nn.Module:
+    entry = MATCHERS[cfg.MATCHER.NAME]
+    settings = {
+        "layer": cfg.MATCHER.LAYER,
+        "timestep": timestep,
+        "ensemble": ensemble,
+        "posterior": cfg.MATCHER.POSTERIOR,
+        "recompute": cfg.NETWORK.RECOMPUTE,
+        "sd_weight": cfg.MATCHER.SD_WEIGHT,
+        "dino_weight": cfg.MATCHER.DINO_WEIGHT,
+    }
+    settings = {name: settings[name] for name in entry.settings}
+    if not entry.takes_prompt:
+        return build_matcher(cfg.MATCHER.NAME, None, None, **settings)
     networks = load_stable_diffusion(
-        parts=("unet", "text_encoder", "tokenizer", "scheduler"),
-        dtype=dtype,
+        parts=entry.parts,
+        dtype=resolve_dtype(cfg.PRECISION, device),
         device=device,
         attention=cfg.NETWORK.ATTENTION,
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
+        **find_unet(cfg),
     )
-    return build_matcher(
-        cfg.MATCHER.NAME,
-        networks,
-        prompt.to(device),
-        layer=cfg.MATCHER.LAYER,
-        timestep=timestep,
-        ensemble=ensemble,
-        posterior=cfg.MATCHER.POSTERIOR,
-        recompute=cfg.NETWORK.RECOMPUTE,
-    )
+    return build_matcher(cfg.MATCHER.NAME, networks, prompt.to(device), **settings)

@@ -7,6 +7,7 @@ from dataset import DatasetError, MissingDataError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
 from utils.cache import CacheError
 from utils.checkpoint import CheckpointError
+from utils.image import ImageError
 from utils.monitor import DivergedError
 
 USER_ERRORS = (
@@ -17,6 +18,7 @@ USER_ERRORS = (
     ConfigError,
     DatasetError,
     DivergedError,
+    ImageError,
     MissingDataError,
     NetworkError,
     NetworkNotFoundError,

@@ -34,6 +34,11 @@ class Picture:
     size: tuple[int, int]
     name: str
 
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """Points (N, 2), (x, y) px of the original -> px of `image`; they differ if it was reduced."""
+        scale = np.array([self.image.width / self.size[1], self.image.height / self.size[0]], np.float32)
+        return (points + np.float32(0.5)) * scale - np.float32(0.5)
+
 
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture of a path, an open binary file, a PIL image, an array or a tensor.

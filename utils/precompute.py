@@ -16,9 +16,12 @@ from tqdm import tqdm
 from config import resolve_network, resolve_path
 from dataset import ImageRef
 from dataset.pair_dataset import PairDataset, load_pil, resize_image
+from model.architecture import HUB_IDS
 from model.condition import compute_condition, condition_facts, get_condition
-from model.facts import network_facts, network_fingerprint
+from model.dino import compute_dino_map
+from model.facts import DinoFacts, dino_facts, network_facts, network_fingerprint
 from model.load import load_stable_diffusion, load_vision
+from model.matcher import MATCHERS
 from model.vae import encode_moments
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_file
 
@@ -45,9 +48,14 @@ def find_stable_diffusion(cfg) -> dict:
     }
 
 
+def find_unet(cfg) -> dict:
+    """What names the UNet that takes the place of the model's own, if there is one."""
+    return {"unet": resolve_network(cfg.NETWORK.UNET)} if cfg.NETWORK.UNET else {}
+
+
 def fingerprint_stable_diffusion(cfg, parts: Sequence[str]) -> str:
     """Hash of the weights of some parts; a hub id that is not on this machine yet is downloaded."""
-    where = find_stable_diffusion(cfg)
+    where = find_stable_diffusion(cfg) | find_unet(cfg)
     try:
         return network_fingerprint(parts=parts, seed=cfg.SEED, **where)
     except FileNotFoundError:
@@ -99,9 +107,7 @@ def moments_source(cfg) -> Source:
 
         @torch.no_grad()
         def compute(images: Sequence[Image]) -> Tensor:
-            return encode_moments(
-                vae, torch.stack(_map(partial(resize_image, image_size=cfg.DATASET.IMAGE_SIZE), images))
-            )
+            return encode_moments(vae, _resize(images, cfg.DATASET.IMAGE_SIZE))
 
         return compute
 
@@ -126,16 +132,69 @@ def condition_source(cfg, condition: str) -> Source:
     return Source(spec.cache, stamp, shape, load)
 
 
+def find_dino(cfg) -> dict:
+    """What names the matcher's DINOv2 to model.load and model.facts."""
+    folder = resolve_network(cfg.MATCHER.DINO_FOLDER)
+    return {"folder": folder, "init": cfg.NETWORK.INIT, "architecture": HUB_IDS.get(folder, "dinov2-base")}
+
+
+def load_dino(cfg, device: torch.device | str = "cpu") -> tuple[torch.nn.Module, DinoFacts]:
+    """The matcher's DINOv2 in float32, and its facts; a hub id that is not on this machine yet is downloaded."""
+    where = find_dino(cfg)
+    network = load_vision("DINO", device=device, seed=cfg.SEED, key="MATCHER.DINO_FOLDER", **where)
+    return network.model, dino_facts(**where)
+
+
+def dino_source(cfg) -> Source:
+    """DINOv2's patch tokens as a feature map (model.dino.compute_dino_map), computed in float32."""
+    where, section = find_dino(cfg), cfg.MATCHER
+    try:
+        fingerprint = network_fingerprint(seed=cfg.SEED, **where)
+    except FileNotFoundError:
+        load_dino(cfg)
+        fingerprint = network_fingerprint(seed=cfg.SEED, **where)
+    facts, normalise = dino_facts(**where), section.DINO_INPUT == "normalised"
+    stamp = {
+        "what": "patch tokens of DINOv2",
+        "fingerprint": fingerprint,
+        "image_size": list(section.DINO_SIZE),
+        "layer": section.DINO_LAYER,
+        "norm": section.DINO_NORM,
+        "preprocessing": "bilinear, antialiased",
+        "mean, std": [facts.image_mean, facts.image_std] if normalise else "[-1, 1]",
+    }
+
+    def load(device: torch.device) -> Compute:
+        model, _ = load_dino(cfg, device)
+
+        def compute(images: Sequence[Image]) -> Tensor:
+            return compute_dino_map(
+                model,
+                facts,
+                _resize(images, section.DINO_SIZE),
+                layer=section.DINO_LAYER,
+                norm=section.DINO_NORM,
+                normalise=normalise,
+            )
+
+        return compute
+
+    return Source("DINOv2-map", stamp, facts.feature_shape(section.DINO_SIZE), load)
+
+
+SOURCES = {"moments": moments_source, "dino": dino_source}  # what a matcher may read of each image
+
+
 def find_sources(cfg, condition: str | None) -> dict[str, Source]:
-    """What a matcher reads of each image, by its key in a batch, for a prompt with this condition."""
-    sources = {"moments": moments_source(cfg)}
+    """What the matcher, and a prompt with this condition, read of each image, by its key in a batch."""
+    sources = {key: SOURCES[key](cfg) for key in MATCHERS[cfg.MATCHER.NAME].caches}
     if condition is not None:
         sources["condition"] = condition_source(cfg, condition)
     return sources
 
 
 def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
-    """Fill the caches that a prompt with this condition needs, and give them to the datasets."""
+    """Fill the caches that the matcher, and a prompt with this condition, read, and give them to the datasets."""
     refs = unique_images(datasets)
     hashes = hash_images(refs)
     for key, source in find_sources(cfg, condition).items():
@@ -189,6 +248,10 @@ def fill_from_source(
             "(or another run is filling it now: run this again)"
         )
     return cache
+
+
+def _resize(images: Sequence[Image], image_size: tuple[int, int]) -> Tensor:
+    return torch.stack(_map(partial(resize_image, image_size=image_size), images))
 
 
 def _map(function: Callable, values: Sequence) -> list:

@@ -1,5 +1,6 @@
 """From a matcher and pairs to printed tables and result files."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from config import dump_config, iter_keys, resolve_path
+from config import dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
+from model.matcher import MATCHERS
 from utils.draw import save_figure
 from utils.evaluate import Protocol, evaluate
 from utils.pck import Record, summarise
@@ -50,15 +52,52 @@ def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -
     return summary, records
 
 
+def build_result_name(cfg) -> str:
+    """What the results are of: the prompt, or the matcher if it takes none."""
+    return cfg.PROMPT.TYPE if MATCHERS[cfg.MATCHER.NAME].takes_prompt else cfg.MATCHER.NAME
+
+
 def build_result_stem(cfg) -> Path:
-    """Where the results of a tested prompt go, without suffix: beside the prompt."""
-    test, name = cfg.TEST, cfg.PROMPT.TYPE
-    height, width = cfg.DATASET.IMAGE_SIZE
-    settings = f"Layer{cfg.MATCHER.LAYER}-Timestep{test.TIMESTEP}-Ensemble{test.ENSEMBLE}-Seed{cfg.SEED}"
-    settings += f"-{cfg.NETWORK.NAME}-{cfg.MATCHER.POSTERIOR}-{height}x{width}"
-    measure = f"{cfg.EVAL.PROTOCOL}-{cfg.EVAL.BY}-{cfg.EVAL.AVERAGE}"
-    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{test.SPLIT}_{settings}-{measure}"
+    """Where the results of a test go, without suffix: beside the prompt. Whatever changes a number is in the name.
+
+    The release's settings come first, as it names them; what it does not know appears only where it is not at its
+    default.
+    """
+    name, height, width = build_result_name(cfg), *cfg.DATASET.IMAGE_SIZE
+    settings = [*_name_matcher(cfg), f"{height}x{width}", cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
+    settings += _name_rare_settings(cfg)
+    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(settings)}"
     return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
+
+
+def _name_matcher(cfg) -> list[str]:
+    """The matcher and the settings that it reads; the default matcher's name is left out."""
+    entry, section, default = MATCHERS[cfg.MATCHER.NAME], cfg.MATCHER, get_default_config().MATCHER
+    words = [section.NAME] if entry.takes_prompt and section.NAME != default.NAME else []
+    if entry.parts:
+        words += [f"Layer{section.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
+        words += [f"Seed{cfg.SEED}", cfg.NETWORK.NAME, section.POSTERIOR]
+        words += [f"UNet{Path(cfg.NETWORK.UNET).stem}"] if cfg.NETWORK.UNET else []
+    if "dino" in entry.caches:
+        words += [Path(section.DINO_FOLDER).name, "x".join(map(str, section.DINO_SIZE))]
+        words += [f"Block{section.DINO_LAYER}"] if section.DINO_LAYER != default.DINO_LAYER else []
+        words += [] if section.DINO_NORM else ["unnormed"]
+        words += [section.DINO_INPUT] if section.DINO_INPUT != default.DINO_INPUT else []
+    if "dino_weight" in entry.settings:
+        words += [f"Weights{section.SD_WEIGHT:g}+{section.DINO_WEIGHT:g}"]
+    return words
+
+
+def _name_rare_settings(cfg) -> list[str]:
+    """Localiser, precision, start weights and template, where they are not the defaults."""
+    default = get_default_config()
+    words = [f"Beta{cfg.EVAL.BETA:g}"] if cfg.EVAL.BETA != default.EVAL.BETA else []
+    words += [f"Sigma{cfg.EVAL.SIGMA:g}"] if cfg.EVAL.SIGMA != default.EVAL.SIGMA else []
+    words += [cfg.PRECISION] if cfg.PRECISION != default.PRECISION else []
+    words += [f"init{cfg.NETWORK.INIT}"] if cfg.NETWORK.INIT != default.NETWORK.INIT else []
+    if build_result_name(cfg) == "text" and cfg.PROMPT.TEMPLATE != default.PROMPT.TEMPLATE:
+        words.append(f"Template{hashlib.blake2b(cfg.PROMPT.TEMPLATE.encode(), digest_size=4).hexdigest()}")
+    return words
 
 
 def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDataset, device: torch.device) -> None:
@@ -72,7 +111,7 @@ def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDatase
     write_summary_json(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
     write_text(f"{stem}.yaml", dump_config(cfg))
     positions = choose_pairs(pairs, cfg.TEST.PICTURES)
-    for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, cfg.PROMPT.TYPE, device)):
+    for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
     print(

@@ -3,38 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model.load import StableDiffusion
     from model.matcher.base import Matcher
+    from model.matcher.stable_diffusion import StableDiffusionMatcher
     from model.prompt.base import Prompt
 
-__all__ = ["MATCHERS", "build_matcher"]
+__all__ = ["MATCHERS", "MatcherEntry", "build_matcher"]
+
+
+@dataclass(frozen=True)
+class MatcherEntry:
+    """A matcher and what it needs; everything that builds, checks or names one goes by this."""
+
+    build: Callable[..., Any]  # (networks, prompt, **settings) -> Matcher
+    caches: tuple[str, ...]  # arrays of each image that it reads, besides its prompt's condition
+    parts: tuple[str, ...] = ()  # parts of Stable Diffusion that it runs; () = none, and no prompt either
+    settings: tuple[str, ...] = ()  # names of its settings, see utils.build
+
+    @property
+    def takes_prompt(self) -> bool:
+        return bool(self.parts)
 
 
 def build_matcher(
     name: str,
-    networks: StableDiffusion,  # all parts but the VAE; the UNet is cut in place
-    prompt: Prompt,
-    **settings: Any,  # of its constructor: layer, timestep, ensemble, posterior, max_rows, recompute
+    networks: StableDiffusion | None,  # all parts but the VAE; the UNet is cut in place; None if it runs no part
+    prompt: Prompt | None,
+    **settings: Any,  # of its constructor: layer, timestep, ensemble, posterior, max_rows, recompute, ...
 ) -> Matcher:
     """The matcher of that name; ValueError lists the known ones."""
     if name not in MATCHERS:
         raise ValueError(f"unknown matcher {name!r}; known: {', '.join(sorted(MATCHERS))}")
-    return MATCHERS[name](networks, prompt, **settings)
+    entry = MATCHERS[name]
+    if missing := [part for part in entry.parts if getattr(networks, part, None) is None]:
+        raise ValueError(f"the {name} matcher needs networks loaded with the parts {', '.join(missing)}")
+    return entry.build(networks, prompt, **settings)
 
 
-def _build_stable_diffusion(networks: StableDiffusion, prompt: Prompt, **settings: Any) -> Matcher:
+# The builders import their modules when called: the names and needs of matchers are known without torch.
+
+
+def _build_stable_diffusion(networks: StableDiffusion, prompt: Prompt, **settings: Any) -> StableDiffusionMatcher:
     from model.matcher.stable_diffusion import StableDiffusionMatcher
+
+    return _build_diffusion(StableDiffusionMatcher, networks, prompt, settings)
+
+
+def _build_cleandift(networks: StableDiffusion, prompt: Prompt, **settings: Any) -> StableDiffusionMatcher:
+    from model.matcher.cleandift import CleanDIFTMatcher
+
+    return _build_diffusion(CleanDIFTMatcher, networks, prompt, settings)
+
+
+def _build_diffusion(
+    kind: type[StableDiffusionMatcher], networks: StableDiffusion, prompt: Prompt, settings: dict[str, Any]
+) -> StableDiffusionMatcher:
     from model.text import PromptEncoder
 
-    needed = ("unet", "scheduler", "text_encoder", "tokenizer")
-    if missing := [part for part in needed if getattr(networks, part) is None]:
-        raise ValueError(f"the stable_diffusion matcher needs networks loaded with the parts {', '.join(missing)}")
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     settings = {"scaling_factor": networks.facts.scaling_factor, **settings}
-    return StableDiffusionMatcher(networks.unet, networks.scheduler, text, prompt, **settings)
+    return kind(networks.unet, networks.scheduler, text, prompt, **settings)
 
 
-MATCHERS: dict[str, Callable[..., Any]] = {"stable_diffusion": _build_stable_diffusion}
+def _build_dinov2(networks: None, prompt: None) -> Matcher:
+    from model.matcher.dinov2 import DINOv2Matcher
+
+    return DINOv2Matcher()
+
+
+def _build_sd_dino(
+    networks: StableDiffusion, prompt: Prompt, *, sd_weight: float = 0.5, dino_weight: float = 0.5, **settings: Any
+) -> Matcher:
+    from model.matcher.sd_dino import FusedMatcher
+
+    diffusion = _build_stable_diffusion(networks, prompt, **settings)
+    return FusedMatcher(diffusion, sd_weight=sd_weight, dino_weight=dino_weight)
+
+
+_DIFFUSION = ("unet", "scheduler", "text_encoder", "tokenizer")
+_SETTINGS = ("layer", "timestep", "ensemble", "posterior", "recompute")
+
+MATCHERS: dict[str, MatcherEntry] = {
+    "stable_diffusion": MatcherEntry(_build_stable_diffusion, ("moments",), _DIFFUSION, _SETTINGS),
+    "dinov2": MatcherEntry(_build_dinov2, ("dino",)),
+    "sd_dino": MatcherEntry(_build_sd_dino, ("moments", "dino"), _DIFFUSION, (*_SETTINGS, "sd_weight", "dino_weight")),
+    "cleandift": MatcherEntry(
+        _build_cleandift, ("moments",), _DIFFUSION, tuple(name for name in _SETTINGS if name != "ensemble")
+    ),
+}

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from model.matcher.base import get_cached
 from model.noise import derive_seeds, draw_noise
 from model.prompt.base import Prompt
 from model.text import PromptEncoder
@@ -86,7 +87,7 @@ class StableDiffusionMatcher(nn.Module):
         """
         if not self.per_image:
             raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use extract_pair")
-        return self._extract(_get(batch, "moments"), self.prompt(batch), seeds)
+        return self._extract(get_cached(batch, "moments"), self.prompt(batch), seeds)
 
     def extract_pair(
         self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
@@ -96,7 +97,7 @@ class StableDiffusionMatcher(nn.Module):
         seeds: (B, 2) int64, source and target. tokens: what the prompt gave for this batch, if it was called
         from outside (through a distributed wrapper); None: it is called here.
         """
-        moments = torch.cat([_get(batch, "src_moments"), _get(batch, "trg_moments")])
+        moments = torch.cat([get_cached(batch, "src_moments"), get_cached(batch, "trg_moments")])
         tokens = self.prompt(batch) if tokens is None else tokens
         features = self._extract(moments, tokens, torch.cat([seeds[:, 0], seeds[:, 1]]))
         src_feat, trg_feat = features.chunk(2)
@@ -150,9 +151,3 @@ def expand_prompt(prompt_embeds: Tensor, n: int) -> Tensor:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _get(batch: Mapping[str, Any], key: str) -> Tensor:
-    if key not in batch:
-        raise ValueError(f"the batch has no {key}: build the data set with the cache of VAE moments")
-    return batch[key]

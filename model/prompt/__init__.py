@@ -58,7 +58,7 @@ def _build_simple(name: PromptName, text: PromptEncoder, settings: dict) -> Prom
 
 
 def _build_cpm(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
-    from model.prompt.base import seeded
+    from model.noise import seeded
     from model.prompt.cpm import ConditionalPrompt
 
     if settings["init"] != "random":

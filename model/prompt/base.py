@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from model.prompt.name import PromptName
@@ -46,14 +44,6 @@ class Prompt(nn.Module):
         if linear:
             groups.append({"name": "linear", "params": linear, "lr": lr * linear_scale})
         return groups
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from PyTorch's CPU generator seeded with `seed`, leaving its state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def index_categories(batch: Mapping[str, Any], index: Mapping[str, int], what: str) -> list[int]:

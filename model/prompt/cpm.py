@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.prompt.base import Prompt
-from model.prompt.name import PromptName
+from model.prompt.name import CPMVariant, PromptName
 from model.text import PromptEncoder
 
 
@@ -83,3 +83,16 @@ class ConditionalPrompt(Prompt):
             by_patch = self.linear(features).transpose(1, 2)
         pooled = F.adaptive_max_pool1d(by_patch, self.variant.n_cond).transpose(1, 2)  # (P, C, D)
         return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)
+
+
+def parameter_shapes(variant: CPMVariant, width: int, n_tokens: int, feature_width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a ConditionalPrompt's parameters, for a text model of `width`."""
+    joined = feature_width * (2 if variant.scope == "Pair" else 1)
+    shapes: dict[str, tuple[int, ...]] = {"global_embeds": (1, variant.n_global, width)} if variant.n_global else {}
+    shapes |= dict.fromkeys(("positional_embedding", "alpha_cond"), (1, variant.n_cond, width))
+    linears = {"linear": (width, joined)}
+    if variant.scope == "Pair" and variant.feature == "Feat":
+        linears = {"linear_C": (width, joined), "linear_N": (n_tokens - 1, n_tokens - 1)}
+    for key, (n_out, n_in) in linears.items():
+        shapes |= {f"{key}.weight": (n_out, n_in), f"{key}.bias": (n_out,)}
+    return shapes

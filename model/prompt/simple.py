@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.prompt.base import Prompt, index_categories, seeded
+from model.noise import seeded
+from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
 from model.text import PromptEncoder
 

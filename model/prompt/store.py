@@ -1,56 +1,107 @@
-"""Prompts on disk, in the release's formats: ckpt.pt (CPM) or caption.pt (Single, Class), with a prompt.json.
+"""Prompts on disk, in a folder that bears the prompt's name.
 
-ckpt.pt is CPM's state dict; caption.pt is {"dataset": (1, 77, D)} for Single and {category: (1, 77, D)} for
-Class, always whole sequences. prompt.json says what the prompt belongs to; the authors' prompts have none.
+Format "release", which training writes and the authors use: ckpt.pt, CPM's state dict, or caption.pt, which is
+{"dataset": (1, 77, D)} for Single and {category: (1, 77, D)} for Class, always whole sequences. Format "own", for
+keeping and passing on: the same tensors under the same names in prompt.safetensors. In both, prompt.json says what
+the prompt belongs to; the authors' prompts have none.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.error import PromptError, PromptNotFoundError
 from model.prompt.base import Prompt
-from model.prompt.cpm import ConditionalPrompt
-from model.prompt.name import PromptName, parse_prompt_name
+from model.prompt.cpm import ConditionalPrompt, parameter_shapes
+from model.prompt.name import MAX_TOKENS, METHODS, PromptName, parse_prompt_name
 from model.prompt.simple import SINGLE_KEY, SimplePrompt
 from model.text import PromptEncoder
+from utils import atomic_path
 
 META_FILE = "prompt.json"
+OWN_FILE = "prompt.safetensors"
+FORMATS = ("release", "own")
+_TEXT_MODEL = "text_model_embeddings."
 
 
-def tensor_file(name: PromptName) -> str:
-    """File of the prompt's tensors: ckpt.pt for CPM, caption.pt otherwise."""
+@dataclass(frozen=True)
+class StoredPrompt:
+    """What a prompt's folder holds: float32 tensors on the CPU that fit the name, and prompt.json's content or {}."""
+
+    name: PromptName
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def tensor_file(name: PromptName, form: str = "release") -> str:
+    """File of the prompt's tensors: ckpt.pt for CPM and caption.pt otherwise, or prompt.safetensors."""
+    if form not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
+    if form == "own":
+        return OWN_FILE
     return "ckpt.pt" if name.method == "CPM" else "caption.pt"
 
 
 def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | None = None) -> Path:
     """Write the prompt into `folder`, whose last part is the prompt's name, over an earlier one; returns it.
 
-    meta: what else prompt.json should say (network fingerprint, init, metrics, ...), JSON values. Each file
-    is written under a temporary name and then moved, the tensors first, so that a crash leaves the old prompt
-    or the new one, never half of one.
+    meta: what else prompt.json should say (network fingerprint, init, metrics, ...), JSON values.
     """
-    name = prompt.name
-    if name.method not in ("CPM", "Single", "Class"):
-        raise ValueError(f"the prompt {name} has nothing to save")
+    if prompt.name.method not in METHODS:
+        raise ValueError(f"the prompt {prompt.name} has nothing to save")
+    stored = StoredPrompt(prompt.name, _tensors(prompt), {**_describe(prompt), **(meta or {})})
+    return write_prompt(folder, stored)
+
+
+def write_prompt(folder: str | Path, stored: StoredPrompt, form: str = "release") -> Path:
+    """Write the files of one of FORMATS into `folder`, over an earlier prompt of either; returns the folder.
+
+    Each file is written under a temporary name and then moved, the tensors first, so that a crash leaves the old
+    prompt or the new one, never half of one.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {**_describe(prompt), **(meta or {})}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _replace(folder / tensor_file(name), lambda path: torch.save(_tensors(prompt), path))
-    _replace(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    text = json.dumps({"name": str(stored.name), **stored.meta}, indent=2, allow_nan=False) + "\n"
+    with atomic_path(folder / tensor_file(stored.name, form)) as temporary:
+        if form == "own":
+            save_file({key: value.contiguous() for key, value in stored.tensors.items()}, temporary)
+        else:
+            torch.save(stored.tensors, temporary)
+    with atomic_path(folder / META_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    for other in set(FORMATS) - {form}:
+        (folder / tensor_file(stored.name, other)).unlink(missing_ok=True)
     return folder
+
+
+def read_prompt(folder: str | Path, name: str | None = None) -> StoredPrompt:
+    """The prompt in `folder`, ours or the authors', in either format, checked against its name.
+
+    name: if the folder is not called so. Raises PromptNotFoundError (no such folder or file; the prompts that are
+    there are listed) or PromptError (a name that disagrees with the contents, a corrupt file).
+    """
+    folder = Path(folder)
+    parsed = _read_name(folder, name or folder.name)
+    meta = _read_meta(folder)
+    if (stored := meta.get("name", str(parsed))) != str(parsed):
+        raise PromptError(f"{folder} holds the prompt {stored} (says its {META_FILE}); rename the folder to that")
+    tensors = _read_tensors(_find_tensors(folder, parsed), parsed)
+    if parsed.method == "CPM":
+        _check_cpm(folder, parsed, tensors, tensors.get("alpha_cond", torch.empty(0)).shape[-1], None)
+    else:
+        _check_sequences(folder, parsed, tensors)
+    return StoredPrompt(parsed, tensors, meta)
 
 
 def load_prompt(
@@ -61,26 +112,29 @@ def load_prompt(
     categories: Sequence[str] = (),  # those that will be asked of a Class prompt
     condition_shape: tuple[int, int] | None = None,  # (tokens, features) of the configured condition network, for CPM
     fingerprint: str | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
-    name: PromptName | None = None,  # None: as the folder is called
+    name: str | None = None,  # if the folder is not called so
 ) -> Prompt:
     """The prompt in `folder`, ours or the authors'; strict, on the CPU.
 
-    Raises PromptNotFoundError (no such folder or file; the prompts that are there are listed) or PromptError
-    (another backbone or width, a name that disagrees with the contents, missing categories, a corrupt file).
+    Raises what `read_prompt` does, and PromptError for another backbone or width and for missing categories.
     """
     folder = Path(folder)
-    name = _read_name(folder, name)
-    _check_origin(folder, name, _read_meta(folder), backbone, fingerprint)
-    tensors = _read_tensors(folder / tensor_file(name), name)
-    if name.method == "CPM":
-        return _build_cpm(folder, name, tensors, text, condition_shape)
-    return _build_simple(folder, name, tensors, text, categories)
+    stored = read_prompt(folder, name)
+    _check_origin(folder, stored, backbone, fingerprint)
+    if stored.name.method == "CPM":
+        return _build_cpm(folder, stored, text, condition_shape)
+    return _build_simple(folder, stored, text, categories)
+
+
+def find_name(folder: str | Path) -> str:
+    """What a prompt's folder, called as it may be, says that it holds; its own name if it has no prompt.json."""
+    return str(_read_meta(Path(folder)).get("name", Path(folder).name))
 
 
 def list_prompts(root: str | Path) -> list[str]:
     """Names of the prompts in the folder `root`, sorted."""
-    files = [*Path(root).glob("*/ckpt.pt"), *Path(root).glob("*/caption.pt")]
-    return sorted({path.parent.name for path in files})
+    files = ("ckpt.pt", "caption.pt", OWN_FILE)
+    return sorted({path.parent.name for file in files for path in Path(root).glob(f"*/{file}")})
 
 
 def _describe(prompt: Prompt) -> dict[str, Any]:
@@ -110,26 +164,7 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in prompt.state_dict().items()}
 
 
-def _replace(path: Path, write) -> None:
-    """write(temporary path), then move it to `path`."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def read_name(folder: str | Path) -> PromptName:
-    """Which prompt a folder holds: what its prompt.json says, else what it is called."""
-    folder = Path(folder)
-    stored = _read_meta(folder).get("name")
-    return _read_name(folder, parse_prompt_name(stored) if stored else None)
-
-
-def _read_name(folder: Path, name: PromptName | None) -> PromptName:
+def _read_name(folder: Path, text: str) -> PromptName:
     if not folder.is_dir():
         there = list_prompts(folder.parent)
         raise PromptNotFoundError(
@@ -141,12 +176,24 @@ def _read_name(folder: Path, name: PromptName | None) -> PromptName:
             )
         )
     try:
-        name = name or parse_prompt_name(folder.name)
+        name = parse_prompt_name(text)
     except ValueError as error:
         raise PromptError(f"{folder}: {error}") from error
-    if not (folder / tensor_file(name)).is_file():
-        raise PromptNotFoundError(f"{folder} holds no {tensor_file(name)}: its training has not saved a prompt yet")
+    if name.method not in METHODS:
+        raise PromptError(f"{folder}: {name} is a prompt in words, not a learned one")
     return name
+
+
+def _find_tensors(folder: Path, name: PromptName) -> Path:
+    files = [tensor_file(name, form) for form in FORMATS]
+    there = [folder / file for file in files if (folder / file).is_file()]
+    if not there:
+        raise PromptNotFoundError(
+            f"{folder} holds no {files[0]}: its training has not saved a prompt yet (nor is there a {files[1]})"
+        )
+    if len(there) > 1:
+        raise PromptError(f"{folder} holds both {files[0]} and {files[1]}: delete the one that is not meant")
+    return there[0]
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -162,9 +209,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_origin(folder: Path, name: PromptName, meta: dict[str, Any], backbone: str, fingerprint: str | None) -> None:
-    if (stored := meta.get("name", str(name))) != str(name):
-        raise PromptError(f"{folder} holds the prompt {stored} (says its {META_FILE}); rename the folder to that")
+def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, fingerprint: str | None) -> None:
+    name, meta = stored.name, stored.meta
     for trained, source in ((name.backbone, "its name"), (meta.get("backbone", name.backbone), META_FILE)):
         if trained != backbone:
             raise PromptError(
@@ -181,8 +227,10 @@ def _check_origin(folder: Path, name: PromptName, meta: dict[str, Any], backbone
 
 def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        own = path.name == OWN_FILE
+        tensors = load_file(path) if own else torch.load(path, map_location="cpu", weights_only=True)
     except (
+        SafetensorError,
         RuntimeError,
         OSError,
         EOFError,
@@ -195,16 +243,27 @@ def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
         raise PromptError(f"{path} cannot be read ({reason}); copy or train the prompt again") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise PromptError(f"{path} holds no table of tensors, so it is no {name.method} prompt")
-    return {str(key): value.float() for key, value in tensors.items()}
+    # the authors' files may hold a buffer of the text model; a prompt without global tokens an empty tensor
+    return {
+        str(key): value.float()
+        for key, value in tensors.items()
+        if not (str(key).startswith(_TEXT_MODEL) or (key == "global_embeds" and value.numel() == 0))
+    }
 
 
-def _build_simple(
-    folder: Path, name: PromptName, tensors: dict[str, Tensor], text: PromptEncoder, categories: Sequence[str]
-) -> SimplePrompt:
+def _check_sequences(folder: Path, name: PromptName, tensors: dict[str, Tensor]) -> None:
     if (name.method == "Single") != (set(tensors) == {SINGLE_KEY}):
         raise PromptError(
             f"{folder} is named as a {name.method} prompt, but its file holds: {', '.join(sorted(tensors))}"
         )
+    width = next(iter(tensors.values())).shape[-1] if tensors else 0
+    for key, value in tensors.items():
+        if tuple(value.shape) != (1, MAX_TOKENS + 2, width):
+            raise PromptError(f"{folder}: {key!r} is {tuple(value.shape)}, expected (1, {MAX_TOKENS + 2}, {width})")
+
+
+def _build_simple(folder: Path, stored: StoredPrompt, text: PromptEncoder, categories: Sequence[str]) -> SimplePrompt:
+    name, tensors = stored.name, stored.tensors
     for key, value in tensors.items():
         if tuple(value.shape) != (1, text.n_positions, text.width):
             raise PromptError(
@@ -217,25 +276,28 @@ def _build_simple(
 
 
 def _build_cpm(
-    folder: Path,
-    name: PromptName,
-    tensors: dict[str, Tensor],
-    text: PromptEncoder,
-    condition_shape: tuple[int, int] | None,
+    folder: Path, stored: StoredPrompt, text: PromptEncoder, condition_shape: tuple[int, int] | None
 ) -> ConditionalPrompt:
-    if "global_embeds" in tensors and tensors["global_embeds"].numel() == 0:
-        del tensors["global_embeds"]
+    name, tensors = stored.name, stored.tensors
+    _check_cpm(folder, name, tensors, text.width, condition_shape)
     prompt = ConditionalPrompt(name, text, *(condition_shape or _infer_condition_shape(folder, name, tensors)))
-    expected = {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
+    prompt.load_state_dict(tensors)
+    return prompt
+
+
+def _check_cpm(
+    folder: Path, name: PromptName, tensors: dict[str, Tensor], width: int, condition_shape: tuple[int, int] | None
+) -> None:
+    """Refuse tensors that are not those of the name's variant; condition_shape None: whatever they were made for."""
+    condition_shape = condition_shape or _infer_condition_shape(folder, name, tensors)
+    expected = parameter_shapes(name.cpm, width, *condition_shape)
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if wrong := [key for key in sorted(expected | found) if expected.get(key) != found.get(key)]:
         raise PromptError(
-            f"{folder}: the file does not fit {name} with text width {text.width} and conditions "
-            f"{prompt.condition_shape} (tokens, features): "
+            f"{folder}: the file does not fit {name} with text width {width} and conditions "
+            f"{condition_shape} (tokens, features): "
             + "; ".join(f"{key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}" for key in wrong)
         )
-    prompt.load_state_dict(tensors)
-    return prompt
 
 
 def _infer_condition_shape(folder: Path, name: PromptName, tensors: dict[str, Tensor]) -> tuple[int, int]:

@@ -1,0 +1,126 @@
+"""Find the points of one image in another.
+
+    python match.py a.jpg b.jpg --points 120,80 300,200
+    python match.py a.jpg b.jpg --network sd2-1 --category dog --count 30 --json
+
+Prints a table (or JSON) with a confidence for each match, and writes a picture. Points are x,y pixels of the
+first image as a viewer shows it. Without --points, mutual nearest neighbours of the two feature maps are shown,
+the most confident first.
+
+Networks: sd2-1 (Stable Diffusion 2-1, for photos; a download of about 5 GB on first use) and mini (embedded,
+knows only the rendered scenes of the mini benchmark and is of no use for photos). Without --network, sd2-1 is
+taken if it is on this machine, else mini: nothing is downloaded unless you ask for it.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    name = Path(sys.argv[0]).name
+    text = __doc__ if name == "match.py" else __doc__.replace("python match.py", "sd4match-match")
+    parser = argparse.ArgumentParser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="image that has the points")
+    parser.add_argument("target", help="image in which they are looked for")
+    parser.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y", help="pixels of the source")
+    parser.add_argument("--count", type=int, default=20, help="matches shown without --points; default: %(default)s")
+    parser.add_argument("--category", help='what both images show, such as "dog"; text and Class prompts use it')
+    parser.add_argument("--network", help="sd2-1, mini, a diffusers folder or a hub id; default: see above")
+    parser.add_argument("--prompt", help='"text" (default), "empty", a learned prompt\'s name, folder or hub id')
+    parser.add_argument("--timestep", type=int, help="diffusion step, 0..999; default: what suits the prompt")
+    parser.add_argument("--ensemble", type=int, help="noise draws that are averaged; fewer are faster")
+    parser.add_argument("--layer", type=int, help="up-block of the UNet that gives the features")
+    parser.add_argument("--localiser", help="nn, bilinear, softmax or kernelsoftmax (default)")
+    parser.add_argument("--image_size", type=int, metavar="PX", help="side of the networks' input")
+    parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", metavar="PNG", help="the picture; default: SOURCE_TARGET_matches.png, here")
+    parser.add_argument("--no_picture", action="store_true", help="write no picture")
+    args = parser.parse_args(arguments)
+    if args.count < 1:
+        parser.error(f"--count must be at least 1; got {args.count}")
+    return args
+
+
+def parse_point(text: str) -> tuple[float, float]:
+    """Two numbers from "120,80"."""
+    try:
+        x, y = (float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no point; write x,y such as 120,80") from None
+    return x, y
+
+
+def choose_network() -> str:
+    """sd2-1 if its weights are on this machine, else mini; says so."""
+    from model.architecture import default_hub_id
+    from model.facts import local_folder
+
+    folder = local_folder(default_hub_id("sd2-1"))
+    if folder is not None and (folder / "unet").is_dir():
+        return "sd2-1"
+    print("using the mini networks, which are of no use for photos; --network sd2-1 is (see --help)", file=sys.stderr)
+    return "mini"
+
+
+def match(args: argparse.Namespace) -> None:
+    """Match the two images, print the result, write the picture."""
+    from sd4match import Matcher
+    from utils.draw import save_figure
+    from utils.image import read_image
+
+    pictures = read_image(args.source), read_image(args.target)  # before the networks are loaded
+    if Path(args.source).resolve() == Path(args.target).resolve():
+        print("both images are the same file", file=sys.stderr)
+    keys = ("timestep", "ensemble", "layer", "localiser", "image_size")
+    settings = {key: getattr(args, key) for key in keys}
+    matcher = Matcher.from_pretrained(args.network or choose_network(), args.prompt, args.device, **settings)
+    pair = matcher.pair(*pictures, category=args.category)
+    found = pair.match(args.points) if args.points else pair.match_mutual(args.count)
+    output = Path(args.output or f"{Path(args.source).stem}_{Path(args.target).stem}_matches.png")
+    if not args.no_picture:
+        save_figure(output, pair.draw(found))
+        print(f"written: {output}", file=sys.stderr)
+    print(json.dumps(describe(matcher, pair, found), indent=2) if args.json else format_table(found))
+
+
+def describe(matcher, pair, found) -> dict:
+    """What --json prints."""
+    images = {
+        side: {"file": picture.name, "width": picture.size[1], "height": picture.size[0]}
+        for side, picture in (("source", pair.src), ("target", pair.trg))
+    }
+    return {**images, **matcher.describe(), "matches": found.to_records()}
+
+
+def format_table(found) -> str:
+    """One line per match."""
+    lines = [f"{'':>4} {'source x':>9} {'y':>8}   {'target x':>9} {'y':>8}   {'confidence':>10} {'similarity':>10}"]
+    rows = zip(found.source, found.points, found.confidence, found.similarity, strict=True)
+    for number, (source, target, confidence, similarity) in enumerate(rows, 1):
+        lines.append(
+            f"{number:>4} {source[0]:>9.1f} {source[1]:>8.1f}   {target[0]:>9.1f} {target[1]:>8.1f}   "
+            f"{confidence:>10.2f} {similarity:>10.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_args(arguments)
+    from config import ConfigError
+    from sd4match.pair import PointError
+    from utils.errors import USER_ERRORS, explain
+
+    try:
+        match(args)
+    except (ConfigError, PointError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    except USER_ERRORS as error:
+        print(f"{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
