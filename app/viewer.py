@@ -171,7 +171,8 @@ class Page:
 def relative_errors(item: dict, pred_orig: np.ndarray, protocol: str, image_size: tuple[int, int]) -> np.ndarray:
     """Distances of predictions from the truth as a share of PCK's threshold: right at alpha if at most alpha.
 
-    item: of a PairDataset with that image_size (H, W). pred_orig: (..., N, 2), px of the original target. Returns (..., N).
+    item: of a PairDataset with that image_size (H, W). pred_orig: (..., N, 2), px of the original target. Returns
+    (..., N).
     """
     n = pred_orig.shape[-2]
     if protocol == "original":
