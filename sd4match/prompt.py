@@ -49,11 +49,7 @@ class LearnedPrompt(ModelHubMixin):
     @classmethod
     def from_pretrained(cls, place: str | Path, **options: Any) -> LearnedPrompt:
         """The prompt in a folder or hub repository; options (revision, token, ...): as huggingface_hub's."""
-        return cls(place) if Path(place).is_dir() else super().from_pretrained(place, **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> LearnedPrompt:
-        return cls(find_prompt_folder(model_id, **options))
+        return cls(find_prompt_folder(str(place), **options))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_prompt(save_directory, self.stored, "own")

@@ -1,22 +1,33 @@
 """The Python API on tiny real networks: known answers, reuse, and agreement with test.py's way of matching."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from config import ConfigError, load_config
+from config import ROOT, ConfigError, iter_keys, load_config
 from dataset import BENCHMARKS
 from dataset.pair_dataset import PairDataset, collate
+from model.error import PromptNotFoundError
 from model.prompt import build_prompt
 from model.prompt.store import save_prompt
-from sd4match import Matcher, PointError
+from sd4match import LearnedPrompt, Matcher, PointError
+from sd4match.source import find_settings
 from tests import tiny
 from tests.fixtures_dataset import draw_image
-from utils.build import build_caches, build_open_prompt, build_tested_prompt, build_tester, load_text
+from utils.build import build_caches, build_open_prompt, build_tested_prompt, build_tester, describe_prompt, load_text
 from utils.localise import localise
+from utils.result import write_summary_json
 from utils.runtime import build_accelerator
 
 CPM = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
@@ -295,3 +306,111 @@ def test_wrong_arguments_name_the_key(tiny_folder):
         Matcher.from_pretrained(tiny_folder, "poem", image_size=64)
     with pytest.raises(ConfigError, match="unknown key MATCHER.LAYERS"):
         Matcher.from_pretrained(tiny_folder, settings={"MATCHER.LAYERS": 1})
+
+
+@pytest.fixture
+def learned(tmp_path):
+    """A folder of a prompt as training leaves it, with one test result beside it."""
+    cfg = load_config("config/mini/base.yaml")
+    name = "Single_spair_mini_TokenEmbeds75"
+    folder = tmp_path / "prompts" / name
+    meta = {**describe_prompt(cfg), "network": "owner/network", "metrics": {"step": 7, "validation": SUMMARY}}
+    save_prompt(folder, build_prompt(name, load_text(cfg)), meta)
+    stem = folder / "spair_result_Single_all_test_x"
+    write_summary_json(f"{stem}.json", {**SUMMARY, "pairs": 34}, dict(iter_keys(cfg)), {})
+    return folder
+
+
+SUMMARY = {
+    "protocol": "resized",
+    "by": "image",
+    "average": "pair",
+    "pairs": 12,
+    "pck": {"nn": {"0.05": {"cat": 0.5, "all": 0.25}, "0.1": {"cat": None, "all": None}}},
+}
+
+
+def test_the_examples_of_the_page_run(learned, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        with Image.open(photos[name]) as image:
+            image.resize((160, 120)).save(f"{name}.jpg")
+    names = {"CHECKOUT": str(ROOT)}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), flags=re.S)
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(compile(block, "docs/api.md", "exec"), names)
+    assert names["heat"].shape == (120, 160) and names["small"].shape == (90, 120)
+    assert names["picture"].dtype == np.uint8 and names["scores"].shape[0] == 1
+    assert names["matcher"].prompt_name == "text"
+
+
+def test_a_saved_prompt_is_the_same_prompt_and_says_what_it_is(learned, tmp_path):
+    prompt = LearnedPrompt.from_pretrained(learned)
+    prompt.save_pretrained(tmp_path / "shared")
+    again = LearnedPrompt.from_pretrained(tmp_path / "shared")
+    assert again.name == prompt.name == learned.name
+    assert torch.equal(again.stored.tensors["dataset"], prompt.stored.tensors["dataset"])
+    assert again.stored.meta == prompt.stored.meta
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"prompt.safetensors", "prompt.json", "README.md"}
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "base_model: owner/network" in card and "library_name: sd4match" in card
+    assert "| backbone | mini (`owner/network`) |" in card and "| training data | spair |" in card
+    assert "Validation during training, 12 pairs" in card and "spair, split test, categories: all; 34 pairs" in card
+    assert card.count("| nn | 25.00 | - |") == 2
+
+
+def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
+    """The upload and the download that huggingface_hub would do, to and from a folder."""
+    hub = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, hub / repo_id)
+            return f"https://hub/{repo_id}"
+
+    def download(repository, allow_patterns, **options):
+        if not (hub / repository).is_dir():
+            raise RepositoryNotFoundError("404", response=Mock())
+        return str(hub / repository)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert LearnedPrompt(learned).push_to_hub("me/prompt") == "https://hub/me/prompt"
+    assert LearnedPrompt.from_pretrained("me/prompt").name == learned.name
+    found = find_settings("me/prompt", None)
+    assert found.prompt_folder == hub / "me" / "prompt" and found.settings["PROMPT.TYPE"] == learned.name
+    assert Matcher.from_pretrained("mini", "me/prompt", "cpu").prompt_name == learned.name
+    with pytest.raises(PromptNotFoundError, match="me/nothing: neither a folder nor a hub repository"):
+        Matcher.from_pretrained("mini", "me/nothing")
+    with pytest.raises(ConfigError, match="is a prompt itself"):
+        find_settings("me/prompt", "text")
+
+
+def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
+    assert find_settings("sd2-1", None).settings == {"TEST.TIMESTEP": 261, "PROMPT.TYPE": "text"}
+    name = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
+    assert find_settings("sd2-1", name).settings == {"PROMPT.TYPE": name}
+    assert find_settings("sd2-1", "empty", "sd_dino").settings == {"PROMPT.TYPE": "empty", "MATCHER.NAME": "sd_dino"}
+    mini = find_settings(str(learned), None)
+    assert mini.config_file.endswith("config/mini/base.yaml") and mini.prompt_folder == learned
+    assert find_settings("mini", None, "dinov2").config_file.endswith("config/mini/dinov2.yaml")
+    settings = find_settings(tiny_folder, None).settings
+    assert settings["NETWORK.NAME"] == "sd" and settings["NETWORK.FOLDER"] == tiny_folder
+    monkeypatch.chdir(Path(tiny_folder).parent)
+    assert find_settings("sd", None).settings == settings
+
+
+def test_importing_the_package_is_light_and_works_from_any_folder(tmp_path):
+    code = "import sys, sd4match; print(dir(sd4match), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert "'Matcher'" in done.stdout and done.stdout.endswith("False False\n")

@@ -1,0 +1,117 @@
+"""match.py: what it prints and writes, how it fails, and that help is instant."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import match as match_script
+from config import ROOT
+from sd4match import command
+from tests.fixtures_dataset import draw_image
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("a", (120, 160)), ("b", (150, 100))):
+        draw_image(tmp_path / f"{name}.png", size)
+    return tmp_path
+
+
+@pytest.fixture
+def run(world, photos, capsys):
+    """run(*arguments) -> (status, stdout, stderr) with the tiny networks."""
+
+    def run(*arguments):
+        tiny = ("--network", str(world.root / "sd"), "--image_size", "64", "--ensemble", "1", "--device", "cpu")
+        try:
+            status = match_script.main([*arguments, *tiny])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_table_and_a_picture(run, photos):
+    status, out, err = run("a.png", "b.png", "--points", "20,30", "159,119", "7.5,8")
+    assert status == 0 and len(out.splitlines()) == 4
+    assert out.splitlines()[1].split()[:3] == ["1", "20.0", "30.0"]
+    assert "written: a_b_matches.png" in err
+    with Image.open(photos / "a_b_matches.png") as picture:
+        assert picture.width > 600 and len(np.unique(np.asarray(picture)[..., :3])) > 50
+
+
+def test_json_is_all_that_stdout_gets(run):
+    status, out, _ = run("a.png", "b.png", "--points", "20,30", "--json", "--output", "sub/found.png")
+    found = json.loads(out)
+    assert status == 0 and found["source"] == {"file": "a.png", "width": 160, "height": 120}
+    assert found["prompt"] == "text" and found["image_size"] == [64, 64]
+    (one,) = found["matches"]
+    assert one["source"] == [20, 30] and 0 <= one["target"][0] <= 99 and 0 <= one["confidence"] <= 1
+
+
+def test_without_points_the_most_confident_mutual_neighbours(run, photos):
+    status, out, _ = run("a.png", "a.png", "--count", "4", "--localiser", "nn", "--json", "--no_picture")
+    matches = json.loads(out)["matches"]
+    assert status == 0 and len(matches) == 4 and not list(photos.glob("*matches*"))
+    confidence = [one["confidence"] for one in matches]
+    assert confidence == sorted(confidence, reverse=True)
+    for one in matches:
+        np.testing.assert_allclose(one["source"], one["target"], atol=0.01)
+
+
+def test_the_same_file_twice_is_said(run):
+    status, _, err = run("a.png", "./a.png", "--points", "1,1", "--no_picture")
+    assert status == 0 and "both images are the same file" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("a.png", "b.png", "--points", "1,1000"), 2, "point 1,1000 lies outside a.png, which is 160 x 120 px"),
+        (("a.png", "b.png", "--points", "1;10"), 2, "'1;10' is no point; write x,y such as 120,80"),
+        (("a.png", "b.png", "--count", "0"), 2, "--count must be at least 1; got 0"),
+        (("a.png", "b.png", "--localiser", "sift"), 2, "unknown sift; known: nn"),
+        (("a.png", "b.png", "--timestep", "1000"), 2, "TEST.TIMESTEP must be in 0..999; got 1000"),
+        (("a.png", "b.png", "--prompt", "CPM_x_sd_Pair-DINO-Feat-G2-C3"), 1, "there is no prompt CPM_x_sd"),
+        (("a.png", "nowhere.png"), 1, "nowhere.png: no such image"),
+        (("a.png", "text.png"), 1, "text.png cannot be opened: not an image"),
+        (("a.png",), 2, "the following arguments are required: target"),
+    ],
+)
+def test_errors_name_what_is_wrong(run, photos, arguments, status, message):
+    (photos / "text.png").write_text("no image")
+    found, out, err = run(*arguments)
+    assert (found, out) == (status, "")
+    assert message in err and "Traceback" not in err
+    assert not list(photos.glob("*matches*"))
+
+
+def test_the_default_network_downloads_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert command.choose_network() == "mini"
+    assert "of no use for photos" in capsys.readouterr().err
+    repository = tmp_path / "models--sd2-community--stable-diffusion-2-1"
+    (repository / "snapshots" / "abc" / "unet").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert command.choose_network() == "sd2-1"
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['match.py', '--help']; import runpy\n"
+    code += "try: runpy.run_path('match.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'numpy', 'PIL', 'diffusers', 'matplotlib') if name in sys.modules])"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "[]" and "--points" in done.stdout
+    assert min(seconds) < 0.3
