@@ -36,18 +36,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_choices(cfg, network: str):
-    """What the page offers, first what the config says."""
+    """What the page offers, first what the config of the loaded matcher says."""
     from app.page import Choices
-    from config import resolve_path
+    from config import load_config, resolve_path
     from model.matcher import MATCHERS
     from model.prompt.name import BASELINES
     from model.prompt.store import list_prompts
+    from sd4match.source import find_settings, is_prompt
 
     learned = list_prompts(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt")
-    fitting = [name for name in learned if f"_{cfg.NETWORK.NAME}_" in name]
-    prompts = dict.fromkeys([cfg.PROMPT.TYPE, *BASELINES, *fitting])
+    others = [*BASELINES, *(name for name in learned if f"_{cfg.NETWORK.NAME}_" in name)]
+    prompts = {cfg.PROMPT.TYPE: cfg.TEST.TIMESTEP}
+    for name in others if not is_prompt(network) else ():
+        found = find_settings(network, name)
+        prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
     methods = dict.fromkeys([cfg.MATCHER.NAME, *MATCHERS])
-    return Choices(network, list(methods), list(prompts), cfg.TEST.TIMESTEP, cfg.EVAL.PICTURE_LOCALISER)
+    return Choices(network, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -60,7 +64,7 @@ def serve(args: argparse.Namespace) -> None:
     print(f"loading {args.network} ...", file=sys.stderr)
     first = Matcher.from_pretrained(args.network, args.prompt, args.device)
     choices = find_choices(first.config, args.network)
-    loaded = {(choices.methods[0], choices.prompts[0]): first}
+    loaded = {(choices.methods[0], first.prompt_name): first}
 
     def load(method: str, prompt: str) -> Matcher:
         ready = loaded.pop((method, prompt), None)
@@ -69,9 +73,9 @@ def serve(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="sd4match-") as folder:
         engine = Engine(load, max_pairs=args.max_pairs)
         page = build_page(engine, choices, render_examples(Path(folder)), args.max_sessions)
-        print(f"open http://{args.host}:{args.port} (Ctrl-C stops)", file=sys.stderr)
         page.launch(
             quiet=True,
+            prevent_thread_lock=True,
             server_name=args.host,
             server_port=args.port,
             share=False,
@@ -82,6 +86,8 @@ def serve(args: argparse.Namespace) -> None:
             ssr_mode=False,
             footer_links=[],
         )
+        print(f"open http://{args.host}:{args.port} (Ctrl-C stops)", file=sys.stderr)
+        page.block_thread()
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,12 +39,11 @@ SLOW = {
 
 @dataclass(frozen=True)
 class Choices:
-    """What the page offers, and what it starts with: the first of each, and the timestep."""
+    """What the page offers; it starts with the first of each."""
 
     network: str
     methods: Sequence[str]
-    prompts: Sequence[str]
-    timestep: int
+    prompts: Mapping[str, int]  # name -> the timestep that suits it
     localiser: str
 
 
@@ -65,7 +64,7 @@ def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], ma
                     stage = _build_part("stage", pictures=None)
                 with gr.Tab("Overlay") as tab:
                     overlay = _build_part("overlay")
-        _connect_images(actions, images, [stage, overlay], buttons, examples, settings)
+        _connect_images(actions, images, [stage, overlay], buttons, examples, settings, choices.prompts)
         _connect_points(actions, stage, [*images, stage, overlay])
         for event in (tab.select, overlay.refresh):
             event(actions.overlay, None, overlay, **SLOW)
@@ -90,7 +89,7 @@ def _build_controls(choices: Choices, examples: Sequence[Example]) -> tuple[list
     with gr.Accordion("Settings", open=False):
         method = gr.Dropdown(list(choices.methods), label="Method", interactive=True)
         prompt = gr.Dropdown(list(choices.prompts), label="Prompt", interactive=True)
-        timestep = gr.Slider(0, 999, choices.timestep, step=1, label="Timestep of the noise")
+        timestep = gr.Slider(0, 999, next(iter(choices.prompts.values())), step=1, label="Timestep of the noise")
         localiser = gr.Dropdown(list(LOCALISERS), value=choices.localiser, label="Localiser")
     return images, buttons, [method, prompt, category, timestep, localiser]
 
@@ -119,7 +118,7 @@ def _build_part(name: str, **props: Any) -> gr.HTML:
     )
 
 
-def _connect_images(actions, images, parts, buttons, examples, settings) -> None:
+def _connect_images(actions, images, parts, buttons, examples, settings, timesteps: Mapping[str, int]) -> None:
     method, prompt, category, timestep, localiser = settings
     prepare = {
         "fn": actions.prepare,
@@ -131,7 +130,7 @@ def _connect_images(actions, images, parts, buttons, examples, settings) -> None
     changes = [
         *(image.change for image in images),
         method.input,
-        prompt.input,
+        prompt.input(timesteps.get, prompt, timestep, **QUICK).then,
         localiser.input,
         timestep.release,
         category.submit,

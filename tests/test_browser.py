@@ -251,19 +251,29 @@ def test_points_and_picture_are_saved(open_page, image, tmp_path):
         assert picture.height == 900 and picture.width > 2000
 
 
-def test_example_and_overlay_on_a_phone(open_page):
-    page = open_page(PHONE)
+@pytest.mark.parametrize("viewport", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_example_and_overlay_fit_the_screen(open_page, request, viewport):
+    page = open_page(viewport)
     page.locator("#examples button").first.click()
     page.locator(".stage[data-ready=true]").wait_for()
-    click(page, 0.5, 0.5)
-    wait_for_points(page, 1)
+    for number, place in enumerate(((0.5, 0.3), (0.3, 0.6), (0.7, 0.6)), start=1):
+        click(page, *place)
+        wait_for_points(page, number)
+    take_picture(page, f"app_{request.node.callspec.id}.png")
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
     for frame in ("source", "target"):
         box = page.locator(f".frame.{frame}").bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
+        assert box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
     page.get_by_role("tab", name="Overlay").click()
     page.locator(".overlay[data-state=ready]").wait_for()
     assert page.locator(".overlay .frame img").count() == 2
+
+
+def take_picture(page, name):
+    """For people to look at, if the environment says where to."""
+    if folder := os.environ.get("APP_PICTURES"):
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=os.path.join(folder, name), full_page=True)
 
 
 def test_five_browsers_at_once_lose_no_click(open_page, image):
@@ -309,5 +319,6 @@ def test_results_are_sorted_filtered_and_shown(open_page, tmp_path, world, fresh
     method = page.locator("#detail figcaption").nth(1).inner_text()
     right = page.locator("#detail figure").nth(1).locator("circle[fill='var(--right)']").count()
     assert f"{right} of 5 right" in method
+    take_picture(page, "viewer.png")
     page.get_by_label("Pair", exact=True).fill("no such pair")
     assert page.get_by_text("No pair fits").is_visible()
