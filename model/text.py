@@ -42,16 +42,12 @@ class PromptEncoder(nn.Module):
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """Ids (n, L): SOS, the words, EOS, padding. ValueError for a text longer than the sequence."""
-        ids = self.tokenizer(list(texts), padding="max_length", max_length=self.n_positions).input_ids
-        for text, row in zip(texts, ids, strict=True):
-            if len(row) > self.n_positions:
-                raise ValueError(f"{text!r} has {len(row) - 2} tokens; at most {self.max_learnable} fit")
-        return torch.tensor(ids, device=self.device).reshape(len(ids), self.n_positions)
+        return find_ids(self.tokenizer, texts, self.n_positions).to(self.device)
 
     @torch.no_grad()
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Token plus position embeddings (n, L, D) of ids (n, L): what enters the text transformer."""
-        return self._embeddings(input_ids=ids.to(self.device))
+        return self.embeddings(input_ids=ids.to(self.device))
 
     @torch.no_grad()
     def special_embeddings(self, n_learnable: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,13 +83,22 @@ class PromptEncoder(nn.Module):
             raise ValueError(f"tokens must be (P, {self.n_positions}, {self.width}), got {tuple(tokens.shape)}")
         tokens = tokens.to(device=self.device, dtype=self.dtype)
         unused_ids = torch.zeros(tokens.shape[:2], dtype=torch.long, device=self.device)
-        handle = self._embeddings.register_forward_hook(lambda *_: tokens)
+        handle = self.embeddings.register_forward_hook(lambda *_: tokens)
         try:
             return self.text_model(input_ids=unused_ids).last_hidden_state
         finally:
             handle.remove()
 
     @property
-    def _embeddings(self) -> nn.Module:
+    def embeddings(self) -> nn.Module:
         """The text model's embedding layer (older transformers wrap the transformer once more)."""
         return getattr(self.text_model, "text_model", self.text_model).embeddings
+
+
+def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int) -> Tensor:
+    """Ids (n, n_positions) of n texts, on the CPU; see `PromptEncoder.token_ids`."""
+    ids = tokenizer(list(texts), padding="max_length", max_length=n_positions).input_ids
+    for text, row in zip(texts, ids, strict=True):
+        if len(row) > n_positions:
+            raise ValueError(f"{text!r} has {len(row) - 2} tokens; at most {n_positions - 2} fit")
+    return torch.tensor(ids).reshape(len(ids), n_positions)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import check_config, load_config
+from config import ConfigError, check_config, load_config
 from model.noise import identifier_seed
 from model.prompt.base import Prompt
 from model.runtime import resolve_device
 from sd4match.pair import Pair, Setting
-from sd4match.source import find_settings
+from sd4match.source import find_prompt, find_settings
 from utils.build import build_open_prompt, build_tester
 from utils.image import ImageSource, Picture, read_image
 from utils.precompute import find_sources
@@ -30,10 +30,11 @@ class ImageFeatures:
 
     picture: Picture
     category: str | None
+    identifier: str  # of the pixels
     seed: int  # of its noise
-    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE moments, the prompt's condition
     feature: Tensor | None  # (C, h, w) float32, not normalised; None if the prompt depends on the partner
-    owner: object  # what made it
+    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE moments, the prompt's condition
+    made_by: Mapping[str, Any]  # what computed each input, and the feature
 
 
 class Matcher:
@@ -139,17 +140,40 @@ class Matcher:
     def at(self, timestep: int | None = None, ensemble: int | None = None, localiser: str | None = None) -> Matcher:
         """The same networks and prompt in another setting, sharing memory and lock; None keeps a setting."""
         values = {"TEST.TIMESTEP": timestep, "TEST.ENSEMBLE": ensemble, "EVAL.PICTURE_LOCALISER": localiser}
+        other = self._copy({key: value for key, value in values.items() if value is not None})
+        if (timestep, ensemble) != (None, None):
+            other._network = self._network.at(other.config.TEST.TIMESTEP, other.config.TEST.ENSEMBLE)
+            other._owner = object()
+        return other
+
+    def _copy(self, values: Mapping[str, Any]) -> Matcher:
+        """This matcher with other values in its config."""
         cfg = self.config.clone()
         cfg.defrost()
-        cfg.merge_from_list([word for item in values.items() if item[1] is not None for word in item])
+        cfg.merge_from_list([word for item in values.items() for word in item])
         cfg.freeze()
         check_config(cfg, training=False)
         other = copy.copy(self)
         other.config = cfg
         other._setting = replace(self._setting, localiser=cfg.EVAL.PICTURE_LOCALISER)
-        if (timestep, ensemble) != (None, None):
-            other._network = self._network.at(cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE)
-            other._owner = object()
+        return other
+
+    def with_prompt(self, prompt: str) -> Matcher:
+        """The same networks under another prompt, sharing memory and lock; `prompt` as for `from_pretrained`.
+
+        Timestep and ensemble stay. Raises ConfigError if the method takes no prompt.
+        """
+        if self._prompt is None:
+            raise ConfigError(f"the method {self.config.MATCHER.NAME} takes no prompt")
+        name, folder = find_prompt(str(prompt))
+        other = self._copy({"PROMPT.TYPE": name})
+        other._prompt = build_open_prompt(other.config, folder)
+        other._network = self._network.under(other._prompt.to(self.device)).eval()
+        other._owner = object()
+        same = other._prompt.condition == self._prompt.condition
+        kept = {key: compute for key, compute in self._sources.items() if same or key != "condition"}
+        needed = find_sources(other.config, other._prompt.condition)
+        other._sources = {key: kept.get(key) or source.load(self.device) for key, source in needed.items()}
         return other
 
     def encode(self, image: ImageSource | ImageFeatures, category: str | None = None) -> ImageFeatures:
@@ -206,13 +230,19 @@ class Matcher:
 
     def _start(self, image: ImageSource | ImageFeatures, category: str | None) -> ImageFeatures:
         """An image of which this matcher may have computed nothing yet."""
+        if isinstance(image, ImageFeatures) and image.made_by["feature"] is self._owner:
+            return image
+        made_by = {**self._sources, "feature": self._owner}
         if isinstance(image, ImageFeatures):
-            mine = image.owner is self._owner
-            return image if mine else replace(image, feature=None, owner=self._owner)
+            self._check_category(image.category)
+            seed = identifier_seed(self.config.SEED, image.identifier)
+            inputs = {key: value for key, value in image.inputs.items() if image.made_by[key] is made_by.get(key)}
+            return replace(image, seed=seed, feature=None, inputs=inputs, made_by=made_by)
         self._check_category(category)
         picture = read_image(image)
-        digest = hashlib.blake2b(picture.image.tobytes(), digest_size=16).hexdigest()
-        return ImageFeatures(picture, category, identifier_seed(self.config.SEED, digest), {}, None, self._owner)
+        identifier = hashlib.blake2b(picture.image.tobytes(), digest_size=16).hexdigest()
+        seed = identifier_seed(self.config.SEED, identifier)
+        return ImageFeatures(picture, category, identifier, seed, None, {}, made_by)
 
     def _check_category(self, category: str | None) -> None:
         if self.categories is not None and category not in self.categories:

@@ -127,12 +127,15 @@ class Pair:
         return self._query(self.src_feat, self.trg_feat, cells).sim[0]
 
     def dense(self, backend: str = "auto"):
-        """The target cell of every source cell: utils.dense.DenseField, in cells of the feature maps."""
+        """The place of every source cell on the target and the way back: utils.dense.DenseField, in cells."""
         try:
             from utils.dense import match_densely
         except ModuleNotFoundError as error:
             raise NotImplementedError("dense fields need utils/dense.py, which this checkout lacks") from error
-        return match_densely(self.src_feat, self.trg_feat, backend=backend)
+        setting = self.setting
+        return match_densely(
+            self.src_feat, self.trg_feat, backend, setting.localiser, beta=setting.beta, sigma=setting.sigma
+        )
 
     def draw(self, found: Matches) -> np.ndarray:
         """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""

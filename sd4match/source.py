@@ -15,6 +15,7 @@ from model.facts import is_hub_id, local_folder, network_facts
 from model.matcher import MATCHERS
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.prompt.store import META_FILE, OWN_FILE, find_name
+from utils.export import METRICS_FILE
 
 PROMPT_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
@@ -22,19 +23,23 @@ _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
 @dataclass(frozen=True)
 class Preset:
-    """A network that has a name here."""
+    """The configuration of a network; files are relative to the repository's root."""
 
-    config_file: str | None  # relative to the repository's root; None: config/default.py as it is
-    method_file: str | None = None  # the same for a {method} other than Stable Diffusion's features
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what differs from the file
-    baseline: Mapping[str, Any] = field(default_factory=dict)  # what differs further for prompts in words
+    config_file: str  # for learned prompts
+    words_file: str  # for prompts in words
+    method_file: str  # for a {method} other than Stable Diffusion's features
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what differs from the files
 
 
-DIFT = {"TEST.TIMESTEP": 261}
+def _make_preset(backbone: str, folder: str) -> Preset:
+    """A network without files of its own."""
+    files = "config/spair/base.yaml", "config/spair/dift.yaml", "config/spair/{method}.yaml"
+    return Preset(*files, {"NETWORK.NAME": backbone, "NETWORK.FOLDER": folder})
+
+
 PRESETS = {
-    "mini": Preset("config/mini/base.yaml", "config/mini/{method}.yaml"),
-    "sd2-1": Preset(None, baseline=DIFT),
-    "sd1-5": Preset(None, settings={"NETWORK.NAME": "sd1-5", "NETWORK.FOLDER": default_hub_id("sd1-5")}, baseline=DIFT),
+    "mini": Preset("config/mini/base.yaml", "config/mini/base.yaml", "config/mini/{method}.yaml"),
+    **{name: _make_preset(name, default_hub_id(name)) for name in ("sd2-1", "sd1-5")},
 }
 
 
@@ -42,7 +47,7 @@ PRESETS = {
 class Found:
     """A configuration, and where the prompt is if not below its OUTPUT_ROOT."""
 
-    config_file: str | None
+    config_file: str
     settings: dict[str, Any]
     prompt_folder: Path | None = None
 
@@ -58,24 +63,19 @@ def find_settings(name: str, prompt: str | None, method: str | None = None) -> F
 
 def _find_network(name: str, prompt: str, method: str | None) -> Found:
     preset = PRESETS.get(name) or _describe_folder(name)
-    folder, settings = None, {**preset.settings, "PROMPT.TYPE": prompt}
-    if prompt not in BASELINES and _is_place(prompt):
-        folder = find_prompt_folder(prompt)
-        settings["PROMPT.TYPE"] = find_name(folder)
-    config_file = preset.config_file
+    type_, folder = find_prompt(prompt)
+    settings = {**preset.settings, "PROMPT.TYPE": type_}
+    config_file = preset.words_file if prompt in BASELINES else preset.config_file
     if method not in (None, "stable_diffusion"):
         settings["MATCHER.NAME"] = method
-        if preset.method_file and method in MATCHERS:
+        if method in MATCHERS:
             config_file = preset.method_file.format(method=method)
-    elif prompt in BASELINES:
-        settings |= preset.baseline
-    return Found(config_file and resolve_path(config_file), settings, folder)
+    return Found(resolve_path(config_file), settings, folder)
 
 
 def _describe_folder(name: str) -> Preset:
     """A network that has no name here."""
-    folder = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return Preset(None, settings={"NETWORK.NAME": _guess_backbone(name), "NETWORK.FOLDER": folder}, baseline=DIFT)
+    return _make_preset(_guess_backbone(name), str(Path(name).resolve()) if Path(name).is_dir() else name)
 
 
 def is_prompt(name: str) -> bool:
@@ -89,6 +89,14 @@ def is_prompt(name: str) -> bool:
     return _download(name, [META_FILE]) is not None
 
 
+def find_prompt(prompt: str) -> tuple[str, Path | None]:
+    """PROMPT.TYPE for a prompt's name, folder or hub id, and its folder if that is not below OUTPUT_ROOT."""
+    if prompt in BASELINES or not (Path(prompt).is_dir() or "/" in prompt):
+        return prompt, None
+    folder = find_prompt_folder(prompt)
+    return find_name(folder), folder
+
+
 def find_prompt_folder(place: str, **options: Any) -> Path:
     """The folder of a prompt: the place itself, or where the hub's cache keeps it after a download.
 
@@ -96,15 +104,10 @@ def find_prompt_folder(place: str, **options: Any) -> Path:
     """
     if Path(place).is_dir():
         return Path(place)
-    folder = _download(place, [META_FILE, *PROMPT_FILES], **options) if is_hub_id(place) else None
+    folder = _download(place, [META_FILE, METRICS_FILE, *PROMPT_FILES], **options) if is_hub_id(place) else None
     if folder is None:
         raise PromptNotFoundError(f"{place}: neither a folder nor a hub repository that holds a {META_FILE}")
     return folder
-
-
-def _is_place(prompt: str) -> bool:
-    """Whether a prompt is given by a folder or hub id, not by its name."""
-    return Path(prompt).is_dir() or "/" in prompt
 
 
 def _holds_prompt(folder: Path) -> bool:

@@ -228,6 +228,30 @@ def test_another_setting_shares_the_networks(matcher, photos):
         matcher.at(timestep=1000)
 
 
+@pytest.mark.parametrize("method", ["stable_diffusion", "sd_dino"])
+def test_another_prompt_shares_the_networks_and_equals_a_fresh_matcher(build, world, photos, method):
+    size = [56, 56]
+    settings = {"MATCHER.NAME": method, "MATCHER.DINO_FOLDER": str(world.root / "dino"), "MATCHER.DINO_SIZE": size}
+    text = build("text", **settings)
+    source = text.encode(photos["a"], "cat")
+    for name in (CLASS, CPM, "empty"):
+        other, fresh = text.with_prompt(name), build(name, **settings)
+        assert other.prompt_name == name and text.prompt_name == "text" and other.describe() == fresh.describe()
+        again = other.pair(source, photos["b"], "cat").src_feat  # the VAE's moments of `source` are taken over
+        torch.testing.assert_close(again, fresh.pair(photos["a"], photos["b"], "cat").src_feat, rtol=1e-4, atol=1e-4)
+    assert set(text.with_prompt(CPM).with_prompt("empty").encode(source).inputs) <= {"moments", "dino"}
+    torch.testing.assert_close(text.encode(photos["a"], "cat").feature, source.feature)
+
+
+def test_features_of_other_networks_are_computed_anew(matcher, tiny_folder, photos):
+    other = Matcher.from_pretrained(tiny_folder, device="cpu", image_size=64, ensemble=2, seed=3, timestep=50)
+    source = matcher.encode(photos["a"])
+    expected = other.encode(photos["a"])
+    taken = other.encode(source)
+    assert taken.seed == expected.seed != source.seed and torch.equal(taken.feature, expected.feature)
+    assert torch.equal(matcher.encode(taken).feature, source.feature)
+
+
 def test_seeds_follow_the_pixels_not_the_file(matcher, photos, tmp_path):
     (tmp_path / "copy.png").write_bytes(photos["a"].read_bytes())
     with Image.open(photos["a"]) as opened:
@@ -244,6 +268,16 @@ def test_mutual_neighbours_of_an_image_with_itself(matcher, photos):
     assert gaps.min() >= 0.05 * 160
     assert (np.diff(found.confidence) <= 0).all()
     assert len(matcher.pair(photos["a"], photos["a"]).match_mutual(None, spread=0)) > 5
+
+
+def test_the_dense_field_is_that_of_the_points(matcher, photos):
+    pytest.importorskip("utils.dense", reason="dense matching is not in this checkout")
+    pair = matcher.pair(photos["a"], photos["b"])
+    field = pair.dense()
+    height, width = pair.src_feat.shape[-2:]
+    assert field.points.shape == (height, width, 2) and field.cycle.shape == (height, width)
+    corner = pair.match([(159, 119)]).points[0] * (np.array(pair.trg_feat.shape[:0:-1]) - 1) / (99, 149)
+    np.testing.assert_allclose(field.points[-1, -1].numpy(), corner, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -352,12 +386,13 @@ def test_a_saved_prompt_is_the_same_prompt_and_says_what_it_is(learned, tmp_path
     assert again.name == prompt.name == learned.name
     assert torch.equal(again.stored.tensors["dataset"], prompt.stored.tensors["dataset"])
     assert again.stored.meta == prompt.stored.meta
-    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"prompt.safetensors", "prompt.json", "README.md"}
+    files = {"prompt.safetensors", "prompt.json", "metrics.json", "README.md"}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == files and again.metrics == prompt.metrics
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "base_model: owner/network" in card and "library_name: sd4match" in card
-    assert "| backbone | mini (`owner/network`) |" in card and "| training data | spair |" in card
-    assert "Validation during training, 12 pairs" in card and "spair, split test, categories: all; 34 pairs" in card
-    assert card.count("| nn | 25.00 | - |") == 2
+    assert "| backbone | mini (owner/network) |" in card and "| trained on | spair |" in card
+    assert "validation: 12 pairs" in card and "spair_result_Single_all_test_x: 34 pairs" in card
+    assert card.count("| nn | 25.00 | - |") == 2 and "Matcher.from_pretrained" in card
 
 
 def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
@@ -394,10 +429,24 @@ def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
 
 
 def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
-    assert find_settings("sd2-1", None).settings == {"TEST.TIMESTEP": 261, "PROMPT.TYPE": "text"}
-    name = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
-    assert find_settings("sd2-1", name).settings == {"PROMPT.TYPE": name}
-    assert find_settings("sd2-1", "empty", "sd_dino").settings == {"PROMPT.TYPE": "empty", "MATCHER.NAME": "sd_dino"}
+    cpm = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
+    for prompt, method, file, timestep in (
+        (None, None, "dift", 261),
+        ("empty", "stable_diffusion", "dift", 261),
+        (cpm, None, "base", 50),
+        (None, "sd_dino", "sd_dino", 261),
+        (None, "dinov2", "dinov2", 50),
+    ):
+        found = find_settings("sd2-1", prompt, method)
+        assert found.config_file == str(ROOT / f"config/spair/{file}.yaml")
+        cfg = load_config(found.config_file, overrides=found.settings)
+        assert (
+            timestep,
+            prompt or "text",
+            method or "stable_diffusion",
+        ) == (cfg.TEST.TIMESTEP, cfg.PROMPT.TYPE, cfg.MATCHER.NAME)
+        assert cfg.NETWORK.FOLDER == load_config().NETWORK.FOLDER
+    assert find_settings("sd1-5", None).settings["NETWORK.NAME"] == "sd1-5"
     mini = find_settings(str(learned), None)
     assert mini.config_file.endswith("config/mini/base.yaml") and mini.prompt_folder == learned
     assert find_settings("mini", None, "dinov2").config_file.endswith("config/mini/dinov2.yaml")

@@ -145,15 +145,21 @@ def load_dino(cfg, device: torch.device | str = "cpu") -> tuple[torch.nn.Module,
     return network.model, dino_facts(**where)
 
 
-def dino_source(cfg) -> Source:
-    """DINOv2's patch tokens as a feature map (model.dino.compute_dino_map), computed in float32."""
-    where, section = find_dino(cfg), cfg.MATCHER
+def fingerprint_dino(cfg) -> str:
+    """Hash of the weights of the matcher's DINOv2; a hub id that is not on this machine yet is downloaded."""
+    where = find_dino(cfg)
     try:
-        fingerprint = network_fingerprint(seed=cfg.SEED, **where)
+        return network_fingerprint(seed=cfg.SEED, **where)
     except FileNotFoundError:
         load_dino(cfg)
-        fingerprint = network_fingerprint(seed=cfg.SEED, **where)
-    facts, normalise = dino_facts(**where), section.DINO_INPUT == "normalised"
+        return network_fingerprint(seed=cfg.SEED, **where)
+
+
+def dino_source(cfg) -> Source:
+    """DINOv2's patch tokens as a feature map (model.dino.compute_dino_map), computed in float32."""
+    fingerprint = fingerprint_dino(cfg)
+    section, facts = cfg.MATCHER, dino_facts(**find_dino(cfg))
+    normalise = section.DINO_INPUT == "normalised"
     stamp = {
         "what": "patch tokens of DINOv2",
         "fingerprint": fingerprint,

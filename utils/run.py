@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from config import ConfigError, dump_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset, collate
+from model.matcher import MATCHERS
 from model.noise import noise_seeds
 from model.prompt.store import save_prompt
 from utils.build import build_prompt_name, describe_prompt
@@ -22,7 +23,7 @@ from utils.learner import Learner
 from utils.monitor import Monitor
 from utils.pck import alpha_key
 from utils.picture import choose_pairs, draw_pairs
-from utils.precompute import fingerprint_condition, fingerprint_stable_diffusion
+from utils.precompute import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
 from utils.runtime import leave_signals_to_parent, write_provenance
@@ -206,11 +207,13 @@ class TrainingRun:
         """What a run must have in common with the checkpoint it goes on from."""
         networks = fingerprint_stable_diffusion(self.cfg, ("vae", "unet", "text_encoder"))
         condition = build_prompt_name(self.cfg).condition
+        reads_dino = "dino" in MATCHERS[self.cfg.MATCHER.NAME].caches
         return {
             **dict(iter_keys(self.cfg)),
             "training pairs": self.batches.n_pairs,
             "networks": networks,
             "condition network": fingerprint_condition(self.cfg, condition) if condition else "",
+            **({"matcher's DINOv2": fingerprint_dino(self.cfg)} if reads_dino else {}),
         }
 
     def _refuse_other_run(self) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from model.matcher.base import get_cached
 from model.matcher.stable_diffusion import StableDiffusionMatcher
+from model.prompt.base import Prompt
 
 
 class FusedMatcher(nn.Module):
@@ -42,6 +43,10 @@ class FusedMatcher(nn.Module):
     def at(self, timestep: int, ensemble: int) -> FusedMatcher:
         diffusion = self.diffusion.at(timestep, ensemble)
         return FusedMatcher(diffusion, sd_weight=self.sd_weight, dino_weight=self.dino_weight)
+
+    def under(self, prompt: Prompt) -> FusedMatcher:
+        """The same networks under another prompt."""
+        return FusedMatcher(self.diffusion.under(prompt), sd_weight=self.sd_weight, dino_weight=self.dino_weight)
 
     def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
         return self._fuse(self.diffusion.extract(batch, seeds), get_cached(batch, "dino"))

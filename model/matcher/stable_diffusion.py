@@ -56,16 +56,26 @@ class StableDiffusionMatcher(nn.Module):
             )
         self.unet = cut_unet(unet.requires_grad_(False).eval(), layer, recompute)
         self.text = text
-        self.prompt = prompt
         self.scheduler = scheduler
         self.timestep = timestep
         self.ensemble = ensemble
         self.posterior = posterior
         self.scaling_factor = scaling_factor
         self.max_rows = max_rows
+        self._set_prompt(prompt)
+
+    def _set_prompt(self, prompt: Prompt) -> None:
+        self.prompt = prompt
         self.per_image = prompt.depends_on != "pair"
         self.cache_keys = ("moments", "condition") if prompt.condition else ("moments",)
         self._last_encoding: tuple[Tensor, Tensor] | None = None
+
+    def under(self, prompt: Prompt) -> StableDiffusionMatcher:
+        """The same networks, shared, under another prompt on the same device."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other._set_prompt(prompt)
+        return other
 
     def at(self, timestep: int, ensemble: int) -> StableDiffusionMatcher:
         """The same networks and prompt, shared, at another timestep and ensemble size."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
-from model.text import PromptEncoder
+from model.text import PromptEncoder, find_ids
 
 
 class TextPrompt(Prompt):
@@ -54,11 +53,15 @@ class OpenTextPrompt(Prompt):
         self.template = template
         self.without = without
         self._category_words = category_words
-        self._embed = lambda sentence: text.embed_ids(text.token_ids([sentence])).float()
+        self._tokenizer, self._n_positions = text.tokenizer, text.n_positions
+        # no submodule: it stays where it is, in float32; the transformer, a GB and more, is let go
+        self._embeddings = (text.embeddings,)
 
     def sentence(self, category: str | None) -> str:
         """What is said of an image of this category."""
         return self.without if category is None else self.template.replace("{category}", self._category_words(category))
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        return torch.cat([self._embed(self.sentence(category)) for category in batch["category"]])
+        sentences = [self.sentence(category) for category in batch["category"]]
+        (embeddings,) = self._embeddings
+        return embeddings(input_ids=find_ids(self._tokenizer, sentences, self._n_positions)).float()

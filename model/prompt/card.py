@@ -1,0 +1,95 @@
+"""The model card of a learned prompt: what it is, what it belongs to, how well it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.facts import is_hub_id
+from model.prompt.store import StoredPrompt
+
+_METHODS = {
+    "Single": "one prompt for every image",
+    "Class": "one prompt per category",
+    "CPM": "a prompt made for each image or pair by the conditional prompting module",
+}
+
+
+def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
+    """README.md of a prompt's folder, with the front matter that the Hugging Face hub reads.
+
+    metrics: {"validation": summary, "tests": {result name: summary}}, summaries as utils.pck.summarise gives
+    them; either may be missing.
+    """
+    name, meta = stored.name, stored.meta
+    network = meta.get("network", "")
+    front = ["---", "library_name: sd4match", "tags: [semantic-correspondence, sd4match, stable-diffusion]"]
+    front += [f"base_model: {network}"] if is_hub_id(str(network)) else []
+    facts = {
+        "method": f"SD4Match-{name.method}: {_METHODS[name.method]}",
+        "variant": name.variant,
+        "trained on": name.dataset,
+        "backbone": f"{name.backbone}" + (f" ({network})" if network else ""),
+        "backbone's fingerprint": meta.get("network_fingerprint"),
+        "matcher": meta.get("matcher"),
+        "layer": meta.get("layer"),
+        "training timestep": meta.get("train_timestep"),
+        "start": meta.get("init"),
+        "categories": ", ".join(sorted(stored.tensors)) if name.method == "Class" else None,
+        "parameters": f"{sum(value.numel() for value in stored.tensors.values()):,}",
+    }
+    lines = [*front, "---", "", f"# {name}", ""]
+    lines += [
+        "A learned prompt for semantic correspondence with a frozen Stable Diffusion UNet "
+        "([SD4Match](https://arxiv.org/abs/2310.17569)). It only means something to the backbone named here.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in facts.items() if value is not None),
+        "",
+        *_format_metrics(metrics),
+        "## Use",
+        "",
+        "```python",
+        "from sd4match import Matcher",
+        "",
+        'matcher = Matcher.from_pretrained("this folder, or its id on the hub")',
+        'pair = matcher.pair("a.jpg", "b.jpg"' + (', category="dog")' if name.method == "Class" else ")"),
+        "found = pair.match([(120, 80)])",
+        "```",
+        "",
+        "Put this folder, under its name, into `asset/sd4match/prompt/` (or `prompt/` of another `OUTPUT_ROOT`); then",
+        "",
+        "```sh",
+        f"python test.py --dataset {name.dataset} --prompt_type {name} NETWORK.NAME {name.backbone}",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _format_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    summaries = {"validation": metrics["validation"]} if metrics.get("validation") else {}
+    summaries |= metrics.get("tests", {})
+    if not summaries:
+        return ["No result is known to this folder.", ""]
+    lines = ["## Results", "", "PCK in percent.", ""]
+    for title, summary in summaries.items():
+        alphas = list(next(iter(summary["pck"].values())))
+        over = {"pair": "pairs", "category": "categories"}[summary["average"]]
+        lines += [
+            f"{title}: {summary['pairs']} pairs, {summary['protocol']} frame, per {summary['by']}, mean over {over}",
+            "",
+            "| localiser | " + " | ".join(f"@{alpha}" for alpha in alphas) + " |",
+            "|---" * (len(alphas) + 1) + "|",
+            *(
+                f"| {localiser} | " + " | ".join(_percent(row[alpha]["all"]) for alpha in alphas) + " |"
+                for localiser, row in summary["pck"].items()
+            ),
+            "",
+        ]
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,36 @@
+"""A learned prompt's own folder, for keeping and passing on: safetensors, metadata, results, model card."""
+
+import json
+from pathlib import Path
+
+from config import ConfigError
+from model.prompt.card import format_card
+from model.prompt.store import StoredPrompt, write_prompt
+from utils.result import write_text
+
+METRICS_FILE, CARD_FILE = "metrics.json", "README.md"
+
+
+def write_own(target: Path, stored: StoredPrompt, metrics: dict) -> list[str]:
+    """Write the prompt, metrics.json and the model card into a folder; the names of the last two."""
+    write_prompt(target, stored, "own")
+    write_text(target / METRICS_FILE, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_text(target / CARD_FILE, format_card(stored, metrics))
+    return [METRICS_FILE, CARD_FILE]
+
+
+def read_metrics(source: Path, stored: StoredPrompt) -> dict:
+    """{"validation": summary, "tests": {name: summary}}: what chose the prompt, and every test beside it."""
+    known = source / METRICS_FILE
+    metrics = read_json(known) if known.is_file() else {}
+    if validation := stored.meta.get("metrics", {}).get("validation"):
+        metrics["validation"] = validation
+    tests = {path.stem: read_json(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
+    return {**metrics, "tests": {**metrics.get("tests", {}), **tests}}
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is corrupt ({error}); delete it, or write it again") from error
