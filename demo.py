@@ -68,7 +68,7 @@ def serve(args: argparse.Namespace) -> None:
 
     def load(method: str, prompt: str) -> Matcher:
         ready = loaded.pop((method, prompt), None)
-        return ready or Matcher.from_pretrained(args.network, prompt, args.device, settings={"MATCHER.NAME": method})
+        return ready or Matcher.from_pretrained(args.network, prompt, args.device, method=method)
 
     with tempfile.TemporaryDirectory(prefix="sd4match-") as folder:
         engine = Engine(load, max_pairs=args.max_pairs)

@@ -52,7 +52,7 @@ def match_densely(
     Args:
         src_feat, trg_feat: (C, h, w) and (C, h', w'), not normalised, on one device.
         backend: "torch", "keops", or "auto": KeOps on a GPU for large grids if it works there, else PyTorch. On a
-            CPU, PyTorch's matrix products are the faster ones at every size.
+            CPU, PyTorch is the faster one for maps of many channels, as these are.
         localiser: a name in `utils.localise.LOCALISERS`; KeOps knows "nn" and "kernelsoftmax".
         beta, sigma: of the localiser, sigma in cells of the target map.
         budget_mib: what PyTorch may hold at once beside the maps themselves, but at least one query's maps. KeOps
@@ -82,11 +82,13 @@ def find_keops_problem(device: torch.device) -> str | None:
         return "the package pykeops is not installed"
     if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
         return "there is no C++ compiler (g++) to compile KeOps' formulas with"
-    if device.type == "cpu":
-        return None
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
         return f"KeOps runs on cpu and cuda, not on {device.type}"
-    return None if _import_keops().config.gpu_available else "KeOps finds no CUDA on this machine"
+    try:
+        has_gpu = _import_keops().config.gpu_available
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # on a GPU it compiles when it is imported
+        return f"KeOps cannot be loaded ({error})"
+    return None if has_gpu or device.type == "cpu" else "KeOps finds no CUDA on this machine"
 
 
 def _check(src_feat: Tensor, trg_feat: Tensor, backend: str, localiser: str, budget_mib: int) -> None:
