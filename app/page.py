@@ -171,7 +171,7 @@ class Actions:
     ):
         """Take images and settings, compute the features, match the points again."""
         session = self.sessions.get(request.session_hash)
-        settings = Settings(method, prompt, category.strip(), int(timestep), localiser)
+        settings = Settings(method, prompt, category.strip(), int(timestep or 0), localiser)
         photos, problem = [], ""
         for path in (source, target):
             photo, refusal = self._open(path)
@@ -258,6 +258,7 @@ class Actions:
 def describe_session(session: Session, heat: dict | None, problem: str) -> dict:
     """What the stage shows of a session: numbered points, the selected one's heat map, and a line of text."""
     return {
+        "session": session.name,
         "revision": session.next_revision(),
         "ready": session.ready,
         "points": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ class Session:
     selected: int | None = None  # number of the point whose heat map is shown
     ready: bool = False  # the features of these photos under these settings are known
     revision: int = 0
+    name: str = field(default_factory=lambda: secrets.token_hex(8))  # tells revisions of two sessions apart
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
 
@@ -70,7 +72,7 @@ class Session:
         """A new point at (x, y) of the source, moved into the photo; it is selected."""
         with self.lock:
             if self.source is None or self.target is None:
-                raise PlaceError("Choose two images first.")
+                raise PlaceError("The server does not have this page's images (any more). Choose both images first.")
             if len(self.points) >= MAX_POINTS:
                 raise PlaceError(f"There are {MAX_POINTS} points already; remove some first.")
             height, width = self.source.size

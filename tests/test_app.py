@@ -15,7 +15,7 @@ from app.engine import Engine, Latest, paint_heat
 from app.example import render_examples
 from app.photo import describe, open_photo, shrink
 from app.session import MAX_POINTS, PlaceError, Session, Sessions, Settings
-from config import ROOT
+from config import ROOT, load_config
 from utils.image import ImageError
 
 SETTINGS = Settings("stable_diffusion", "text", "", 50, "nn")
@@ -216,6 +216,17 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     assert demo.main() == 2
     assert "pip install -r requirements-app.txt" in capsys.readouterr().err
+
+
+def test_prompts_of_this_network_are_offered_with_their_timesteps(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-app.txt")
+    for name in ("Single_spair_mini_TokenEmbeds75", "Single_spair_sd2-1_TokenEmbeds75"):
+        (tmp_path / "prompt" / name).mkdir(parents=True)
+        (tmp_path / "prompt" / name / "caption.pt").touch()
+    overrides = {"OUTPUT_ROOT": str(tmp_path), "PROMPT.TYPE": "empty", "TEST.TIMESTEP": 7}
+    choices = demo.find_choices(load_config("config/mini/base.yaml", overrides=overrides), "mini")
+    assert list(choices.prompts) == ["empty", "text", "Single_spair_mini_TokenEmbeds75"]
+    assert choices.prompts["empty"] == 7 and choices.methods[0] == "stable_diffusion"
 
 
 def test_bad_flags_are_refused(monkeypatch, capsys):

@@ -9,6 +9,7 @@ const form = stage.querySelector("form");
 const heatControl = stage.querySelector("[name=heat]");
 const cursor = { x: 0, y: 0 };
 let shown = -1; // revision of the state on the screen
+let session = null; // its name
 let clicks = []; // [x, y, time] of points that the server has not answered yet
 
 function make(tag, className, text) {
@@ -149,7 +150,10 @@ function drawList(value) {
 
 function drawState() {
   const value = props.value;
-  if (!value || value.revision < shown) return; // an answer that was overtaken by a later one
+  if (!value) return;
+  if (value.session !== session) shown = -1; // the server forgot this page and counts from the beginning
+  if (value.revision < shown) return; // an answer that was overtaken by a later one
+  session = value.session;
   shown = value.revision;
   const refocus = document.activeElement && document.activeElement.closest(".marker");
   drawPoints(value);
