@@ -52,7 +52,7 @@ class Matcher:
         self._network = network
         self._sources = sources
         self._lock = threading.Lock()
-        self._owner = object()  # features of another prompt, timestep or network are refused
+        self._owner = object()  # features of another prompt, timestep or network are computed anew
         section = cfg.EVAL
         self._setting = Setting(section.PICTURE_LOCALISER, section.BETA, section.SIGMA, cfg.DATASET.IMAGE_SIZE)
 

@@ -162,13 +162,13 @@ def test_swapping_runs_no_network_and_swaps_back(matcher, photos):
 def test_features_are_computed_once(matcher, photos):
     rows = count_calls(matcher)
     source = matcher.encode(photos["a"])
-    assert rows == [1, 1]  # TEST.ENSEMBLE draws of one image
+    assert sum(rows) == 2  # TEST.ENSEMBLE draws of one image
     target = matcher.encode(photos["b"])
     pair = matcher.pair(source, target)
     pair.match(GRID), pair.heatmap((3, 3)), pair.match_mutual(), matcher.pair(target, source)
-    assert rows == [1] * 4
+    assert sum(rows) == 4
     assert len(matcher.pairs(source, [photos["b"], photos["c"], target])) == 3
-    assert rows == [1] * 4 + [2, 2]
+    assert sum(rows) == 4 + 4
     again = matcher.pair(photos["a"], photos["b"]).match(GRID)
     np.testing.assert_allclose(again.points, pair.match(GRID).points, atol=1e-3)
 
@@ -187,7 +187,7 @@ def test_a_prompt_made_from_the_pair(build, photos):
     source, b, c = matcher.encode_many([photos[name] for name in "abc"])
     assert rows == [] and source.feature is None and set(source.inputs) == {"moments", "condition"}
     with_b, with_c = matcher.pairs(source, [b, c])
-    assert rows == [4, 4]
+    assert sum(rows) == 8
     assert not torch.allclose(with_b.src_feat, with_c.src_feat)
     torch.testing.assert_close(with_b.src_feat, matcher.pair(photos["a"], photos["b"]).src_feat, rtol=1e-4, atol=1e-4)
     rows.clear()
@@ -222,8 +222,8 @@ def test_another_setting_shares_the_networks(matcher, photos):
     assert matcher.describe()["timestep"] == 50 and other.describe()["timestep"] == 100
     rows = count_calls(matcher)
     pair = other.pair(source, source)  # its feature belongs to another timestep; its VAE moments do not
-    assert rows == [2] and not torch.allclose(pair.src_feat, source.feature)
-    assert matcher.at(localiser="nn").pair(source, source).setting.localiser == "nn" and rows == [2]
+    assert sum(rows) == 2 and not torch.allclose(pair.src_feat, source.feature)
+    assert matcher.at(localiser="nn").pair(source, source).setting.localiser == "nn" and sum(rows) == 2
     with pytest.raises(ConfigError, match="TEST.TIMESTEP must be in 0..999; got 1000"):
         matcher.at(timestep=1000)
 

@@ -1,9 +1,9 @@
 """match.py: what it prints and writes, how it fails, and that help is instant."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -108,10 +108,9 @@ def test_help_is_instant_and_imports_nothing_heavy():
     code = "import sys; sys.argv = ['match.py', '--help']; import runpy\n"
     code += "try: runpy.run_path('match.py', run_name='__main__')\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'numpy', 'PIL', 'diffusers', 'matplotlib') if name in sys.modules])"
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "[]" and "--points" in done.stdout
-    assert min(seconds) < 0.3
+    # the processor's time: a busy machine does not change it much
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3

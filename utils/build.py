@@ -19,7 +19,7 @@ from model.matcher import MATCHERS, build_matcher
 from model.prompt import build_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
-from model.prompt.store import load_prompt
+from model.prompt.store import load_prompt, read_prompt
 from model.prompt.text_prompt import OpenTextPrompt
 from model.text import PromptEncoder
 from utils import runtime
@@ -116,8 +116,10 @@ def build_tested_prompt(cfg, categories: Sequence[str], folder: str | Path | Non
     name = parse_prompt_name(cfg.PROMPT.TYPE)
     if name.method in ("text", "empty"):
         return _build_fresh_prompt(cfg, name, categories)
+    folder = folder or find_output(cfg) / "prompt" / cfg.PROMPT.TYPE
+    read_prompt(folder, str(name))  # damaged or misnamed files are told before the text model is loaded
     return load_prompt(
-        folder or find_output(cfg) / "prompt" / cfg.PROMPT.TYPE,
+        folder,
         text=load_text(cfg),
         backbone=cfg.NETWORK.NAME,
         categories=categories,

@@ -31,6 +31,7 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
         "trained on": name.dataset,
         "backbone": f"{name.backbone}" + (f" ({network})" if network else ""),
         "backbone's fingerprint": meta.get("network_fingerprint"),
+        "condition": name.condition,
         "matcher": meta.get("matcher"),
         "layer": meta.get("layer"),
         "training timestep": meta.get("train_timestep"),

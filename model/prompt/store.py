@@ -61,8 +61,8 @@ def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | No
     """
     if prompt.name.method not in METHODS:
         raise ValueError(f"the prompt {prompt.name} has nothing to save")
-    stored = StoredPrompt(prompt.name, _tensors(prompt), {**_describe(prompt), **(meta or {})})
-    return write_prompt(folder, stored)
+    shape = {"condition_shape": list(prompt.condition_shape)} if isinstance(prompt, ConditionalPrompt) else {}
+    return write_prompt(folder, StoredPrompt(prompt.name, _tensors(prompt), {**shape, **(meta or {})}))
 
 
 def write_prompt(folder: str | Path, stored: StoredPrompt, form: str = "release") -> Path:
@@ -72,7 +72,8 @@ def write_prompt(folder: str | Path, stored: StoredPrompt, form: str = "release"
     prompt or the new one, never half of one.
     """
     folder = Path(folder)
-    text = json.dumps({"name": str(stored.name), **stored.meta}, indent=2, allow_nan=False) + "\n"
+    content = {**_describe(stored.name, stored.tensors), **stored.meta}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_path(folder / tensor_file(stored.name, form)) as temporary:
         if form == "own":
             save_file({key: value.contiguous() for key, value in stored.tensors.items()}, temporary)
@@ -137,23 +138,22 @@ def list_prompts(root: str | Path) -> list[str]:
     return sorted({path.parent.name for file in files for path in Path(root).glob(f"*/{file}")})
 
 
-def _describe(prompt: Prompt) -> dict[str, Any]:
-    name = prompt.name
+def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the name and the tensors themselves say."""
+    sample = tensors["alpha_cond"] if name.method == "CPM" else next(iter(tensors.values()))
     content = {
         "name": str(name),
         "method": name.method,
         "dataset": name.dataset,
         "backbone": name.backbone,
-        "space": prompt.space,
+        "space": name.space,
         "learnable_tokens": name.n_tokens,
+        "width": sample.shape[-1],
     }
-    if isinstance(prompt, SimplePrompt):
-        content["width"] = prompt.tokens.shape[-1]
-        if name.method == "Class":
-            content["categories"] = list(prompt.rows)
-    if isinstance(prompt, ConditionalPrompt):
-        content["width"] = prompt.alpha_cond.shape[-1]
-        content |= {"condition": prompt.condition, "condition_shape": list(prompt.condition_shape)}
+    if name.method == "Class":
+        content["categories"] = sorted(tensors)
+    if name.condition:
+        content["condition"] = name.condition
     return content
 
 
