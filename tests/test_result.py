@@ -12,7 +12,9 @@ from utils.result import (
     format_category_table,
     format_overview,
     read_pairs_csv,
+    read_predictions_csv,
     write_pairs_csv,
+    write_predictions_csv,
     write_summary_json,
     write_text,
 )
@@ -128,3 +130,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
         temporary.write_text("half")
         raise RuntimeError("stop")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_predictions_come_back(tmp_path):
+    path = tmp_path / "x_predictions.csv"
+    points = [{"nn": [[1.25, 2.0]] * r["n_points"], "softmax": [[0.0, 7.5]] * r["n_points"]} for r in RECORDS]
+    write_predictions_csv(path, [r | {"predictions": p} for r, p in zip(RECORDS, points, strict=True)])
+    assert read_predictions_csv(path) == {r["pair_id"]: p for r, p in zip(RECORDS, points, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b\n", "not a file of predicted points"), ("index,pair_id,nn\n0,x,1 2;3\n", "line 2 is damaged")],
+)
+def test_damaged_predictions_are_refused(tmp_path, text, message):
+    path = tmp_path / "x_predictions.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_predictions_csv(path)

@@ -96,6 +96,7 @@ class PCKEvaluator:
         if missing:
             raise ValueError(f"no predictions for {missing}; got {sorted(predictions)}")
         hits = {name: self._count_hits(predictions[name], batch) for name in self.localisers}
+        points = {name: self._list_points(predictions[name], batch) for name in self.localisers}
         n_points = batch["kps_mask"].sum(dim=1).tolist()
         flags = {name: values.tolist() for name, values in batch.get("flags", {}).items()}
         for b, index in enumerate(batch["index"].tolist()):
@@ -110,6 +111,7 @@ class PCKEvaluator:
                     "n_points": n_points[b],
                     "flags": {name: values[b] for name, values in flags.items()},
                     "hits": {name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers},
+                    "predictions": {name: points[name][b] for name in self.localisers if self.image_size},
                 }
             )
 
@@ -121,11 +123,20 @@ class PCKEvaluator:
         hits = compute_hits(pred_px, batch, self.alphas, self.protocol, self.image_size)
         return hits.sum(dim=1).tolist()
 
+    def _list_points(self, pred_px: Tensor, batch: Mapping[str, Any]) -> list[list[list[float]]]:
+        """For each pair, the predicted (x, y) in px of the original target; empty lists without image_size."""
+        if self.image_size is None:
+            return [[] for _ in batch["index"]]
+        pred = rescale_kps(pred_px.detach().cpu().double(), self.image_size, batch["trg_size"].cpu())
+        counts = batch["kps_mask"].sum(dim=1).tolist()
+        return [points[:count].tolist() for points, count in zip(pred, counts, strict=True)]
+
     def records(self) -> list[Record]:
         """The records so far: numbers, strings and dicts, fit for JSON and for exchange between processes.
 
-        Keys: index, pair_id, category, src_identifier, trg_identifier, protocol, n_points, flags {name: int}
-        and hits {localiser: {alpha_key: number of correct keypoints}}.
+        Keys: index, pair_id, category, src_identifier, trg_identifier, protocol, n_points, flags {name: int},
+        hits {localiser: {alpha_key: number of correct keypoints}} and, if `image_size` was given, predictions
+        {localiser: [[x, y] of each keypoint in px of the original target]}.
         """
         return list(self._records)
 

@@ -19,6 +19,7 @@ from utils.result import (
     format_category_table,
     format_overview,
     write_pairs_csv,
+    write_predictions_csv,
     write_summary_json,
     write_text,
 )
@@ -100,16 +101,20 @@ def _name_rare_settings(cfg) -> list[str]:
 
 
 def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDataset, device: torch.device) -> None:
-    """Print the tables; write them as text, the pairs as CSV, the summary as JSON, and TEST.PICTURES pictures."""
+    """Print the tables; write them as text, pairs and predicted points as CSV, the summary as JSON, and pictures."""
     table = format_category_table(summary)
     print(f"\n{table}\n{format_overview(summary)}")
     stem = build_result_stem(cfg)
     write_text(f"{stem}.txt", table)
     write_pairs_csv(f"{stem}_pairs.csv", records)
+    write_predictions_csv(f"{stem}_predictions.csv", records)
     write_summary_json(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
     write_text(f"{stem}.yaml", dump_config(cfg))
     positions = choose_pairs(pairs, cfg.TEST.PICTURES)
     for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
-    print(f"written: {stem}.txt, _pairs.csv, .json, .yaml" + (f", {len(positions)} x 2 pictures" if positions else ""))
+    print(
+        f"written: {stem}.txt, _pairs.csv, _predictions.csv, .json, .yaml"
+        + (f", {len(positions)} x 2 pictures" if positions else "")
+    )

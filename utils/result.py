@@ -111,6 +111,42 @@ def _parse_row(row: Mapping[str, str], path: str | os.PathLike) -> Record:
     return record
 
 
+def write_predictions_csv(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """One row per pair, by index: pair_id and for each localiser "x y;x y;...", px of the original target."""
+    records = merge_records(records)
+    names = list(records[0]["predictions"]) if records else []
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", "pair_id", *names])
+        for record in records:
+            cells = (";".join(f"{x:.2f} {y:.2f}" for x, y in record["predictions"][name]) for name in names)
+            writer.writerow([record["index"], record["pair_id"], *cells])
+
+
+def read_predictions_csv(path: str | os.PathLike) -> dict[str, dict[str, list[list[float]]]]:
+    """{pair_id: {localiser: [[x, y], ...]}} of a file of `write_predictions_csv`, px of the original target.
+
+    Raises:
+        ValueError: the file is no such table; the message names the file and the row.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ())[:2] != ["index", "pair_id"]:
+            raise ValueError(f"{path} is not a file of predicted points: its columns are {reader.fieldnames}")
+        names = reader.fieldnames[2:]
+        try:
+            return {row["pair_id"]: {name: _parse_points(row[name]) for name in names} for row in reader}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: line {reader.line_num} is damaged ({error})") from error
+
+
+def _parse_points(cell: str) -> list[list[float]]:
+    points = [[float(value) for value in point.split(" ")] for point in cell.split(";") if point]
+    if any(len(point) != 2 for point in points):
+        raise ValueError(f"{cell!r} is no list of points")
+    return points
+
+
 def write_summary_json(
     path: str | os.PathLike,
     summary: Mapping[str, Any],
