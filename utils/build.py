@@ -22,7 +22,13 @@ from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt
 from model.text import PromptEncoder
 from utils import runtime
-from utils.precompute import build_caches, condition_shape, find_stable_diffusion, fingerprint_stable_diffusion
+from utils.precompute import (
+    build_caches,
+    condition_shape,
+    find_caches,
+    find_stable_diffusion,
+    fingerprint_stable_diffusion,
+)
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -63,7 +69,7 @@ def build_pairs(cfg, split: str) -> PairDataset:
     """The pairs of a split, still without caches."""
     try:
         benchmark = build_benchmark(
-            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_output(cfg) / "asset" / "index"
+            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_caches(cfg) / "index"
         )
     except (DatasetError, MissingDataError):
         raise
