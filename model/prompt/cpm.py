@@ -19,9 +19,9 @@ class ConditionalPrompt(Prompt):
 
     Pair: the two images' conditions are joined along features, and the prompt serves both images. Feat:
     patches, pooled by adaptive max pooling to C rows; Pair-Feat mixes the patches with linear_N first, unless
-    the variant ends in noN. Head: one descriptor, broadcast over C. Parameters and their names are the release's: global_embeds,
-    positional_embedding, alpha_cond, and linear_C with linear_N (Pair-Feat) or linear. All start uniform in
-    [0, 1), linear layers as PyTorch does.
+    the variant ends in noN. Head: one descriptor, broadcast over C. Parameters and their names are the
+    release's: global_embeds, positional_embedding, alpha_cond, and linear_C with linear_N (Pair-Feat) or
+    linear. All start uniform in [0, 1), linear layers as PyTorch does.
     """
 
     def __init__(self, name: PromptName, text: PromptEncoder, n_tokens: int, feature_width: int) -> None:
