@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,6 +43,7 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
     """What names the rows' results; script/table.py takes the same."""
     parser.add_argument("--mini", action="store_true", help="on the mini world")
     parser.add_argument("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category")
+    parser.add_argument("--output", help="folder of everything that is written; default: that of the world")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
 
@@ -49,7 +51,8 @@ def add_world_arguments(parser: argparse.ArgumentParser) -> None:
 def choose_world(args: argparse.Namespace) -> World:
     if args.smoke and not args.mini:
         raise ConfigError("--smoke is a short form of --mini; give both")
-    return SMOKE if args.smoke else MINI if args.mini else REAL
+    world = SMOKE if args.smoke else MINI if args.mini else REAL
+    return replace(world, root=args.output) if args.output else world
 
 
 def choose_rows(world: World, names: Sequence[str], only: Sequence[str] = ()) -> list[Row]:

@@ -4,7 +4,10 @@ here=$(dirname "$0")
 . "$here/setup.sh"
 
 render_mini() {
-    case " $* " in *" --mini "*) "$PYTHON" -m dataset.mini --root asset/mini/data ;; esac
+    case " $* " in
+        *" --smoke "*) "$PYTHON" -m dataset.mini --root asset/mini/data --only spair ;;
+        *" --mini "*) "$PYTHON" -m dataset.mini --root asset/mini/data ;;
+    esac
 }
 
 # Rows that cannot run are named in the table with the reason; only an interruption stops here.

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from script.tables.layout import Filled
+from script.tables.layout import Cell, Filled
 from utils.pck import Record
 from utils.plot import COLOURS, MARKERS
 from utils.statistics import LEVELS, Interval, Measure, bootstrap, break_down, compute_curve
@@ -27,8 +27,8 @@ Results = Mapping[str, Sequence[Record]]  # name of a method -> its records
 
 def draw_intervals(filled: Filled, column: int) -> bytes | None:
     """One line per method of a table's column: the measured number with its interval, the paper's as a diamond."""
-    blocks = [block for block in filled.blocks if block.cells[column] is not None]
-    if not any(block.cells[column].measured is not None for block in blocks):
+    blocks = [block for block in filled.blocks if _is_shown(block.cells[column], filled.comparable)]
+    if sum(block.cells[column].measured is not None for block in blocks) < 2:
         return None
     figure = _new_figure(0.34 * len(blocks) + 0.9)
     axes = figure.add_subplot()
@@ -50,6 +50,10 @@ def draw_intervals(filled: Filled, column: int) -> bytes | None:
     axes.set_xlabel(f"PCK{filled.columns[column].title} (%)")
     axes.grid(axis="x", alpha=0.3)
     return _to_svg(figure)
+
+
+def _is_shown(cell: Cell | None, comparable: bool) -> bool:
+    return cell is not None and (cell.measured is not None or (comparable and cell.paper is not None))
 
 
 def draw_pck_curves(results: Results, measure: Measure) -> bytes | None:
@@ -91,7 +95,7 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
             for place, level in enumerate(levels):
                 if found := _level_interval(records, flag, level, measure):
                     _plot_interval(axes, place + shift, found, number)
-        axes.set_xticks(range(len(levels)), levels, fontsize=8)
+        axes.set_xticks(range(len(levels)), levels, fontsize=7)
         axes.set_xlim(-0.6, len(levels) - 0.4)
         axes.set_title(FLAG_TITLES[flag], fontsize=9)
         axes.grid(axis="y", alpha=0.3)

@@ -53,6 +53,20 @@ class Filled:
     comparable: bool  # whether a difference from the paper says anything
     measure: Measure
 
+    @property
+    def measured_lines(self) -> int:
+        return sum(any(cell and cell.measured is not None for cell in block.cells) for block in self.blocks)
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """(title of a test set, number of its columns)."""
+        counts = ((name, sum(column.test_on == name for column in self.columns)) for name in TESTED)
+        return [(self.title(name), count) for name, count in counts if count]
+
+    def title(self, test_on: str) -> str:
+        """A test set's title: the mini world has the same layouts, but is not the real one."""
+        return TESTED[test_on] if self.comparable else f"mini {TESTED[test_on]}"
+
 
 def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measure: Measure) -> Filled:
     """Compute every number of the table from per-pair records. reasons: row key -> why it was not run."""
@@ -111,7 +125,7 @@ def describe_measure(filled: Filled) -> str:
     seeds = max((cell.seeds for block in filled.blocks for cell in block.cells if cell), default=0)
     interval = "over seeds (Student's t)" if seeds > 1 else "over pairs (bootstrap)"
     average = ", macro over categories" if measure.average == "category" else ""
-    return f"PCK per {measure.by}{average}, {measure.localiser}, percent; [95 % interval {interval}]"
+    return f"PCK per {measure.by}{average}, {measure.localiser}, percent, with 95 % interval {interval}"
 
 
 def describe_source(filled: Filled) -> str:
@@ -122,15 +136,17 @@ def describe_source(filled: Filled) -> str:
 
 
 def list_lines(block: Block, filled: Filled, interval: str = "[{:.1f}, {:.1f}]") -> Iterator[tuple[str, list[str]]]:
-    """("paper" | "measured" | "difference", text of each cell)."""
-    yield "paper", [_number(cell.paper if cell else None) for cell in block.cells]
+    """("paper" | "measured" | "difference", text of each cell); only "measured" for a line that the paper has not."""
+    in_paper = any(cell and cell.paper is not None for cell in block.cells)
+    if in_paper:
+        yield "paper", [_number(cell.paper if cell else None) for cell in block.cells]
     yield "measured", [_measured(cell, interval) for cell in block.cells]
-    if filled.comparable:
+    if in_paper and filled.comparable:
         yield "difference", [_number(cell.difference if cell else None, "{:+.1f}") for cell in block.cells]
 
 
 def _number(value: float | None, form: str = "{:.1f}") -> str:
-    return MISSING if value is None else form.format(value)
+    return MISSING if value is None else form.format(round(value, 1) + 0.0)  # no -0.0
 
 
 def _measured(cell: Cell | None, interval: str) -> str:
@@ -142,7 +158,7 @@ def _measured(cell: Cell | None, interval: str) -> str:
 
 
 def head_titles(filled: Filled) -> list[str]:
-    return [f"{TESTED[column.test_on]} {column.title}" for column in filled.columns]
+    return [f"{filled.title(column.test_on)} {column.title}" for column in filled.columns]
 
 
 def list_reasons(filled: Filled) -> list[str]:
@@ -208,11 +224,9 @@ LATEX = str.maketrans({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "–": "-
 
 def to_latex(filled: Filled) -> str:
     """A table* for booktabs; intervals in small type."""
-    groups = [(name, sum(column.test_on == name for column in filled.columns)) for name in TESTED]
-    groups = [(name, count) for name, count in groups if count]
-    first = [f"\\multicolumn{{{count}}}{{c}}{{{TESTED[name]}}}" for name, count in groups]
+    first = [f"\\multicolumn{{{count}}}{{c}}{{{title}}}" for title, count in filled.groups]
     rules, start = [], 3
-    for _, count in groups:
+    for _, count in filled.groups:
         rules.append(f"\\cmidrule(lr){{{start}-{start + count - 1}}}")
         start += count
     lines = [

@@ -24,7 +24,7 @@ from script.tables.layout import (
     to_markdown,
 )
 from script.tables.results import State
-from script.tables.rows import CPM, TESTED, Row, World, build_tables, unique_rows
+from script.tables.rows import CPM, Row, World, build_tables, unique_rows
 from utils import atomic_path
 from utils.result import write_text
 from utils.runtime import describe_repository
@@ -51,7 +51,9 @@ COMPARED = (  # (row, row that the paper finds better)
     ("single-spair/spair", "cpm-spair/spair"),
     *((f"cpm-{variant}/spair", "cpm-spair/spair") for variant in ABLATED),
 )
+ALWAYS_SHOWN = ("table1", "table2", "table3", "table4")  # other tables only if there is something to compare
 PICTURES = 12  # at most
+WIDE = 12  # columns from which a table is set small, its titles upright
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def write_report(
     folder: Path, filled: Sequence[Filled], world: World, find: Find, measure: Measure, state: State
 ) -> Path:
     """Write report.html and report.md into `folder`, figures into folder/table; the path of the page."""
+    filled = [table for table in filled if table.table.name in ALWAYS_SHOWN or table.measured_lines > 1]
     figures = list(draw_figures(folder, filled, find, measure))
     for figure in figures:
         with atomic_path(folder / "table" / f"{figure.name}.{figure.kind}") as temporary:
@@ -75,7 +78,7 @@ def write_report(
     comparisons = list(compare_methods(rows, find, measure))
     title = "SD4Match: the paper's tables" + ("" if world.comparable else ", on the mini world")
     finished = sum(bool(find(row)) for row in rows)
-    intro = f"{finished} of {len(rows)} rows have been run. {describe_repository()}."
+    intro = f"{finished} of {len(rows)} rows of all tables and ablations have been run. {describe_repository()}."
     write_text(folder / "report.md", _markdown(title, intro, filled, figures, comparisons))
     write_text(folder / "report.html", _page(title, intro, filled, figures, comparisons, state))
     return folder / "report.html"
@@ -83,6 +86,7 @@ def write_report(
 
 def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Measure) -> Iterator[Figure]:
     """Those figures whose rows have been run."""
+    where = filled[0].title("spair")
     by_key = {row.key: row for table in filled for row in table.table.rows}
     results = {name: find(by_key[key])[0] for key, name in METHODS.items() if key in by_key and find(by_key[key])}
     for table in filled:
@@ -90,25 +94,25 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
             (i for i, c in enumerate(table.columns) if (c.test_on, c.alpha, c.category) == ("spair", 0.1, "all")), None
         )
         if column is not None and not table.table.by_category and (svg := draw_intervals(table, column)):
-            caption = f"{table.table.title}, SPair-71k, PCK@0.1."
+            caption = f"{table.title('spair')}, PCK@0.1."
             yield Figure(f"intervals_{table.table.name}", table.table.title, caption, svg)
     if results and (svg := draw_pck_curves(results, measure)):
-        yield Figure("curve", "Accuracy over the tolerance", "SPair-71k test pairs, from the stored errors.", svg)
+        yield Figure("curve", "Accuracy over the tolerance", f"{where} test pairs, from the stored errors.", svg)
     if results and (svg := draw_difficulty(results, measure)):
-        caption = "SPair-71k's own difficulty flags; bars are 95 % bootstrap intervals over pairs."
+        caption = f"{where} test pairs by their difficulty flags; bars are 95 % bootstrap intervals over pairs."
         yield Figure("difficulty", "Accuracy by difficulty", caption, svg)
-    yield from _timestep_figures(folder)
+    yield from _timestep_figures(folder, filled[0])
     for path in sorted(p for p in (folder / "figure").glob("*.png") if not p.name.startswith("timestep_"))[:PICTURES]:
         yield Figure(f"picture_{path.stem}", "Pictures", path.stem.replace("_", " "), path.read_bytes(), "png")
 
 
-def _timestep_figures(folder: Path) -> Iterator[Figure]:
+def _timestep_figures(folder: Path, filled: Filled) -> Iterator[Figure]:
     for path in sorted((folder / "figure").glob("timestep_*.csv")):
         curves: dict[str, dict[float, float]] = {}
         for (prompt, timestep), value in sorted(read_scores(path).items()):
             curves.setdefault(prompt.split("_")[0], {})[timestep] = value
         dataset, split = path.stem.split("_")[1:3]
-        caption = f"Diffusion timestep at test time, {TESTED.get(dataset, dataset)}, {split} pairs, PCK@0.1."
+        caption = f"Diffusion timestep at test time, {filled.title(dataset)}, {split} pairs, PCK@0.1."
         yield Figure(path.stem, "Accuracy over the timestep", caption, draw_lines(curves, "timestep", "PCK@0.1 (%)"))
 
 
@@ -130,7 +134,8 @@ def compare_methods(rows: Sequence[Row], find: Find, measure: Measure) -> Iterat
 
 COMPARISON_HEAD = ("first", "second", "paper", "measured, second − first", "p", "95 % interval says")
 COMPARISON_NOTE = (
-    "PCK@0.1 on the same SPair-71k test pairs; paired bootstrap interval and sign-flip permutation p-value over pairs. "
+    "PCK@0.1 on the same test pairs of SPair-71k (or of its mini twin); paired bootstrap interval and sign-flip "
+    "permutation p-value over pairs. "
     "They tell chance in the choice of pairs, not in training: give several --seeds for that."
 )
 
@@ -172,16 +177,16 @@ def _page(
 
 
 def _html_table(filled: Filled) -> str:
-    groups = [(name, sum(column.test_on == name for column in filled.columns)) for name in TESTED]
-    head = "".join(f'<th colspan="{count}">{TESTED[name]}</th>' for name, count in groups if count)
-    titles = "".join(f"<th>{_escape(column.title)}</th>" for column in filled.columns)
+    head = "".join(f'<th colspan="{count}">{title}</th>' for title, count in filled.groups)
+    titles = "".join(f"<th><span>{_escape(column.title)}</span></th>" for column in filled.columns)
     body = "".join(_html_block(block, filled) for block in filled.blocks)
     notes = [filled.table.note, f"{describe_measure(filled)}.", f"{describe_source(filled)}."]
     reasons = "".join(f"<li>{_escape(reason)}</li>" for reason in list_reasons(filled))
     details = f"<details><summary>Rows that were not run</summary><ul>{reasons}</ul></details>" if reasons else ""
+    wide = " class=wide" if len(filled.columns) > WIDE else ""
     header = f"<tr><th></th><th></th>{head}</tr><tr><th></th><th></th>{titles}</tr>"
     return (
-        f'<div class="scroll"><table><thead>{header}</thead>{body}</table></div>'
+        f'<div class="scroll"><table{wide}><thead>{header}</thead>{body}</table></div>'
         f"<p class=note>{' '.join(_escape(note) for note in notes if note)}</p>{details}"
     )
 
@@ -251,6 +256,8 @@ tr.paper td{color:var(--soft)}tr.measured td{font-weight:600}tr.measured td.kind
 tr.difference td{color:var(--blue)}
 td small{display:block;font-weight:400;color:var(--soft);font-size:.74rem;line-height:1.1}
 tr td.missing{color:#8c959f;font-weight:400}
+table.wide{font-size:.76rem}table.wide th,table.wide td{padding:.12rem .2rem}table.wide td small{font-size:.62rem}
+table.wide thead span{writing-mode:vertical-rl;transform:rotate(180deg)}table.wide th.label{max-width:6rem}
 table.plain td{text-align:left}
 .note{color:var(--soft);font-size:.86rem;max-width:60rem}
 details{margin:.6rem 0;font-size:.9rem}summary{cursor:pointer;color:var(--blue)}

@@ -16,7 +16,16 @@ from utils.report import build_result_stem
 from utils.result import read_pairs_csv, write_text
 
 STATE_FILE = "rows.json"
-TRAINING_ONLY = ("LOSS.", "TRAIN.", "VAL.")
+TRAINING_ONLY = (
+    "LOSS.",
+    "TRAIN.",
+    "VAL.",
+    "PROMPT.METHOD",
+    "PROMPT.SPACE",
+    "PROMPT.LENGTH",
+    "PROMPT.CPM",
+    "PROMPT.INIT",
+)
 NEVER_MATTERS = (
     "DEVICE",
     "OUTPUT_ROOT",
