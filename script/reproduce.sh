@@ -8,6 +8,6 @@
 render_mini "$@"
 case " $* " in
     *" --smoke "*) "$PYTHON" script/rows.py table1 "$@" ;;
-    *) run_rows table1 table2 table3 table4 test_timestep "$@" ;;
+    *) run_rows table1 table2 table3 table4 test_timestep pictures "$@" ;;
 esac
 "$PYTHON" script/table.py --report "$@" | tail -n 2

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import ROOT, ConfigError, check_config, resolve_path  # noqa: E402
 from script.tables.rows import (  # noqa: E402
     MINI,
+    PICTURES,
     REAL,
+    SHOWN,
     SMOKE,
     SWEEP,
-    SWEPT,
     Row,
     World,
     build_tables,
@@ -58,11 +59,12 @@ def choose_world(args: argparse.Namespace) -> World:
 def choose_rows(world: World, names: Sequence[str], only: Sequence[str] = ()) -> list[Row]:
     """The rows of the named tables; ConfigError lists the known tables or rows."""
     tables = build_tables(world)
-    if unknown := [name for name in names if name not in (*tables, SWEEP)]:
-        raise ConfigError(f"no table {', '.join(unknown)}; known: {', '.join([*tables, SWEEP])}")
-    swept = [row for row in unique_rows(tables.values()) if row.key in SWEPT] if SWEEP in names else []
-    named = unique_rows(tables[name] for name in names or tables if name != SWEEP)
-    rows = list({row.key: row for row in (*named, *swept)}.values())
+    known = [*tables, SWEEP, PICTURES]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no table {', '.join(unknown)}; known: {', '.join(known)}")
+    named = unique_rows(tables[name] for name in names or tables if name in tables)
+    shown = [row for row in unique_rows(tables.values()) if row.key in SHOWN and {SWEEP, PICTURES} & set(names)]
+    rows = list({row.key: row for row in (*named, *shown)}.values())
     known = [row.key for row in rows]
     if unknown := [key for key in only if key not in known]:
         raise ConfigError(f"no row {', '.join(unknown)} in these tables; known: {', '.join(known)}")
@@ -192,28 +194,48 @@ def shorten(text: str, length: int = 300) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def sweep(runner: Runner) -> int:
-    """PCK over the timestep for those swept prompts that are there; the exit status."""
-    from model.prompt.name import parse_prompt_name
-    from script.tables.estimate import Clock, count_pass, format_duration
+def find_shown(runner: Runner) -> list:
+    """The finished jobs whose prompts figures show."""
     from script.tables.results import find_result
 
-    jobs = [job for job in runner.jobs if job.row.key in SWEPT and not job.seed and find_result(job, runner.state)]
-    if not jobs:
-        print("no swept prompt has been tested: no figure of the timestep")
-        return 0
-    world, first = runner.world, jobs[0].test
-    tflop = sum(
-        count_pass(job.test, parse_prompt_name(job.test.PROMPT.TYPE), first.VAL.SPLIT, first.TEST.ENSEMBLE)
-        for job in jobs
-    )
-    seconds = Clock(first, runner.state).seconds("test", len(world.timesteps) * tflop)
-    print(f"{SWEEP}: at most {format_duration(seconds)}", flush=True)
-    settings = ["OUTPUT_ROOT", world.root, *world.opts, *runner.more]
-    command = [sys.executable, "script/sweep_timestep.py", "--config_file", world.config_file(Row("", "base", "spair"))]
-    command += ["--prompts", *(job.test.PROMPT.TYPE for job in jobs), "--split", first.VAL.SPLIT]
-    command += ["--timesteps", *map(str, world.timesteps), "--opts", *settings]
+    return [job for job in runner.jobs if job.row.key in SHOWN and not job.seed and find_result(job, runner.state)]
+
+
+def run_figure(script: str, jobs: Sequence, runner: Runner, *flags: str) -> int:
+    """Run a script on the prompts of some jobs, with the settings of their test; the exit status."""
+    world = runner.world
+    command = [sys.executable, script, "--config_file", world.config_file(Row("", "base", "spair")), *flags]
+    command += ["--prompts", *(job.test.PROMPT.TYPE for job in jobs)]
+    command += ["--opts", "OUTPUT_ROOT", world.root, *world.opts, *runner.more]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def sweep(runner: Runner) -> int:
+    """PCK over the timestep for those shown prompts that are there; the exit status."""
+    from model.prompt.name import parse_prompt_name
+    from script.tables.estimate import Clock, count_pass, format_duration
+
+    jobs, timesteps = find_shown(runner), runner.world.timesteps
+    if not jobs:
+        print(f"{SWEEP}: not run: none of {', '.join(SHOWN)} is finished")
+        return 1
+    first = jobs[0].test
+    prompts = [parse_prompt_name(job.test.PROMPT.TYPE) for job in jobs]
+    tflop = sum(count_pass(first, prompt, first.VAL.SPLIT, first.TEST.ENSEMBLE) for prompt in prompts)
+    seconds = Clock(first, runner.state).seconds("test", len(timesteps) * tflop)
+    print(f"{SWEEP}: at most {format_duration(seconds)}", flush=True)
+    flags = ["--split", first.VAL.SPLIT, "--timesteps", *map(str, timesteps)]
+    return run_figure("script/sweep_timestep.py", jobs, runner, *flags)
+
+
+def draw_pictures(runner: Runner) -> int:
+    """The same pairs under those shown prompts that were tested at the usual timestep; the exit status."""
+    jobs = find_shown(runner)
+    jobs = [job for job in jobs if job.test.TEST.TIMESTEP == jobs[-1].test.TEST.TIMESTEP]
+    if not jobs:
+        print(f"{PICTURES}: not drawn: none of {', '.join(SHOWN)} is finished")
+        return 1
+    return run_figure("script/compare.py", jobs, runner, "--pairs", "3")
 
 
 def stop(number: int, frame: object) -> None:
@@ -267,8 +289,9 @@ def main() -> int:
         runner = Runner(world, args.opts)
         runner.plan(rows, args.seeds)
         failures = run_all(runner, args.list)
-        if SWEEP in args.tables and not args.list:
-            failures += sweep(runner) != 0
+        for name, draw in {SWEEP: sweep, PICTURES: draw_pictures}.items():
+            if name in args.tables and not args.list:
+                failures += draw(runner) != 0
     except ConfigError as error:
         print(f"rows.py: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,8 @@ from config import ConfigError, load_config, resolve_path
 TESTED = {"pfpascal": "PF-Pascal", "pfwillow": "PF-Willow", "spair": "SPair-71k"}
 CPM = "Pair-DINO-Feat-G25-C50"
 SWEEP = "test_timestep"  # a name beside those of the tables: the paper's figure of accuracy over the timestep
-SWEPT = ("text/spair", "single-spair/spair", "cpm-spair/spair")  # rows whose prompts are swept
+PICTURES = "pictures"  # another: match lines and correlation maps of a few pairs under several prompts
+SHOWN = ("text/spair", "single-spair/spair", "cpm-spair/spair")  # rows whose prompts these two show
 
 
 @dataclass(frozen=True)
