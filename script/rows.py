@@ -235,7 +235,7 @@ def draw_pictures(runner: Runner) -> int:
     if not jobs:
         print(f"{PICTURES}: not drawn: none of {', '.join(SHOWN)} is finished")
         return 1
-    return run_figure("script/compare.py", jobs, runner, "--pairs", "3")
+    return run_figure("script/compare.py", jobs, runner, "--pairs", "2")
 
 
 def stop(number: int, frame: object) -> None:

@@ -136,10 +136,13 @@ def describe_source(filled: Filled) -> str:
 
 
 def list_lines(block: Block, filled: Filled, interval: str = "[{:.1f}, {:.1f}]") -> Iterator[tuple[str, list[str]]]:
-    """("paper" | "measured" | "difference", text of each cell); only "measured" for a line that the paper has not."""
+    """(kind, text of each cell): the paper's, the measured and their difference; only what there is."""
     in_paper = any(cell and cell.paper is not None for cell in block.cells)
     if in_paper:
-        yield "paper", [_number(cell.paper if cell else None) for cell in block.cells]
+        yield (
+            "paper" if filled.comparable else "paper (real)",
+            [_number(cell.paper if cell else None) for cell in block.cells],
+        )
     yield "measured", [_measured(cell, interval) for cell in block.cells]
     if in_paper and filled.comparable:
         yield "difference", [_number(cell.difference if cell else None, "{:+.1f}") for cell in block.cells]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from script.sweep_timestep import read_scores
@@ -109,7 +109,7 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
 def _timestep_figures(folder: Path, filled: Filled) -> Iterator[Figure]:
     for path in sorted((folder / "figure").glob("timestep_*.csv")):
         curves: dict[str, dict[float, float]] = {}
-        for (prompt, timestep), value in sorted(read_scores(path).items()):
+        for (prompt, timestep), value in sorted(read_scores(path).items(), key=lambda entry: entry[0][1]):
             curves.setdefault(prompt.split("_")[0], {})[timestep] = value
         dataset, split = path.stem.split("_")[1:3]
         caption = f"Diffusion timestep at test time, {filled.title(dataset)}, {split} pairs, PCK@0.1."
@@ -127,8 +127,9 @@ def compare_methods(rows: Sequence[Row], find: Find, measure: Measure) -> Iterat
             yield [first, second, expected, NOT_RUN, MISSING, MISSING]
             continue
         found = compare(a[0], b[0], measure)
-        value, low, high = (100 * v for v in (found.difference.value, found.difference.low, found.difference.high))
-        verdict = "not told apart" if low <= 0 <= high else "second is better" if value > 0 else "first is better"
+        value, low, high = (round(100 * v, 1) + 0.0 for v in astuple(found.difference))  # no -0.0
+        told_apart = not found.difference.low <= 0 <= found.difference.high
+        verdict = "not told apart" if not told_apart else "second is better" if value > 0 else "first is better"
         yield [first, second, expected, f"{value:+.1f} [{low:+.1f}, {high:+.1f}]", f"{found.p_value:.2g}", verdict]
 
 
@@ -247,7 +248,7 @@ background:#fff;font-size:.88rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.88rem}
 th,td{padding:.18rem .55rem;text-align:right;white-space:nowrap}
-thead th{border-bottom:1px solid var(--line);text-align:center;font-weight:600}
+thead th{border-bottom:1px solid var(--line);text-align:center;vertical-align:bottom;font-weight:600}
 tbody{border-bottom:1px solid var(--line)}
 th.label{text-align:left;vertical-align:top;font-weight:600;max-width:16rem;white-space:normal;background:#fff;
 position:sticky;left:0}
