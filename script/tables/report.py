@@ -103,7 +103,9 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
         yield Figure("difficulty", "Accuracy by difficulty", caption, svg)
     yield from _timestep_figures(folder, filled[0])
     for path in sorted(p for p in (folder / "figure").glob("*.png") if not p.name.startswith("timestep_"))[:PICTURES]:
-        yield Figure(f"picture_{path.stem}", "Pictures", path.stem.replace("_", " "), path.read_bytes(), "png")
+        yield Figure(
+            f"picture_{path.stem}", "Pictures", f"Picture {path.stem.replace('_', ' ')}", path.read_bytes(), "png"
+        )
 
 
 def _timestep_figures(folder: Path, filled: Filled) -> Iterator[Figure]:
@@ -128,8 +130,9 @@ def compare_methods(rows: Sequence[Row], find: Find, measure: Measure) -> Iterat
             continue
         found = compare(a[0], b[0], measure)
         value, low, high = (round(100 * v, 1) + 0.0 for v in astuple(found.difference))  # no -0.0
-        told_apart = not found.difference.low <= 0 <= found.difference.high
-        verdict = "not told apart" if not told_apart else "second is better" if value > 0 else "first is better"
+        exact = found.difference
+        winner = "second is better" if exact.value > 0 else "first is better"
+        verdict = "not told apart" if exact.low <= 0 <= exact.high else winner
         yield [first, second, expected, f"{value:+.1f} [{low:+.1f}, {high:+.1f}]", f"{found.p_value:.2g}", verdict]
 
 
@@ -262,6 +265,6 @@ table.wide thead span{writing-mode:vertical-rl;transform:rotate(180deg)}table.wi
 table.plain td{text-align:left}
 .note{color:var(--soft);font-size:.86rem;max-width:60rem}
 details{margin:.6rem 0;font-size:.9rem}summary{cursor:pointer;color:var(--blue)}
-figure{margin:1.2rem 0}figure img{max-width:100%;height:auto;border:1px solid var(--line);border-radius:.4rem}
+figure{margin:1.2rem 0}figure img{max-width:min(100%,52rem);height:auto;border:1px solid var(--line);border-radius:.4rem}
 figcaption{color:var(--soft);font-size:.86rem}
 """
