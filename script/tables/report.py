@@ -265,6 +265,7 @@ table.wide thead span{writing-mode:vertical-rl;transform:rotate(180deg)}table.wi
 table.plain td{text-align:left}
 .note{color:var(--soft);font-size:.86rem;max-width:60rem}
 details{margin:.6rem 0;font-size:.9rem}summary{cursor:pointer;color:var(--blue)}
-figure{margin:1.2rem 0}figure img{max-width:min(100%,52rem);height:auto;border:1px solid var(--line);border-radius:.4rem}
+figure{margin:1.2rem 0}
+figure img{max-width:min(100%,52rem);height:auto;border:1px solid var(--line);border-radius:.4rem}
 figcaption{color:var(--soft);font-size:.86rem}
 """
