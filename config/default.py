@@ -11,6 +11,7 @@ _C.SEED = 0  # seed of the prompt's start, the data order and every noise draw
 _C.DEVICE = "auto"  # "auto" (GPU if there is one), or a torch device such as "cpu", "cuda:1"
 _C.PRECISION = "auto"  # of the frozen networks: "auto" (bf16/fp16 on a GPU, fp32 on a CPU), "fp32", "fp16", "bf16"
 _C.OUTPUT_ROOT = "asset/sd4match"  # caches (asset/), runs (log/) and prompts with their results (prompt/) go here
+_C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that several OUTPUT_ROOTs can share them
 
 # ---- the benchmark -------------------------------------------------------------------------------------------
 _C.DATASET = CN()
@@ -54,7 +55,8 @@ _C.PROMPT = CN()
 _C.PROMPT.METHOD = "CPM"  # what train.py learns: "Single", "Class", "CPM"
 _C.PROMPT.SPACE = "TokenEmbeds"  # Single/Class: "TokenEmbeds" (before the text transformer) or "HiddenState" (after)
 _C.PROMPT.LENGTH = 75  # learnable tokens of a TokenEmbeds prompt, 1..75
-_C.PROMPT.CPM = "Pair-DINO-Feat-G25-C50"  # {Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{global}-C{conditional}, G + C <= 75
+# G global and C conditional tokens, G + C <= 75; noN: Pair-Feat without the layer across patches
+_C.PROMPT.CPM = "Pair-DINO-Feat-G25-C50"  # {Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n}-C{n}[-noN]
 _C.PROMPT.INIT = "random"  # start of Single/Class: "random", "empty", or "text:<a sentence>"
 _C.PROMPT.TYPE = "text"  # what test.py runs: "text" (TEMPLATE), "empty", or the name of a learned prompt
 _C.PROMPT.TEMPLATE = "a photo of a {category}"  # the text prompt

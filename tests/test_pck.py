@@ -123,6 +123,8 @@ def test_record_of_a_pair():
         "n_points": 2,
         "flags": {"mirror": 0},
         "hits": {"nn": {"0.05": 2, "0.1": 2, "0.15": 2}},
+        "threshold": 80.0,
+        "errors": {"nn": [0.0, 0.0]},
         "predictions": {},
     }
     assert all(type(record[key]) is int for key in ("index", "n_points"))

@@ -31,7 +31,7 @@ CPM_NAMES = [
     for network in ("DINO", "CLIP")
     for feature in ("Feat", "Head")
     for n_global in (0, 3)
-]
+] + ["Pair-DINO-Feat-G3-C5-noN"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def make_pairs(n, shape=tiny.DINO_SHAPE, seed=0):
     [
         "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50",
         "CPM_pfpascal_sd1-5_Img-CLIP-Head-G0-C75",
+        "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50-noN",
         "Single_spair_sd2-1_TokenEmbeds75",
         "Single_my_own_set_sd2-1_TokenEmbeds1",
         "Class_spair_sd2-1_HiddenState",
@@ -94,6 +95,7 @@ def test_the_parts_of_a_name():
         ("CPM_spair_sd2-1_Pair-DINO-G25-C50", "is no CPM variant"),
         ("CPM_spair_sd2-1_Pair-DINO-Feat-G26-C50", "G [+] C is 76, but only 75"),
         ("CPM_spair_sd2-1_Pair-DINO-Feat-G25-C0", "C must be at least 1"),
+        ("CPM_spair_sd2-1_Img-DINO-Feat-G25-C50-noN", "only Pair-...-Feat has a layer across patches"),
         ("Single_spair_sd2-1_TokenEmbeds76", "in 1..75"),
         ("Single_spair_sd2-1_TokenEmbeds0", "in 1..75"),
         ("Single_spair_sd2-1_TokenEmbeds", "is no prompt space"),
@@ -272,7 +274,7 @@ def test_cpm_shapes_and_state_dict(text, variant):
     expected = {"positional_embedding": (1, 5, D), "alpha_cond": (1, 5, D)}
     if cpm.n_global:
         expected["global_embeds"] = (1, 3, D)
-    if (cpm.scope, cpm.feature) == ("Pair", "Feat"):
+    if (cpm.scope, cpm.feature) == ("Pair", "Feat") and not variant.endswith("noN"):
         expected |= {"linear_C.weight": (D, width), "linear_C.bias": (D,)}
         expected |= {"linear_N.weight": (N_PATCH, N_PATCH), "linear_N.bias": (N_PATCH,)}
     else:

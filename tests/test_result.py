@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from utils import atomic_path
@@ -84,6 +85,19 @@ def test_records_survive_the_csv(tmp_path):
         "index,pair_id,category,src_identifier,trg_identifier,protocol,n_points,"
         "flag:mirror,flag:occlusion,nn@0.05,nn@0.1,softmax@0.05,softmax@0.1"
     )
+
+
+def test_errors_and_thresholds_survive_the_csv_to_the_last_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [
+        record | {"threshold": float(np.float32(rng.uniform(50, 500))), "errors": {"nn": errors, "softmax": errors}}
+        for record in RECORDS
+        for errors in [rng.exponential(30, record["n_points"]).astype(np.float32).tolist()]
+    ]
+    write_pairs_csv(tmp_path / "pairs.csv", records)
+    assert read_pairs_csv(tmp_path / "pairs.csv") == records
+    header = (tmp_path / "pairs.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header.endswith("softmax@0.1,threshold,error:nn,error:softmax")
 
 
 def test_csv_does_not_depend_on_the_order_of_arrival(tmp_path):

@@ -27,6 +27,7 @@ from utils import runtime
 from utils.precompute import (
     build_caches,
     condition_shape,
+    find_caches,
     find_stable_diffusion,
     find_unet,
     fingerprint_stable_diffusion,
@@ -71,7 +72,7 @@ def build_pairs(cfg, split: str) -> PairDataset:
     """The pairs of a split, still without caches."""
     try:
         benchmark = build_benchmark(
-            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_output(cfg) / "asset" / "index"
+            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_caches(cfg) / "index"
         )
     except (DatasetError, MissingDataError):
         raise

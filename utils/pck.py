@@ -32,6 +32,47 @@ def _check_protocol(protocol: str, image_size: Size | None) -> None:
         raise ValueError('protocol "original" needs image_size, the (H, W) of the resized frame')
 
 
+def compute_errors(
+    pred_px: Tensor,
+    batch: Mapping[str, Any],
+    protocol: str = "resized",
+    image_size: Size | None = None,
+) -> Tensor:
+    """Distances ||prediction - truth|| in the protocol's frame.
+
+    Args:
+        pred_px: (B, N, 2) predictions, px of the resized target frame.
+        batch: a pair batch. Protocol "resized" reads trg_kps (B, N, 2); "original" reads trg_kps_orig and
+            trg_size (B, 2).
+        protocol: "resized" measures in the resized frame (SD4Match); "original" scales the prediction per
+            axis to the original target image and measures there (common in the literature).
+        image_size: (H, W) of the resized frame; needed by "original" only.
+    Returns:
+        (B, N) float32 on the CPU, px.
+    Raises:
+        ValueError: unknown protocol, or "original" without image_size.
+    """
+    _check_protocol(protocol, image_size)
+    truth, _ = _read_truth(batch, protocol)
+    pred = pred_px.detach().cpu().double()
+    if protocol == "original":
+        pred = rescale_kps(pred, image_size, batch["trg_size"].cpu())
+    # Rounded to float32 only after the float64 arithmetic: a point exactly on the threshold stays on it.
+    return torch.linalg.vector_norm(pred - truth.double(), dim=-1).float()
+
+
+def _read_truth(batch: Mapping[str, Any], protocol: str) -> tuple[Tensor, Tensor]:
+    """True points (B, N, 2) and thresholds (B,) float32, px of the protocol's frame, on the CPU."""
+    suffix = "_orig" if protocol == "original" else ""
+    return batch["trg_kps" + suffix].detach().cpu(), batch["pck_threshold" + suffix].detach().cpu().float()
+
+
+def judge_errors(errors: Tensor, threshold: Tensor, alphas: Sequence[float]) -> Tensor:
+    """(..., N, A) bool, error <= alpha * threshold, of errors (..., N) px, thresholds (...) px and A alphas."""
+    radius = (threshold.double()[..., None] * torch.tensor(list(alphas), dtype=torch.float64)).float()
+    return errors[..., :, None] <= radius[..., None, :]
+
+
 def compute_hits(
     pred_px: Tensor,
     batch: Mapping[str, Any],
@@ -41,30 +82,13 @@ def compute_hits(
 ) -> Tensor:
     """Which predictions count as correct: ||prediction - truth|| <= alpha * threshold.
 
-    Args:
-        pred_px: (B, N, 2) predictions, px of the resized target frame.
-        batch: a pair batch. Protocol "resized" reads trg_kps (B, N, 2) and pck_threshold (B,); "original"
-            reads trg_kps_orig, pck_threshold_orig and trg_size (B, 2); both read kps_mask (B, N).
-        alphas: A tolerances, relative to the threshold.
-        protocol: "resized" measures in the resized frame (SD4Match); "original" scales the prediction per
-            axis to the original target image and measures there (common in the literature).
-        image_size: (H, W) of the resized frame; needed by "original" only.
-    Returns:
-        (B, N, A) bool on the CPU; False for padded keypoints.
-    Raises:
-        ValueError: unknown protocol, or "original" without image_size.
+    Args as `compute_errors`, and A alphas; of the batch kps_mask (B, N) and the protocol's pck_threshold or
+    pck_threshold_orig (B,) are read as well.
+    Returns (B, N, A) bool on the CPU; False for padded keypoints.
     """
-    _check_protocol(protocol, image_size)
-    suffix = "_orig" if protocol == "original" else ""
-    keys = ("trg_kps" + suffix, "pck_threshold" + suffix, "kps_mask")
-    truth, threshold, mask = (batch[key].detach().cpu() for key in keys)
-    pred = pred_px.detach().cpu().double()
-    if protocol == "original":
-        pred = rescale_kps(pred, image_size, batch["trg_size"].cpu())
-    # Rounded to float32 only after the float64 arithmetic: a point exactly on the threshold stays on it.
-    error = torch.linalg.vector_norm(pred - truth.double(), dim=-1).float()  # (B, N)
-    radius = (threshold.double()[:, None] * torch.tensor(list(alphas), dtype=torch.float64)).float()  # (B, A)
-    return (error[:, :, None] <= radius[:, None, :]) & mask[:, :, None]
+    errors = compute_errors(pred_px, batch, protocol, image_size)
+    _, threshold = _read_truth(batch, protocol)
+    return judge_errors(errors, threshold, alphas) & batch["kps_mask"].detach().cpu()[:, :, None]
 
 
 class PCKEvaluator:
@@ -95,9 +119,13 @@ class PCKEvaluator:
         missing = [name for name in self.localisers if name not in predictions]
         if missing:
             raise ValueError(f"no predictions for {missing}; got {sorted(predictions)}")
-        hits = {name: self._count_hits(predictions[name], batch) for name in self.localisers}
+        mask = batch["kps_mask"].detach().cpu()
+        _, threshold = _read_truth(batch, self.protocol)
+        settings = batch, self.protocol, self.image_size
+        errors = {name: compute_errors(predictions[name], *settings) for name in self.localisers}
+        hits = {name: self._count_hits(errors[name], threshold, mask) for name in self.localisers}
         points = {name: self._list_points(predictions[name], batch) for name in self.localisers}
-        n_points = batch["kps_mask"].sum(dim=1).tolist()
+        n_points = mask.sum(dim=1).tolist()
         flags = {name: values.tolist() for name, values in batch.get("flags", {}).items()}
         for b, index in enumerate(batch["index"].tolist()):
             self._records.append(
@@ -111,6 +139,8 @@ class PCKEvaluator:
                     "n_points": n_points[b],
                     "flags": {name: values[b] for name, values in flags.items()},
                     "hits": {name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers},
+                    "threshold": threshold[b].item(),
+                    "errors": {name: errors[name][b][mask[b]].tolist() for name in self.localisers},
                     "predictions": {name: points[name][b] for name in self.localisers if self.image_size},
                 }
             )
@@ -119,8 +149,8 @@ class PCKEvaluator:
     def _keys(self) -> list[str]:
         return [alpha_key(alpha) for alpha in self.alphas]
 
-    def _count_hits(self, pred_px: Tensor, batch: Mapping[str, Any]) -> list[list[int]]:
-        hits = compute_hits(pred_px, batch, self.alphas, self.protocol, self.image_size)
+    def _count_hits(self, errors: Tensor, threshold: Tensor, mask: Tensor) -> list[list[int]]:
+        hits = judge_errors(errors, threshold, self.alphas) & mask[:, :, None]
         return hits.sum(dim=1).tolist()
 
     def _list_points(self, pred_px: Tensor, batch: Mapping[str, Any]) -> list[list[list[float]]]:
@@ -135,7 +165,8 @@ class PCKEvaluator:
         """The records so far: numbers, strings and dicts, fit for JSON and for exchange between processes.
 
         Keys: index, pair_id, category, src_identifier, trg_identifier, protocol, n_points, flags {name: int},
-        hits {localiser: {alpha_key: number of correct keypoints}} and, if `image_size` was given, predictions
+        hits {localiser: {alpha_key: number of correct keypoints}}, threshold (px of the protocol's frame), errors
+        {localiser: [distance of each keypoint, px of that frame]} and, if `image_size` was given, predictions
         {localiser: [[x, y] of each keypoint in px of the original target]}.
         """
         return list(self._records)

@@ -32,10 +32,15 @@ Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
 class Source:
     """One kind of cached array: where it goes, what it depends on, and how it is computed."""
 
-    folder: str  # below OUTPUT_ROOT/asset
+    folder: str  # below `find_caches`
     stamp: dict
     shape: tuple[int, ...]
     load: Callable[[torch.device], Compute]  # loads the network
+
+
+def find_caches(cfg) -> Path:
+    """The folder below which caches are kept."""
+    return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))
 
 
 def find_stable_diffusion(cfg) -> dict:
@@ -227,7 +232,7 @@ def fill_from_source(
 
     The network is loaded only if an image is missing, and dropped afterwards.
     """
-    folder = Path(resolve_path(cfg.OUTPUT_ROOT)) / "asset" / source.folder / cfg.DATASET.NAME
+    folder = find_caches(cfg) / source.folder / cfg.DATASET.NAME
     cache = FeatureCache(folder, source.stamp, source.shape)
     by_name = {ref.identifier: ref for ref in refs}
     hash_of = dict(zip(by_name, hashes, strict=True))

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from utils import atomic_path
 from utils.pck import Record, merge_records
 
@@ -13,6 +15,8 @@ COLUMN = 12  # characters; the width of the release's tables
 RULE = "-" * 65
 FIXED_COLUMNS = ("index", "pair_id", "category", "src_identifier", "trg_identifier", "protocol", "n_points")
 FLAG_PREFIX = "flag:"
+THRESHOLD = "threshold"  # px
+ERROR_PREFIX = "error:"  # px of each keypoint, separated by spaces
 
 
 def _percent(value: float | None) -> str:
@@ -64,22 +68,37 @@ def format_category_table(summary: Mapping[str, Any]) -> str:
 
 
 def write_pairs_csv(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """One row per pair, by index: ids, category, n_points, `flag:NAME` and `LOCALISER@ALPHA` (hits)."""
+    """One row per pair, by index: ids, category, n_points, `flag:NAME`, `LOCALISER@ALPHA` (hits), and if the
+    records have them `threshold` (px) and `error:LOCALISER` (px of each keypoint, exact in float32)."""
     records = merge_records(records)
     flags = sorted({name for record in records for name in record["flags"]})
-    first_hits = records[0]["hits"] if records else {}
-    hit_columns = [(name, key) for name, row in first_hits.items() for key in row]
+    first = records[0] if records else {}
+    hit_columns = [(name, key) for name, row in first.get("hits", {}).items() for key in row]
+    error_columns = list(first.get("errors", {}))
     header = [
         *FIXED_COLUMNS,
         *(FLAG_PREFIX + name for name in flags),
         *(f"{n}@{key}" for n, key in hit_columns),
+        *([THRESHOLD] if THRESHOLD in first else []),
+        *(ERROR_PREFIX + name for name in error_columns),
     ]
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for record in records:
             row = [record[name] for name in FIXED_COLUMNS] + [record["flags"].get(name, -1) for name in flags]
-            writer.writerow(row + [record["hits"][name][key] for name, key in hit_columns])
+            row += [record["hits"][name][key] for name, key in hit_columns]
+            row += [_float_text([record[THRESHOLD]])] if THRESHOLD in first else []
+            writer.writerow(row + [_float_text(record["errors"][name]) for name in error_columns])
+
+
+def _float_text(values: Iterable[float]) -> str:
+    """The shortest decimals that read back to the same float32."""
+    return " ".join(str(value) for value in np.asarray(list(values), dtype=np.float32))
+
+
+def _read_floats(text: str) -> list[float]:
+    return np.array(text.split(), dtype=np.float32).tolist()
 
 
 def read_pairs_csv(path: str | os.PathLike) -> list[Record]:
@@ -103,6 +122,10 @@ def _parse_row(row: Mapping[str, str], path: str | os.PathLike) -> Record:
         for column, value in row.items():
             if column.startswith(FLAG_PREFIX):
                 record["flags"][column.removeprefix(FLAG_PREFIX)] = int(value)
+            elif column.startswith(ERROR_PREFIX):
+                record.setdefault("errors", {})[column.removeprefix(ERROR_PREFIX)] = _read_floats(value)
+            elif column == THRESHOLD:
+                (record[THRESHOLD],) = _read_floats(value)
             elif "@" in column:
                 localiser, key = column.split("@", 1)
                 record["hits"].setdefault(localiser, {})[key] = int(value)

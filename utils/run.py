@@ -35,6 +35,7 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "DATASET.ROOT",
     "DATASET.NUM_WORKERS",
     "OUTPUT_ROOT",
+    "CACHE_ROOT",
     "NETWORK.FOLDER",  # its weights are compared instead
     "NETWORK.RECOMPUTE",
     "PROMPT.TYPE",

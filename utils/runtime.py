@@ -48,6 +48,12 @@ def describe_environment(device: torch.device) -> dict:
     }
 
 
+def describe_repository() -> str:
+    """The commit that runs, and whether it was changed."""
+    changed = " with uncommitted changes" if _git("status", "--porcelain") else ""
+    return f"Commit {_git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
+
+
 def write_provenance(folder: str | Path, config_text: str, device: torch.device) -> None:
     """config.yaml and env.json beside the results in a folder."""
     write_text(Path(folder) / "config.yaml", config_text)

@@ -18,10 +18,10 @@ class ConditionalPrompt(Prompt):
     """Tokens [global; cond] between SOS and EOS, cond = tanh(alpha) * (pool(linear(condition)) + E_pos).
 
     Pair: the two images' conditions are joined along features, and the prompt serves both images. Feat:
-    patches, pooled by adaptive max pooling to C rows; Pair-Feat mixes the patches with linear_N first. Head:
-    one descriptor, broadcast over C. Parameters and their names are the release's: global_embeds,
-    positional_embedding, alpha_cond, and linear_C with linear_N (Pair-Feat) or linear. All start uniform in
-    [0, 1), linear layers as PyTorch does.
+    patches, pooled by adaptive max pooling to C rows; Pair-Feat mixes the patches with linear_N first, unless
+    the variant ends in noN. Head: one descriptor, broadcast over C. Parameters and their names are the
+    release's: global_embeds, positional_embedding, alpha_cond, and linear_C with linear_N (Pair-Feat) or
+    linear. All start uniform in [0, 1), linear layers as PyTorch does.
     """
 
     def __init__(self, name: PromptName, text: PromptEncoder, n_tokens: int, feature_width: int) -> None:
@@ -39,7 +39,7 @@ class ConditionalPrompt(Prompt):
             self.global_embeds = nn.Parameter(torch.rand(1, variant.n_global, width))
         self.positional_embedding = nn.Parameter(torch.rand(1, variant.n_cond, width))
         self.alpha_cond = nn.Parameter(torch.rand(1, variant.n_cond, width))
-        if variant.scope == "Pair" and variant.feature == "Feat":
+        if variant.mixes_patches:
             self.linear_C = nn.Linear(joined, width)
             self.linear_N = nn.Linear(n_tokens - 1, n_tokens - 1)
         else:
@@ -77,7 +77,7 @@ class ConditionalPrompt(Prompt):
 
     def _conditional_tokens(self, features: Tensor) -> Tensor:
         """(P, C, D) from the features (P, T, F or 2F)."""
-        if self.variant.scope == "Pair" and self.variant.feature == "Feat":
+        if self.variant.mixes_patches:
             by_patch = self.linear_N(self.linear_C(features).transpose(1, 2))  # (P, D, N)
         else:
             by_patch = self.linear(features).transpose(1, 2)

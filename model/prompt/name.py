@@ -9,10 +9,10 @@ MAX_TOKENS = 75  # learnable slots of a 77-token sequence
 METHODS = ("Single", "Class", "CPM")
 BASELINES = ("text", "empty")
 
-_CPM = re.compile(r"(Img|Pair)-(DINO|CLIP)-(Feat|Head)-G(\d+)-C(\d+)")
+_CPM = re.compile(r"(Img|Pair)-(DINO|CLIP)-(Feat|Head)-G(\d+)-C(\d+)(-noN)?")
 _SPACE = re.compile(r"(HiddenState)|TokenEmbeds(\d+)")
 _EXAMPLES = (
-    "CPM_{dataset}_{backbone}_{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n}-C{n}, "
+    "CPM_{dataset}_{backbone}_{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n}-C{n}[-noN], "
     "{Single|Class}_{dataset}_{backbone}_TokenEmbeds{n} or {Single|Class}_{dataset}_{backbone}_HiddenState, "
     "for example CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
 )
@@ -20,22 +20,31 @@ _EXAMPLES = (
 
 @dataclass(frozen=True)
 class CPMVariant:
-    """{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n_global}-C{n_cond} of a conditional prompting module."""
+    """{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n_global}-C{n_cond}[-noN] of a conditional prompting module."""
 
     scope: str  # "Img": a prompt per image; "Pair": one for both images
     network: str  # "DINO", "CLIP"
     feature: str  # "Feat": patches; "Head": one global descriptor
     n_global: int
     n_cond: int
+    no_linear_n: bool = False  # "-noN": Pair-Feat without the layer across patches (ablation)
 
     def __post_init__(self) -> None:
         if self.n_cond < 1:
             raise ValueError(f"{self}: C must be at least 1 (without conditional tokens it is a Single prompt)")
         if self.n_tokens > MAX_TOKENS:
             raise ValueError(f"{self}: G + C is {self.n_tokens}, but only {MAX_TOKENS} tokens can be learned")
+        if self.no_linear_n and (self.scope, self.feature) != ("Pair", "Feat"):
+            raise ValueError(f"{self}: only Pair-...-Feat has a layer across patches to leave out")
 
     def __str__(self) -> str:
-        return f"{self.scope}-{self.network}-{self.feature}-G{self.n_global}-C{self.n_cond}"
+        ending = "-noN" if self.no_linear_n else ""
+        return f"{self.scope}-{self.network}-{self.feature}-G{self.n_global}-C{self.n_cond}{ending}"
+
+    @property
+    def mixes_patches(self) -> bool:
+        """Whether a linear layer across the patches (linear_N) follows the one along the features."""
+        return (self.scope, self.feature) == ("Pair", "Feat") and not self.no_linear_n
 
     @property
     def n_tokens(self) -> int:
@@ -111,11 +120,11 @@ def parse_cpm(variant: str) -> CPMVariant:
     match = _CPM.fullmatch(variant)
     if match is None:
         raise ValueError(
-            f"{variant!r} is no CPM variant: {{Img|Pair}}-{{DINO|CLIP}}-{{Feat|Head}}-G{{n}}-C{{n}} with "
+            f"{variant!r} is no CPM variant: {{Img|Pair}}-{{DINO|CLIP}}-{{Feat|Head}}-G{{n}}-C{{n}}[-noN] with "
             f"G + C <= {MAX_TOKENS}, for example Pair-DINO-Feat-G25-C50"
         )
-    scope, network, feature, n_global, n_cond = match.groups()
-    return CPMVariant(scope, network, feature, int(n_global), int(n_cond))
+    scope, network, feature, n_global, n_cond, no_linear_n = match.groups()
+    return CPMVariant(scope, network, feature, int(n_global), int(n_cond), bool(no_linear_n))
 
 
 def parse_space(variant: str) -> tuple[str, int]:

@@ -1,0 +1,1 @@
+"""The paper's tables: rows to run, where their results are, layouts, and the report."""
