@@ -14,6 +14,7 @@ from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark,
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from model.error import NetworkError, NetworkNotFoundError
+from model.execution import resolve_memory_format, speed_up
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
 from model.matcher import build_matcher
 from model.prompt import build_prompt
@@ -188,6 +189,7 @@ def _build_matcher(cfg, prompt: Prompt, timestep: int, ensemble: int, device: to
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
     )
+    speed_up(networks.unet, resolve_memory_format(cfg.NETWORK.MEMORY_FORMAT, device, dtype), cfg.NETWORK.COMPILE)
     return build_matcher(
         cfg.MATCHER.NAME,
         networks,
@@ -196,5 +198,6 @@ def _build_matcher(cfg, prompt: Prompt, timestep: int, ensemble: int, device: to
         timestep=timestep,
         ensemble=ensemble,
         posterior=cfg.MATCHER.POSTERIOR,
+        max_rows=cfg.EVAL.MAX_ROWS or None,
         recompute=cfg.NETWORK.RECOMPUTE,
     )

@@ -35,6 +35,8 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "OUTPUT_ROOT",
     "NETWORK.FOLDER",  # its weights are compared instead
     "NETWORK.RECOMPUTE",
+    "NETWORK.MEMORY_FORMAT",
+    "NETWORK.COMPILE",
     "PROMPT.TYPE",
     "PROMPT.TEMPLATE",
     "TRAIN.ACCUMULATION",
@@ -42,6 +44,8 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "TRAIN.LOG_EVERY",
     "VAL.PICTURES",
     "EVAL.BATCH_SIZE",
+    "EVAL.MAX_ROWS",
+    "EVAL.FEATURE_GIB",
     "EVAL.PICTURE_LOCALISER",
     "EVAL.PICTURE_ALPHA",
     "TEST.SPLIT",
