@@ -20,9 +20,8 @@ from script.speed.inputs import World, build_reference, make_work, open_world
 from script.speed.measure import Side, held_bytes, interleave, measure_matmul_peak, quartiles
 from script.speed.report import check_close, make_result
 from utils.build import build_loss, build_trainee
-from utils.evaluate import move_batch
 from utils.learner import Learner
-from utils.runtime import leave_signals_to_parent
+from utils.transfer import build_loader, move_batch
 
 LOSS_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative
 GRADIENT_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}
@@ -42,15 +41,8 @@ class Trainer:
     def loader(self) -> DataLoader:
         size, n_pairs, workers = self.cfg.TRAIN.BATCH_SIZE, len(self.pairs), self.cfg.DATASET.NUM_WORKERS
         batches = [[(first + i) % n_pairs for i in range(size)] for first in range(0, n_pairs, size)]
-        return DataLoader(
-            self.pairs,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        lasting = {"batch_sampler": batches, "persistent_workers": workers > 0}
+        return build_loader(self.pairs, self.world.device, workers, **lasting)
 
     def compute_loss(self, batch: dict) -> Tensor:
         raise NotImplementedError
