@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,7 @@ def run_loader(args: argparse.Namespace) -> dict:
         device = resolve_device(cfg.DEVICE)
         batches = {name: repeat(build_endless_loader(cfg, data, device)) for name, data in
                    (("ours", pairs), ("reference", plain))}  # fmt: skip
-        sides = {
-            name: Side(lambda stream=stream: _read_batches(stream, args.pairs)) for name, stream in batches.items()
-        }
+        sides = {name: Side(partial(_read_batches, stream, args.pairs)) for name, stream in batches.items()}
         interleave(sides, args.repeats, args.warmup, device)
         return make_result(args, cfg, "pairs", sides, checked, device)
 

@@ -1,7 +1,8 @@
 """Peak memory of a training step, predicted from tensors without storage: no weights, no device, seconds.
 
-Counted are tensors: weights, activations kept for the backward pass, gradients and what operators return. What a device
-adds (workspace of convolutions, rounding of the allocator, the CUDA context) is not. Attention is PyTorch's fused kernel.
+Counted are tensors: weights, activations kept for the backward pass, gradients and what operators return. What a
+device adds (workspace of convolutions, rounding of the allocator, the CUDA context) is not. Attention is PyTorch's
+fused kernel.
 """
 
 from __future__ import annotations

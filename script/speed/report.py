@@ -39,7 +39,7 @@ def make_result(
     if cfg is not None:
         result["settings"] = {
             "image_size": list(cfg.DATASET.IMAGE_SIZE),
-            "batch_size": cfg.TRAIN.BATCH_SIZE if args.mode == "train" else cfg.EVAL.BATCH_SIZE,
+            "batch_size": cfg.TRAIN.BATCH_SIZE if args.mode in ("train", "loader") else cfg.EVAL.BATCH_SIZE,
             "precision": cfg.PRECISION,
             "workers": cfg.DATASET.NUM_WORKERS,
             "opts": list(args.opts),
