@@ -152,7 +152,7 @@ def run_index(args: argparse.Namespace) -> dict:
 
 
 def run_loader(args: argparse.Namespace) -> dict:
-    """The result of `benchmark.py loader`: pairs/s of the data loader alone, from caches of random rows of full size."""
+    """The result of `benchmark.py loader`: the data loader alone, on caches of random rows of full size."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as root:
         cfg = make_config(args, root)
         render_pairs(root, args.pairs)
