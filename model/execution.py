@@ -63,7 +63,7 @@ class CompiledForward:
         result = self._plain(*args, **kwargs)
         self.failed = True
         warnings.warn(
-            f"torch.compile ({self._mode}) failed, going on without it: {type(reason).__name__}: {_first_line(reason)}",
+            f"torch.compile ({self._mode}) failed, going on without it: {type(reason).__name__}: {_shorten(reason)}",
             stacklevel=2,
         )
         return result
@@ -113,5 +113,6 @@ def plan_rows(free_bytes: float, bytes_per_row: float, n: int) -> int:
     return max(n, min(MOST_ROWS, int(FREE_SHARE * free_bytes / bytes_per_row)))
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+def _shorten(error: Exception) -> str:
+    """The first two lines of its message."""
+    return " ".join(str(error).strip().splitlines()[:2])

@@ -3,7 +3,8 @@
 #   sh script/gpu_jobs.sh --part 1 --output DIR [--wheels FOLDER] [--device cuda] [--quick]
 # --part: 1 training and localisers, 2 compilation and layout, 3 test, precision and the mini world; or all.
 # --wheels: packages from script/wheels.sh, for a machine without network. --quick: tiny settings, to try the script.
-# A part starts with a smoke test of some seconds; after that a job that fails or runs past its limit stops no other.
+# A part starts with a smoke test of some seconds; after that a job that fails or runs past its limit stops no other,
+# and what does not fit into a part's time is left out.
 # Written to DIR: partN.md (table rows and how each job ended), partN.json (every result), partN.log (all output).
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -32,16 +33,29 @@ if [ -n "$wheels" ]; then
 fi
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
+part_seconds=585 patience=1
+[ -z "$quick" ] || part_seconds=3600 patience=6  # on a busy laptop
+
 # job NAME SECONDS COMMAND...
 job() {
-    name=$1 limit=$2
+    name=$1 limit=$(($2 * patience))
     shift 2
     begin=$(date +%s)
+    left=$((part_begin + part_seconds - begin))
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 10 ]; then
+        echo "| $name | left out: no time | 0 s |" | tee -a "$work/status"
+        return 1
+    fi
     printf '\n== %s\n%s\n' "$name" "$*" >>"$log"
     timeout "$limit" "$@" >"$work/out" 2>&1 </dev/null
     status=$?
     cat "$work/out" >>"$log"
-    grep '^|' "$work/out" | sed '1,2{/^| command /d;/^|---/d}' >>"$work/rows"
+    if grep -q '^| command ' "$work/out"; then
+        grep -E '^\| (`|its)' "$work/out" >>"$work/rows"
+    elif grep -q '^|' "$work/out"; then
+        { printf '\n%s\n\n' "$name"; grep '^|' "$work/out" ; } >>"$work/tables"
+    fi
     case $status in 0) end=done ;; 124 | 137) end="stopped after $limit s" ;; *) end="FAILED ($status)" ;; esac
     echo "| $name | $end | $(($(date +%s) - begin)) s |" | tee -a "$work/status"
     [ "$status" -eq 0 ] || tail -n 3 "$work/out"
@@ -55,7 +69,7 @@ benchmark() {  # NAME SECONDS MODE FLAGS...
 }
 
 smoke() {
-    job smoke 90 "$PYTHON" script/benchmark.py train --network mini --device "$device" --batch_size 2 --pairs 4 \
+    job smoke 60 "$PYTHON" script/benchmark.py train --network mini --device "$device" --batch_size 2 --pairs 4 \
         --repeats 1 --steps 1 DATASET.NUM_WORKERS 0
 }
 
@@ -70,11 +84,11 @@ fi
 
 # shellcheck disable=SC2086  # the settings above are lists of words
 part_1() {
-    benchmark train_9 150 train $few $batch_9
+    benchmark train_9 140 train $few $batch_9
     benchmark train_3 100 train $few $batch_3
     benchmark train_3_recompute 100 train $few $batch_3 NETWORK.RECOMPUTE True
     job train_profile 90 "$PYTHON" script/benchmark.py train $full $batch_9 --device "$device" --profile
-    benchmark localise 40 localise $full $rounds
+    benchmark localise 60 localise $full $rounds
     job gpu_tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests
 }
 
@@ -88,8 +102,8 @@ part_2() {
 # shellcheck disable=SC2086
 part_3() {
     data="DATASET.ROOT $work/data" mini=config/mini/sd4match_cpm.yaml
-    benchmark test 110 test $few
-    benchmark features 60 features $few
+    benchmark test 120 test $few
+    benchmark features 80 features $few
     [ -n "$quick" ] && data="DATASET.ROOT $work/data DATASET.IMAGE_SIZE [64,64] VAL.PICTURES 0 TEST.ENSEMBLE 1"
     job render_mini 100 "$PYTHON" -m dataset.mini --root "$work/data" --only spair || return 0
     job precision 100 "$PYTHON" script/precision.py --config_file $mini --pairs $pairs --output "$work/json/precision.json" \
@@ -107,7 +121,7 @@ collect() {
     {
         printf '| command | device | ours | reference | ratio | TFLOP ours / reference | share of matmul peak | peak memory |\n'
         printf '|---|---|---|---|---|---|---|---|\n'
-        cat "$work/rows"
+        cat "$work/rows" "$work/tables"
         printf '\n| job | end | time |\n|---|---|---|\n'
         cat "$work/status"
     } >"$output/part$1.md"
@@ -119,7 +133,7 @@ PY
 
 failures=0
 for number in $([ "$part" = all ] && echo 1 2 3 || echo "$part"); do
-    rm -rf "$work/json"; mkdir "$work/json"; : >"$work/rows"; : >"$work/status"; log=$output/part$number.log; : >"$log"
+    rm -rf "$work/json"; mkdir "$work/json"; : >"$work/rows"; : >"$work/tables"; : >"$work/status"; part_begin=$(date +%s); log=$output/part$number.log; : >"$log"
     echo "== part $number"
     (nvidia-smi; "$PYTHON" -c 'import torch, diffusers, transformers; print(torch.__version__, diffusers.__version__, transformers.__version__)') >>"$log" 2>&1
     if smoke; then
