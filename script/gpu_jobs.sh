@@ -75,7 +75,7 @@ smoke() {
 
 if [ -n "$quick" ]; then
     full="--network mini --image_size 64 --batch_size 2 --pairs 4 --repeats 1 --steps 1" few=$full batch_9= batch_3=
-    rounds="--repeats 1" steps=2 pairs=12 big=
+    rounds="--repeats 1" steps=2 pairs="12 --settings fp32 bf16" big=
 else
     full="--network sd2-1-random --pairs 8" few="$full --repeats 3 --steps 2" batch_9="--batch_size 9"
     rounds="--repeats 5" steps=100 pairs=400 batch_3="--batch_size 3"

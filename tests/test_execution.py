@@ -167,9 +167,3 @@ def test_a_stop_is_heard_by_all_one_call_late():
 
     pair, stop = Pair(), StopRequest()
     assert [stop.agreed(pair) for _ in range(3)] == [False, False, True]
-
-
-@pytest.mark.slow
-def test_inductor_gives_the_same_numbers(folder):
-    """The compiler that users get; a machine without one falls back, and the numbers are the same again."""
-    assert_same_numbers(folder, memory_format=torch.contiguous_format, compile_mode="default")
