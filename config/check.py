@@ -19,6 +19,8 @@ CHOICES = {
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "NETWORK.INIT": ("pretrained", "random"),
     "NETWORK.ATTENTION": ("sdpa", "xformers"),
+    "NETWORK.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
+    "NETWORK.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "MATCHER.POSTERIOR": ("sample", "mode"),
     "MATCHER.DINO_INPUT": ("normalised", "release"),
     "PROMPT.METHOD": ("Single", "Class", "CPM"),
@@ -56,6 +58,8 @@ RANGES = {
     "TEST.ENSEMBLE": (1, None),
     "TEST.PICTURES": (0, None),
     "EVAL.BATCH_SIZE": (1, None),
+    "EVAL.MAX_ROWS": (0, None),
+    "EVAL.FEATURE_GIB": (0.0, None),
     "PROMPT.LENGTH": (1, 75),
 }
 

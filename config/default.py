@@ -29,6 +29,8 @@ _C.NETWORK.UNET = ""  # in place of FOLDER's UNet: folder, .safetensors file, hu
 _C.NETWORK.INIT = "pretrained"  # "pretrained", or "random": the architecture alone with seeded random weights, offline
 _C.NETWORK.ARCHITECTURE = "sd2-1"  # used when INIT is "random": "sd2-1", "sd1-5"
 _C.NETWORK.ATTENTION = "sdpa"  # "sdpa" (PyTorch's fused attention) or "xformers"
+_C.NETWORK.MEMORY_FORMAT = "auto"  # UNet: "contiguous", "channels_last", "auto" (the latter on a GPU, not in fp32)
+_C.NETWORK.COMPILE = "none"  # torch.compile: "none", "default", "reduce-overhead" (CUDA graphs), "max-autotune"
 _C.NETWORK.RECOMPUTE = False  # recompute activations in the backward pass: less memory, more time, same numbers
 
 # ---- the networks that describe the images to the conditional prompt (CPM) -------------------------------------
@@ -111,6 +113,8 @@ _C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt;
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
+_C.EVAL.MAX_ROWS = 0  # images x noise draws in one UNet call; 0 = from free memory; halved if memory runs out
+_C.EVAL.FEATURE_GIB = 8.0  # GPU memory for the feature maps of one category's images; more go to host memory
 _C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max

@@ -4,6 +4,7 @@
     python script/benchmark.py test --network mini --prompt CPM         # pairs/s of a test, localisers and PCK included
     python script/benchmark.py features --network mini                  # images/s of a prompt shared by all images
     python script/benchmark.py localise --network sd2-1-random          # four localisers and PCK, 1280 x 48 x 48 maps
+    python script/benchmark.py loader --network sd2-1-random            # pairs/s of the data loader alone
     python script/benchmark.py index                                    # seconds to open SPair-71k's full-size index
     python script/benchmark.py cache --network sd2-1-random             # rows/s written and read
     python script/benchmark.py train --network sd2-1-random --count-only    # arithmetic and scaling, nothing is run
@@ -20,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-MODES = ("train", "test", "features", "localise", "index", "cache")
+MODES = ("train", "test", "features", "localise", "loader", "index", "cache")
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,7 +69,12 @@ def run(args: argparse.Namespace) -> int:
         print((count.run_count if args.count_only else profile.run_profile)(args))
         return 0
     modes = {"train": training.run_train, "test": testing.run_test, "features": testing.run_features}
-    modes |= {"localise": host.run_localise, "index": host.run_index, "cache": host.run_cache}
+    modes |= {
+        "localise": host.run_localise,
+        "loader": host.run_loader,
+        "index": host.run_index,
+        "cache": host.run_cache,
+    }
     result = modes[args.mode](args)
     result["command"] = describe_command(sys.argv[1:])
     print(report.format_result(result))

@@ -60,6 +60,7 @@ def test_networks_agree_and_are_measured(monkeypatch, tmp_path, world, mode, mor
         assert ours.keys() >= COUNTED_KEYS and ours["tflop_per_unit"] < plain["tflop_per_unit"]
     assert {"packages", "device", "threads", "load_average", "commit"} <= result["machine"].keys()
     assert result["settings"]["image_size"] == [64, 64]
+    assert mode != "train" or result["predicted_peak_gib"] > 0 < result["loader_pairs_per_s"]["ours_over_training"]
 
 
 def test_localisers_agree(monkeypatch, tmp_path, world, capsys):
@@ -69,6 +70,11 @@ def test_localisers_agree(monkeypatch, tmp_path, world, capsys):
     assert row.count("|") == MARKDOWN_HEAD.splitlines()[0].count("|")
     assert row.startswith("| `python script/benchmark.py localise")
     assert "--markdown" not in row and "--output" not in row
+
+
+def test_loaders_read_the_same_conditions(monkeypatch, tmp_path, world):
+    result = measured(monkeypatch, tmp_path, "loader", *tiny(world))
+    assert result["check"]["passed"] and result["unit"] == "pairs" and result["settings"]["batch_size"] == 2
 
 
 def test_index_and_cache_agree(monkeypatch, tmp_path):
@@ -85,7 +91,9 @@ def test_profile_and_counts_are_tables(monkeypatch, world, capsys):
     assert all(f"| {stage} |" in printed for stage in ("data", "UNet, forward", "loss", "backward", "optimiser"))
     assert call(monkeypatch, "train", "--count-only", *tiny(world)) == 0
     printed = capsys.readouterr().out
-    assert "UNet to up-block 1, per image" in printed and "bytes of gradient" in printed
+    assert all(
+        text in printed for text in ("UNet to up-block 1, per image", "bytes of gradient", "with NETWORK.RECOMP")
+    )
 
 
 @pytest.mark.parametrize(

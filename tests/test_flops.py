@@ -1,5 +1,7 @@
 """The arithmetic of SD2-1 at 768 px, counted without weights, against the known counts and the target."""
 
+from dataclasses import replace
+
 import pytest
 
 from model.architecture import STABLE_DIFFUSION
@@ -8,7 +10,10 @@ from script.speed.flops import (
     Work,
     build_cpm,
     count_parts,
+    count_prompt_keys,
+    count_reference_test_pair,
     count_reference_training_pair,
+    count_test_pair,
     count_training_pair,
 )
 from script.speed.scaling import gradient_bytes, project
@@ -40,6 +45,18 @@ def test_the_reference_costs_vae_and_whole_unet_as_well(parts):
     unet_backward = parts["UNet to up-block 1"][1]
     per_image = parts["VAE encoder"][0] + parts["whole UNet"][0] + unet_backward + sum(parts["text transformer"])
     assert count_reference_training_pair(WORK) / TERA == pytest.approx(2 * per_image, rel=0.01)
+
+
+def test_a_tested_pair_costs_less_than_half_of_the_reference():
+    tested = replace(WORK, ensemble=8)
+    assert count_reference_test_pair(tested) > 2 * count_test_pair(tested)
+
+
+def test_the_prompts_keys_and_values_are_not_worth_keeping(parts):
+    """Two products of 77 x 1024 with each cross-attention's width: 9600 columns in all."""
+    keys = count_prompt_keys(WORK)
+    assert keys == 2 * 2 * 77 * 1024 * (2 * 320 + 2 * 640 + 2 * 1280 + 1280 + 3 * 1280)
+    assert keys / TERA < 0.02 * parts["UNet to up-block 1"][0]
 
 
 def test_gradient_of_cpm_is_counted_exactly():

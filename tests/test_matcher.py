@@ -170,7 +170,7 @@ def test_the_constant_prompt_is_encoded_once_and_never_stale(folder):
         first, _ = matcher.extract_pair(batch, seeds)
         matcher.extract_pair(batch, seeds)
         assert calls == [1]
-        matcher.prompt.tokens.data.add_(1.0)
+        matcher.prompt.tokens.add_(1.0)
         second, _ = matcher.extract_pair(batch, seeds)
     assert calls == [1, 1] and not torch.allclose(first, second)
     matcher.extract_pair(batch, seeds)

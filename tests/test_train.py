@@ -226,6 +226,12 @@ def test_two_processes_equal_one(world, tmp_path):
     out, err = pair.communicate(timeout=180)
     assert pair.returncode == 0, err[-3000:]
     assert "2 process(es)" in out
+    for folder in {
+        path.parent for path in (tmp_path / "two").rglob("*.rows")
+    }:  # each image was computed by one process
+        shares = [[json.loads(line)["id"] for line in path.read_text().splitlines()] for path in folder.glob("*.rows")]
+        images = [name for share in shares for name in share]
+        assert len(shares) == 2 and all(shares) and len(images) == len(set(images))
     (folder,) = (tmp_path / "two").rglob("state.pt")
     double = load_checkpoint(folder.parent)
     assert double["learner"]["counters"]["step"] == single["learner"]["counters"]["step"] == 3

@@ -14,6 +14,7 @@ from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark,
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from model.error import NetworkError, NetworkNotFoundError
+from model.execution import resolve_memory_format, speed_up
 from model.generate import Generator
 from model.load import load_stable_diffusion, resolve_device, resolve_dtype
 from model.matcher import MATCHERS, build_matcher
@@ -227,6 +228,7 @@ def _build_matcher(cfg, prompt: Prompt | None, timestep: int, ensemble: int, dev
         "timestep": timestep,
         "ensemble": ensemble,
         "posterior": cfg.MATCHER.POSTERIOR,
+        "max_rows": cfg.EVAL.MAX_ROWS or None,
         "recompute": cfg.NETWORK.RECOMPUTE,
         "sd_weight": cfg.MATCHER.SD_WEIGHT,
         "dino_weight": cfg.MATCHER.DINO_WEIGHT,
@@ -234,13 +236,15 @@ def _build_matcher(cfg, prompt: Prompt | None, timestep: int, ensemble: int, dev
     settings = {name: settings[name] for name in entry.settings}
     if not entry.takes_prompt:
         return build_matcher(cfg.MATCHER.NAME, None, None, **settings)
+    dtype = resolve_dtype(cfg.PRECISION, device)
     networks = load_stable_diffusion(
         parts=entry.parts,
-        dtype=resolve_dtype(cfg.PRECISION, device),
+        dtype=dtype,
         device=device,
         attention=cfg.NETWORK.ATTENTION,
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
         **find_unet(cfg),
     )
+    speed_up(networks.unet, resolve_memory_format(cfg.NETWORK.MEMORY_FORMAT, device, dtype), cfg.NETWORK.COMPILE)
     return build_matcher(cfg.MATCHER.NAME, networks, prompt.to(device), **settings)

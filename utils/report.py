@@ -45,6 +45,7 @@ def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -
         num_workers=cfg.DATASET.NUM_WORKERS,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        feature_gib=cfg.EVAL.FEATURE_GIB,
         progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", disable=quiet),
     )
     records = gather_records(records)

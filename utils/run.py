@@ -8,17 +8,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import ConfigError, dump_config, iter_keys, resolve_path
-from dataset.pair_dataset import PairDataset, collate
+from dataset.pair_dataset import PairDataset
 from model.matcher import MATCHERS
 from model.noise import noise_seeds
 from model.prompt.store import save_prompt
 from utils.build import build_prompt_name, describe_prompt
 from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
-from utils.evaluate import move_batch
 from utils.learner import Learner
 from utils.monitor import Monitor
 from utils.pck import alpha_key
@@ -27,8 +25,9 @@ from utils.precompute import fingerprint_condition, fingerprint_dino, fingerprin
 from utils.preview import draw_validation
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
-from utils.runtime import leave_signals_to_parent, write_provenance
+from utils.runtime import write_provenance
 from utils.sampler import EpochBatches
+from utils.transfer import build_loader, move_batch
 
 MAY_DIFFER = (  # settings that do not change what is learned
     "DEVICE",
@@ -38,6 +37,8 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "CACHE_ROOT",
     "NETWORK.FOLDER",  # its weights are compared instead
     "NETWORK.RECOMPUTE",
+    "NETWORK.MEMORY_FORMAT",
+    "NETWORK.COMPILE",
     "PROMPT.TYPE",
     "PROMPT.TEMPLATE",
     "TRAIN.ACCUMULATION",
@@ -49,6 +50,8 @@ MAY_DIFFER = (  # settings that do not change what is learned
     "GENERATE.STEPS",
     "GENERATE.GUIDANCE",
     "EVAL.BATCH_SIZE",
+    "EVAL.MAX_ROWS",
+    "EVAL.FEATURE_GIB",
     "EVAL.PICTURE_LOCALISER",
     "EVAL.PICTURE_ALPHA",
     "TEST.SPLIT",
@@ -91,14 +94,8 @@ class TrainingRun:
         """The prompt with its optimiser, at the beginning or where a checkpoint left them."""
         cfg = self.cfg.TRAIN
         self.image_size = trn.image_size
-        self.loader = DataLoader(
-            trn,
-            batch_sampler=self.batches,
-            collate_fn=collate,
-            num_workers=self.cfg.DATASET.NUM_WORKERS,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
+        workers = self.cfg.DATASET.NUM_WORKERS
+        self.loader = build_loader(trn, self.accelerator.device, workers, batch_sampler=self.batches)
         total_steps = cfg.EPOCHS * self.batches.steps_per_epoch
         total_steps = min(total_steps, cfg.MAX_STEPS) if cfg.MAX_STEPS else total_steps
         groups = prompt.param_groups(cfg.LR, cfg.LINEAR_LR_SCALE)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from config import ROOT
+from utils.host_copy import HostCopy
 from utils.pck import Record, merge_records
 from utils.result import write_text
 
@@ -66,6 +67,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._saved = False
+        self._last: HostCopy | None = None
 
     @contextmanager
     def listening(self):
@@ -89,11 +91,15 @@ class StopRequest:
             self._saved = False
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; every process must call this at the same step."""
-        asked = self.signal is not None
+        """Whether any process was asked to stop before the last call; every process must call this at the same steps.
+
+        Of several processes each hears of a signal one call late: so none waits for its device, nor for the others.
+        """
         if accelerator.num_processes == 1:
-            return asked
-        return bool(accelerator.reduce(torch.tensor(int(asked), device=accelerator.device)).item())
+            return self.signal is not None
+        asked = torch.full((), int(self.signal is not None), device=accelerator.device)
+        last, self._last = self._last, HostCopy({"asked": accelerator.reduce(asked)})
+        return last is not None and bool(last.get()["asked"])
 
     def _note(self, number: int, frame: object) -> None:
         if self.signal is not None and number == signal.SIGINT:

@@ -85,7 +85,7 @@ def _build_sd_dino(
 
 
 _DIFFUSION = ("unet", "scheduler", "text_encoder", "tokenizer")
-_SETTINGS = ("layer", "timestep", "ensemble", "posterior", "recompute")
+_SETTINGS = ("layer", "timestep", "ensemble", "posterior", "max_rows", "recompute")
 
 MATCHERS: dict[str, MatcherEntry] = {
     "stable_diffusion": MatcherEntry(_build_stable_diffusion, ("moments",), _DIFFUSION, _SETTINGS),

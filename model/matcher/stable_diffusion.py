@@ -10,12 +10,15 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from model.execution import RowLimit
 from model.matcher.base import get_cached
 from model.noise import derive_seeds, draw_noise
 from model.prompt.base import Prompt
 from model.text import PromptEncoder
 from model.unet import cut_unet
 from model.vae import draw_latents
+
+_KEPT = 1000  # categories whose text condition is remembered
 
 
 class StableDiffusionMatcher(nn.Module):
@@ -38,7 +41,7 @@ class StableDiffusionMatcher(nn.Module):
         ensemble: int = 1,  # noise draws whose feature maps are averaged
         posterior: str = "sample",  # latent = a sample of the VAE's posterior, or its "mode"
         scaling_factor: float = 0.18215,  # of the VAE
-        max_rows: int | None = None,  # images times draws in one UNet call; None: one draw of all images
+        max_rows: int | None = None,  # images times draws in one UNet call at test time; None: see RowLimit
         recompute: bool = False,  # gradient checkpointing
     ) -> None:
         super().__init__()
@@ -61,14 +64,14 @@ class StableDiffusionMatcher(nn.Module):
         self.ensemble = ensemble
         self.posterior = posterior
         self.scaling_factor = scaling_factor
-        self.max_rows = max_rows
+        self.row_limit = RowLimit(max_rows)
         self._set_prompt(prompt)
 
     def _set_prompt(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.per_image = prompt.depends_on != "pair"
         self.cache_keys = ("moments", "condition") if prompt.condition else ("moments",)
-        self._last_encoding: tuple[Tensor, Tensor] | None = None
+        self._constant: tuple[tuple, dict[str, Tensor]] = ((), {})
 
     def under(self, prompt: Prompt) -> StableDiffusionMatcher:
         """The same networks, shared, under another prompt on the same device."""
@@ -97,7 +100,7 @@ class StableDiffusionMatcher(nn.Module):
         """
         if not self.per_image:
             raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use extract_pair")
-        return self._extract(get_cached(batch, "moments"), self.prompt(batch), seeds)
+        return self._extract(get_cached(batch, "moments"), self._embed(batch), seeds)
 
     def extract_pair(
         self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
@@ -108,30 +111,38 @@ class StableDiffusionMatcher(nn.Module):
         from outside (through a distributed wrapper); None: it is called here.
         """
         moments = torch.cat([get_cached(batch, "src_moments"), get_cached(batch, "trg_moments")])
-        tokens = self.prompt(batch) if tokens is None else tokens
-        features = self._extract(moments, tokens, torch.cat([seeds[:, 0], seeds[:, 1]]))
+        embeds = self._embed(batch) if tokens is None else self._encode(tokens)
+        features = self._extract(moments, embeds, torch.cat([seeds[:, 0], seeds[:, 1]]))
         src_feat, trg_feat = features.chunk(2)
         return src_feat, trg_feat
 
-    def _extract(self, moments: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
-        """Mean over the ensemble, (n, C, h, w), for moments (n, 2c, h', w'), tokens (P, L, D), seeds (n,)."""
-        n = len(moments)
+    def _extract(self, moments: Tensor, embeds: Tensor, seeds: Tensor) -> Tensor:
+        """Mean over the ensemble, (n, C, h, w), for moments (n, 2c, h', w'), embeddings (P, L, D), seeds (n,)."""
+        n, device = len(moments), self.unet.device
         if len(seeds) != n:
             raise ValueError(f"{n} images need {n} seeds, got {len(seeds)}")
-        device = self.unet.device
-        prompt_embeds = expand_prompt(self._encode(tokens), n)
+        embeds = expand_prompt(embeds, n)
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         noise = draw_noise(derive_seeds(seeds, 0), shape, device) if self.posterior == "sample" else None
         latents = draw_latents(moments.to(device), self.scaling_factor, noise)
+        if torch.is_grad_enabled():  # all activations are kept anyway
+            return self._average(latents, embeds, seeds, n)
+        return self.row_limit.run(n, lambda rows: self._average_in_parts(latents, embeds, seeds, rows), device)
+
+    def _average_in_parts(self, latents: Tensor, embeds: Tensor, seeds: Tensor, rows: int) -> Tensor:
+        """`_average`, with no more than `rows` images at a time."""
+        parts = zip(*(values.split(rows) for values in (latents, embeds, seeds)), strict=True)
+        return torch.cat([self._average(*part, rows) for part in parts])
+
+    def _average(self, latents: Tensor, embeds: Tensor, seeds: Tensor, rows: int) -> Tensor:
+        """Mean over the ensemble for latents (n, c, h', w') and embeddings (n, L, D); about `rows` per UNet call."""
+        n, draws_per_call = len(latents), max(1, rows // len(latents))
         total: Tensor | float = 0.0
-        draws_per_call = max(1, (self.max_rows or n) // n)
         for first in range(1, self.ensemble + 1, draws_per_call):
             draws = range(first, min(first + draws_per_call, self.ensemble + 1))
-            noise = torch.cat([draw_noise(derive_seeds(seeds, draw), shape, device) for draw in draws])
-            features = self._run_unet(
-                latents.repeat(len(draws), 1, 1, 1), noise, prompt_embeds.repeat(len(draws), 1, 1)
-            )
-            total = total + features.float().unflatten(0, (len(draws), n)).sum(dim=0)
+            noise = [draw_noise(derive_seeds(seeds, draw), latents.shape[1:], latents.device) for draw in draws]
+            repeated = latents.repeat(len(draws), 1, 1, 1), torch.cat(noise), embeds.repeat(len(draws), 1, 1)
+            total = total + self._run_unet(*repeated).float().unflatten(0, (len(draws), n)).sum(dim=0)
         return total / self.ensemble
 
     def _run_unet(self, latents: Tensor, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
@@ -139,16 +150,29 @@ class StableDiffusionMatcher(nn.Module):
         noised = self.scheduler.add_noise(latents, noise, timestep)
         return self.unet(noised.to(self.unet.dtype), timestep, prompt_embeds, return_dict=False)[0]
 
+    def _embed(self, batch: Mapping[str, Any]) -> Tensor:
+        """The UNet's text condition (P, L, D) of a batch.
+
+        Without gradients, a prompt that depends on nothing or on the category is encoded once, and again only after
+        its values changed. They are not compared, which on a GPU would wait for the device: in-place changes count.
+        """
+        by_category = self.prompt.depends_on == "category"
+        if torch.is_grad_enabled() or not (by_category or self.prompt.depends_on == "nothing"):
+            return self._encode(self.prompt(batch))
+        values = (*self.prompt.parameters(), *self.prompt.buffers())
+        state = tuple((value.data_ptr(), value._version) for value in values)
+        if self._constant[0] != state or len(self._constant[1]) > _KEPT:
+            self._constant = (state, {})
+        names, known = batch["category"] if by_category else [""], self._constant[1]
+        if new := [name for name in dict.fromkeys(names) if name not in known]:
+            known.update(zip(new, self._encode(self.prompt({"category": new})), strict=True))
+        return torch.stack([known[name] for name in names])
+
     def _encode(self, tokens: Tensor) -> Tensor:
-        """The UNet's text condition (P, L, D); without gradients, the last one is kept for reuse."""
+        """The UNet's text condition (P, L, D) of the prompt's output."""
         if self.prompt.space == "hidden":
             return tokens.to(device=self.unet.device, dtype=self.unet.dtype)
-        if torch.is_grad_enabled() and tokens.requires_grad:
-            return self.text.encode_tokens(tokens).to(self.unet.dtype)
-        if self._last_encoding is None or not _same(self._last_encoding[0], tokens):
-            embeds = self.text.encode_tokens(tokens.detach()).to(self.unet.dtype)
-            self._last_encoding = (tokens.detach().clone(), embeds)
-        return self._last_encoding[1]
+        return self.text.encode_tokens(tokens).to(self.unet.dtype)
 
 
 def expand_prompt(prompt_embeds: Tensor, n: int) -> Tensor:
@@ -157,7 +181,3 @@ def expand_prompt(prompt_embeds: Tensor, n: int) -> Tensor:
     if rows not in (1, n) and 2 * rows != n:
         raise ValueError(f"the prompt gave {rows} rows for {n} images; expected 1, {n}, or one per pair")
     return prompt_embeds.expand(n, -1, -1) if rows == 1 else prompt_embeds.repeat(n // rows, 1, 1)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -54,6 +54,9 @@ class Work:
         return facts.latent_channels, *(side // facts.vae_stride for side in self.image_size)
 
 
+StubTokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)  # all that a prompt encoder asks of it here
+
+
 def find_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
     """The configurations of a Stable Diffusion model by folder or hub id, or of a named architecture."""
     if init == "random":
@@ -77,8 +80,7 @@ def build_networks(configs: dict[str, dict[str, Any]]) -> StableDiffusion:
     for network in (vae, unet, text):
         network.requires_grad_(False).eval()
     scheduler = DDIMScheduler.from_config(configs["scheduler"])
-    tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)
-    return StableDiffusion(compute_facts(configs), vae, unet, text, tokenizer, scheduler)
+    return StableDiffusion(compute_facts(configs), vae, unet, text, StubTokenizer, scheduler)
 
 
 class BlankText:
@@ -134,6 +136,18 @@ def count_parts(work: Work) -> dict[str, tuple[int, int]]:
         "CPM": count_both(lambda: prompt(make_batch(replace(work, batch_size=1)))),
         "loss": _count_loss(work),
     }
+
+
+def count_prompt_keys(work: Work) -> int:
+    """Operations per image and noise draw that turn the prompt into keys and values of the UNet's cross-attention."""
+    unet = cut_unet(build_networks(work.configs).unet, work.layer)
+    facts = compute_facts(work.configs)
+    latent = torch.empty(1, *work.latent_shape, device=META)
+    embeds = torch.empty(1, facts.n_positions, facts.cross_attention_dim, device=META)
+    with FlopCounterMode(display=False) as counter:
+        unet(latent, torch.zeros(1, device=META), embeds)
+    by_module = counter.get_flop_counts()
+    return sum(sum(flops.values()) for name, flops in by_module.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
 
 
 def count_training_pair(work: Work) -> int:

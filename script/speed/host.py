@@ -8,6 +8,8 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,20 @@ from torch import Tensor
 
 from dataset import build_benchmark
 from dataset.mini.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index
-from dataset.pair_dataset import drop_padding
+from dataset.pair_dataset import PairDataset, drop_padding
 from model.facts import compute_facts
 from model.load import resolve_device
 from script.speed import reference
-from script.speed.inputs import make_config, make_work
+from script.speed.inputs import SPLIT, keep_condition, make_config, make_work, render_pairs
 from script.speed.measure import Side, interleave, quartiles
 from script.speed.reference import DictCache
 from script.speed.report import check_close, make_result
+from script.speed.training import build_endless_loader, repeat
+from utils.build import build_pairs
 from utils.cache import FeatureCache
 from utils.localise import localise
 from utils.pck import PCKEvaluator
+from utils.precompute import unique_images
 from utils.report import build_protocol
 
 MAX_KPS = 30  # SPair's padding
@@ -146,6 +151,26 @@ def run_index(args: argparse.Namespace) -> dict:
         return make_result(args, None, "pairs", sides, checked, CPU, seconds=seconds, pairs=n_pairs)
 
 
+def run_loader(args: argparse.Namespace) -> dict:
+    """The result of `benchmark.py loader`: the data loader alone, on caches of random rows of full size."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as root:
+        cfg = make_config(args, root)
+        render_pairs(root, args.pairs)
+        pairs, work = build_pairs(cfg, SPLIT), make_work(cfg)
+        channels, *size = work.latent_shape
+        shapes = {"moments": (2 * channels, *size), "condition": work.condition_shape}
+        pairs.caches.update({key: _write_random(root, key, shape, pairs) for key, shape in shapes.items()})
+        plain = PairDataset(pairs.benchmark, pairs.image_size, keep_condition(pairs, root), with_images=True)
+        same = torch.equal(pairs[0]["src_condition"], plain[0]["src_condition"])
+        checked = check_close({"rows that differ": float(not same)}, {"rows that differ": 0.0})
+        device = resolve_device(cfg.DEVICE)
+        batches = {name: repeat(build_endless_loader(cfg, data, device)) for name, data in
+                   (("ours", pairs), ("reference", plain))}  # fmt: skip
+        sides = {name: Side(partial(_read_batches, stream, args.pairs)) for name, stream in batches.items()}
+        interleave(sides, args.repeats, args.warmup, device)
+        return make_result(args, cfg, "pairs", sides, checked, device)
+
+
 def run_cache(args: argparse.Namespace) -> dict:
     """The result of `benchmark.py cache`: a round opens the features of a data set and reads each once, shuffled."""
     cfg = make_config(args)
@@ -172,6 +197,23 @@ def run_cache(args: argparse.Namespace) -> dict:
         }
         interleave(sides, args.repeats, args.warmup, CPU)
         return make_result(args, cfg, "rows", sides, checked, CPU, rows=n_images, shape=list(shape), seconds=seconds)
+
+
+def _write_random(root: str, key: str, shape: tuple[int, ...], pairs: PairDataset) -> FeatureCache:
+    """A cache of random rows for the images of some pairs."""
+    generator = torch.Generator().manual_seed(0)
+    with FeatureCache(root, {"what": key}, shape).writer() as write:
+        for ref in unique_images([pairs]):
+            write(ref.identifier, "0", torch.randn(shape, generator=generator))
+    return FeatureCache(root, {"what": key}, shape)
+
+
+def _read_batches(batches: Iterator[dict], n_pairs: int) -> int:
+    """Batches until so many pairs are read; their number."""
+    count = 0
+    while count < n_pairs:
+        count += len(next(batches)["index"])
+    return count
 
 
 def _needed_images(n_pairs: int) -> int:

@@ -98,14 +98,19 @@ def open_world(args: argparse.Namespace, prompt_type: str = "CPM") -> Iterator[W
     """Rendered --pairs pairs, filled caches and a prompt (untrained "CPM", "text" or "empty"); all gone at the end."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as root:
         cfg = make_config(args, root, prompt_type)
-        per_category = -(-args.pairs // len(CATEGORIES))
-        write_spair(root, {SPLIT: SPARE_IMAGES + per_category}, {SPLIT: per_category}, CATEGORIES)
+        render_pairs(root, args.pairs)
         accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, SPLIT)
         build = build_new_prompt if prompt_type == "CPM" else build_tested_prompt
         prompt = build(cfg, pairs.benchmark.categories)
         build_caches(cfg, (pairs,), prompt.condition, accelerator)
-        plain = PairDataset(pairs.benchmark, pairs.image_size, _plain_caches(pairs, root), with_images=True)
+        plain = PairDataset(pairs.benchmark, pairs.image_size, keep_condition(pairs, root), with_images=True)
         yield World(cfg, accelerator, prompt, pairs, plain)
+
+
+def render_pairs(root: str, n_pairs: int) -> None:
+    """Write a benchmark of about so many pairs below `root`."""
+    per_category = -(-n_pairs // len(CATEGORIES))
+    write_spair(root, {SPLIT: SPARE_IMAGES + per_category}, {SPLIT: per_category}, CATEGORIES)
 
 
 def build_reference(world: World, timestep: int, ensemble: int, dtype: torch.dtype) -> tuple[ReferenceExtractor, int]:
@@ -117,7 +122,7 @@ def build_reference(world: World, timestep: int, ensemble: int, dtype: torch.dty
     return extractor, held_bytes(world.device) - before
 
 
-def _plain_caches(pairs: PairDataset, root: str) -> dict[str, DictCache]:
+def keep_condition(pairs: PairDataset, root: str) -> dict[str, DictCache]:
     """DINOv2's features of all images in one file, as the reference keeps them."""
     if "condition" not in pairs.caches:
         return {}

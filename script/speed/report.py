@@ -39,7 +39,7 @@ def make_result(
     if cfg is not None:
         result["settings"] = {
             "image_size": list(cfg.DATASET.IMAGE_SIZE),
-            "batch_size": cfg.TRAIN.BATCH_SIZE if args.mode == "train" else cfg.EVAL.BATCH_SIZE,
+            "batch_size": cfg.TRAIN.BATCH_SIZE if args.mode in ("train", "loader") else cfg.EVAL.BATCH_SIZE,
             "precision": cfg.PRECISION,
             "workers": cfg.DATASET.NUM_WORKERS,
             "opts": list(args.opts),
@@ -86,7 +86,7 @@ def format_result(result: dict) -> str:
 
 
 def format_markdown(result: dict) -> str:
-    """One row of docs/performance.md's table (MARKDOWN_HEAD)."""
+    """Rows of docs/performance.md's table (MARKDOWN_HEAD): of the command, and of a training's data loader alone."""
     ours, plain = result["sides"]["ours"], result["sides"]["reference"]
     tflop = share = "-"
     if "tflop_per_unit" in ours:
@@ -99,13 +99,24 @@ def format_markdown(result: dict) -> str:
         f"**{_spread(result['ratio'])}**",
         tflop,
         share,
-        f"{ours['peak_memory_gib']:.2f} / {plain['peak_memory_gib']:.2f} GiB",
+        f"{ours['peak_memory_gib']:.2f} / {plain['peak_memory_gib']:.2f} GiB{_predicted(result)}",
     ]
-    return f"| {' | '.join(cells)} |"
+    rows = [f"| {' | '.join(cells)} |"]
+    if loader := result.get("loader_pairs_per_s"):
+        ratio, share = loader["ours"] / loader["reference"], loader["ours_over_training"]
+        speeds = f"{loader['ours']:.4g} pairs/s ({share:.3g} x the training) | {loader['reference']:.4g} pairs/s"
+        rows.append(f"| its data loader alone | {cells[1]} | {speeds} | {ratio:.3g} | - | - | - |")
+    return "\n".join(rows)
 
 
 def format_json(result: dict) -> str:
     return json.dumps(result, indent=2, allow_nan=False) + "\n"
+
+
+def _predicted(result: dict) -> str:
+    """What a device's peak was predicted to be; a CPU's is the whole process's, which is something else."""
+    known = "predicted_peak_gib" in result and not result["machine"]["device"].startswith("cpu")
+    return f" (ours predicted: {result['predicted_peak_gib']:.2f})" if known else ""
 
 
 def _spread(values: Mapping[str, float]) -> str:

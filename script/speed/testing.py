@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch.utils.data import DataLoader
 
 from dataset.pair_dataset import ImageDataset, collate
 from model.load import resolve_dtype
-from model.noise import identifier_seed
 from script.speed import reference
 from script.speed.flops import count_image, count_reference_test_pair, count_test_pair
 from script.speed.inputs import World, build_reference, make_work, open_world
 from script.speed.measure import Side, held_bytes, interleave, measure_matmul_peak, quartiles
 from script.speed.report import check_close, make_result
 from utils.build import build_tester
-from utils.evaluate import evaluate, extract_pairs, move_batch
+from utils.evaluate import evaluate, extract_images, extract_pairs
 from utils.precompute import unique_images
 from utils.report import build_protocol
+from utils.transfer import build_loader, move_batch
 
 FEATURE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative
 HIT_TOLERANCES = {torch.float32: 0.001, torch.bfloat16: 0.05, torch.float16: 0.05}  # share of keypoints
@@ -39,7 +38,7 @@ class OurTester:
         """Test every pair; the number of pairs."""
         cfg, pairs = self.cfg, self.world.pairs
         settings = {"seed": cfg.SEED, "batch_size": cfg.EVAL.BATCH_SIZE, "device": self.world.device}
-        settings["num_workers"] = cfg.DATASET.NUM_WORKERS
+        settings |= {"num_workers": cfg.DATASET.NUM_WORKERS, "feature_gib": cfg.EVAL.FEATURE_GIB}
         self.records = evaluate(self.matcher, pairs, build_protocol(cfg), **settings)
         return len(self.records)
 
@@ -54,11 +53,9 @@ class OurTester:
     def run_images(self) -> int:
         """Features of every image, as for a prompt that does not depend on the partner; the number of images."""
         cfg, pairs = self.cfg, self.world.pairs
-        refs, categories = unique_images([pairs]), pairs.benchmark.categories
-        images = ImageDataset(refs, pairs.image_size, pairs.caches, False, categories)
-        for batch in DataLoader(images, cfg.EVAL.BATCH_SIZE, collate_fn=collate):
-            seeds = torch.tensor([identifier_seed(cfg.SEED, name) for name in batch["identifier"]])
-            self.matcher.extract(move_batch(batch, self.world.device), seeds)
+        refs = unique_images([pairs])
+        for _ in extract_images(self.matcher, pairs, refs, cfg.SEED, cfg.EVAL.BATCH_SIZE, self.world.device):
+            pass
         return len(refs)
 
 
@@ -78,7 +75,7 @@ class PlainTester:
     def run(self) -> int:
         """Test every pair; the number of pairs."""
         maps = {} if self.prompt.depends_on == "pair" else self.extract_images()
-        for batch in DataLoader(self.world.plain_pairs, 1, collate_fn=collate):
+        for batch in build_loader(self.world.plain_pairs, self.world.device, batch_size=1):
             batch = move_batch(batch, self.world.device)
             names = batch["src_identifier"][0], batch["trg_identifier"][0]
             features = [maps[name] for name in names] if maps else self._extract(batch)
@@ -95,7 +92,7 @@ class PlainTester:
         """{identifier: (1, C, h, w)} of every image."""
         images = ImageDataset(self.refs, self.world.pairs.image_size, categories=self.world.pairs.benchmark.categories)
         maps = {}
-        for batch in DataLoader(images, 1, collate_fn=collate):
+        for batch in build_loader(images, self.world.device, batch_size=1):
             batch, name = move_batch(batch, self.world.device), batch["identifier"][0]
             maps[name] = self.extractor(batch["img"][0], self.prompt(batch), self.noise[name])
         return maps

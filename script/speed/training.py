@@ -6,6 +6,7 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ from model.noise import identifier_seed
 from script.speed import reference
 from script.speed.flops import count_reference_training_pair, count_training_pair
 from script.speed.inputs import World, build_reference, make_work, open_world
-from script.speed.measure import Side, held_bytes, interleave, measure_matmul_peak, quartiles
+from script.speed.measure import GIB, Side, held_bytes, interleave, measure_matmul_peak, quartiles
+from script.speed.memory import predict_training_peak
 from script.speed.report import check_close, make_result
 from utils.build import build_loss, build_trainee
-from utils.evaluate import move_batch
 from utils.learner import Learner
-from utils.runtime import leave_signals_to_parent
+from utils.transfer import build_loader, move_batch
 
 LOSS_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative
 GRADIENT_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}
@@ -37,20 +38,10 @@ class Trainer:
         self.prompt = copy.deepcopy(world.prompt).to(world.device)
         groups = self.prompt.param_groups(self.cfg.TRAIN.LR, self.cfg.TRAIN.LINEAR_LR_SCALE)
         self.learner = Learner(world.accelerator, self.prompt, groups, "constant", "", 1)
-        self.batches = _endless(self.loader())
+        self.batches = repeat(self.loader())
 
     def loader(self) -> DataLoader:
-        size, n_pairs, workers = self.cfg.TRAIN.BATCH_SIZE, len(self.pairs), self.cfg.DATASET.NUM_WORKERS
-        batches = [[(first + i) % n_pairs for i in range(size)] for first in range(0, n_pairs, size)]
-        return DataLoader(
-            self.pairs,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        return build_endless_loader(self.cfg, self.pairs, self.world.device)
 
     def compute_loss(self, batch: dict) -> Tensor:
         raise NotImplementedError
@@ -133,7 +124,7 @@ def check(ours: Trainer, plain: Trainer, dtype: torch.dtype) -> dict:
 
 def measure_loader(trainer: Trainer, seconds: float = 1.0) -> float:
     """Pairs/s of the data loader alone, batches thrown away."""
-    batches, count = _endless(trainer.loader()), 0
+    batches, count = repeat(trainer.loader()), 0
     next(batches)
     start = time.perf_counter()
     while time.perf_counter() < start + seconds:
@@ -155,13 +146,27 @@ def run_train(args: argparse.Namespace) -> dict:
         peak = measure_matmul_peak(world.device, dtype)
         work = make_work(cfg, cfg.TRAIN.ENSEMBLE, world.pairs.benchmark.max_kps)
         flops = {"ours": count_training_pair(work), "reference": count_reference_training_pair(work)}
-        extra = {"loader_pairs_per_s": {"ours": measure_loader(ours), "reference": measure_loader(plain)}}
+        extra = {
+            "predicted_peak_gib": predict_training_peak(
+                replace(work, batch_size=cfg.TRAIN.BATCH_SIZE), dtype, cfg.NETWORK.RECOMPUTE
+            )
+            / GIB
+        }
+        extra |= {"loader_pairs_per_s": {"ours": measure_loader(ours), "reference": measure_loader(plain)}}
         extra["loader_pairs_per_s"]["ours_over_training"] = (
             extra["loader_pairs_per_s"]["ours"] / quartiles(sides["ours"].rates)["median"]
         )
         return make_result(args, cfg, "pairs", sides, checked, world.device, flops, peak, **extra)
 
 
-def _endless(loader: DataLoader) -> Iterator[dict]:
+def build_endless_loader(cfg, pairs: PairDataset, device: torch.device) -> DataLoader:
+    """Batches of TRAIN.BATCH_SIZE pairs, filled up from the beginning; its workers outlast a pass."""
+    size, n_pairs, workers = cfg.TRAIN.BATCH_SIZE, len(pairs), cfg.DATASET.NUM_WORKERS
+    batches = [[(first + i) % n_pairs for i in range(size)] for first in range(0, n_pairs, size)]
+    return build_loader(pairs, device, workers, batch_sampler=batches, persistent_workers=workers > 0)
+
+
+def repeat(loader: DataLoader) -> Iterator[dict]:
+    """One pass after the other."""
     while True:
         yield from loader
