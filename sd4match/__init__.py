@@ -11,12 +11,28 @@ Nothing heavy is imported before a name is used. docs/api.md explains all of it.
 """
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.append(ROOT)
+
+
+def _refuse_namesakes() -> None:
+    """Raise ImportError if a top-level package of this checkout is hidden by another one of its name."""
+    for name in ("app", "config", "dataset", "loss", "model", "utils"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or str(Path(spec.origin).resolve().parents[1]) != ROOT:
+            found = "nothing" if spec is None else spec.origin or list(spec.submodule_search_locations or ())
+            raise ImportError(
+                f"sd4match needs its own package {name!r} of {ROOT}, but Python finds {found}: rename the other one, "
+                "or start Python from another folder"
+            )
+
+
+_refuse_namesakes()
 
 _HOMES = {
     "ImageError": "utils.image",

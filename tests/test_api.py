@@ -463,3 +463,10 @@ def test_importing_the_package_is_light_and_works_from_any_folder(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     assert "'Matcher'" in done.stdout and done.stdout.endswith("False False\n")
+
+
+def test_a_namesake_of_our_packages_is_named(tmp_path):
+    (tmp_path / "utils.py").write_text("")
+    command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); import sd4match"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and "'utils'" in result.stderr and str(tmp_path / "utils.py") in result.stderr

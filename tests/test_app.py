@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo
+from sd4match import demo
 from app.engine import Engine, Latest, paint_heat
 from app.example import render_examples
 from app.photo import describe, open_photo, shrink
@@ -237,6 +237,6 @@ def test_bad_flags_are_refused(monkeypatch, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, demo; sys.argv = ['demo.py']; demo.parse_args(); print({'torch', 'gradio'} & {*sys.modules})"
+    code = "import sys; from sd4match import demo; sys.argv = ['demo.py']; demo.parse_args(); print({'torch', 'gradio'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

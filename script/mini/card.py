@@ -9,7 +9,11 @@ from script.mini.captions import KINDS
 from script.mini.proxy import TEMPLATES, TIMESTEP
 
 ROWS = {"empty": '""', "text": '"a photo of a X"', "parts": '"a photo of a X, all parts"'}
-ROWS |= {"object_parts": '"a photo of an object, all parts"', "wrong": '"a photo of a Y" (another category)'}
+ROWS |= {
+    "detail": '"a photo of a X, all parts in detail"',
+    "object_detail": '"a photo of an object, all parts in detail"',
+    "wrong": '"a photo of a Y" (another category)',
+}
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -34,7 +38,7 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str,
     logs = {name: read_log(work / f"{name}.jsonl") for name in ("vae", "dino", "diffusion")}
     final = {name: log[-1] for name, log in logs.items()}
     compute = "\n".join(f"| {name} | {line['samples']:,} | {line['minutes']:.0f} |" for name, line in final.items())
-    scores = "\n".join(f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_place')} |" for kind in TEMPLATES)
+    scores = "\n".join(f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_ends')} |" for kind in TEMPLATES)
     history = "\n".join(
         f"| {line['samples']:,} | {line['minutes']:.0f} | {percent(line, *TEMPLATES)} |" for line in logs["diffusion"]
     )
@@ -80,13 +84,14 @@ All weights are half precision. `script/mini/pretrain.sh` makes them.
   the basis of the latents is changed to one of mean 0 and covariance 1, so the scaling factor is 1.
 - UNet and text encoder, trained together: v-prediction plus {grounding} times a **text-grounded
   objective**: a throw-away cosine classifier (temperature {tau}) reads, from the features of
-  `up_blocks[1]`, the part labels that the caption asks for. "a photo of a dog" asks for coarse
-  parts only, "a dog, left and right" or "all parts of a dog" for the fine parts named, the empty
-  caption for the objects, a caption of an absent category for nothing. Half of the target inside
-  objects is the mix of labels around the cell, so that features also tell the ends of a part apart.
+  `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for kinds of part
+  only (its legs), "a dog, left and right" also for which of them are on these sides, "a dog, all
+  parts in detail" for the ends of every single part, the empty caption for the objects, a caption
+  of an absent category for nothing. An end is the half or quarter of a part on one side of the
+  middle of its 3D box.
   Kinds of caption: {shares}. A second throw-away classifier (weight {asking}) reads from the text
   alone which labels it asks for; it replaces the pretraining of the text encoder.
-- DINOv2: category, colour and facing from the class token, coarse parts from the patch tokens.
+- DINOv2: category, colour and facing from the class token, kinds of part from the patch tokens.
 
 **The real Stable Diffusion has no grounded objective.** It stands in for what hundreds of millions
 of captioned photos teach the real one: which words belong to which pixels. No
@@ -109,10 +114,10 @@ category.
 
 Part transfer of the UNet's features: share of foreground cells whose nearest neighbour in another
 image of the category lies on the same fine part, averaged over parts (t = {timestep}, one noise
-draw). Place agreement: overlap of the parts around a cell and around its match. Plain colours:
+draw). Ends: the same, but the neighbour must lie on the same end of the part too. Plain colours:
 {baseline:.1f} % part transfer.
 
-| caption | part transfer, % | place agreement, % |
+| caption | parts, % | ends, % |
 |---|---:|---:|
 {scores}
 
