@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd4match import demo
 from app.engine import Engine, Latest, paint_heat
 from app.example import render_examples
 from app.photo import describe, open_photo, shrink
 from app.session import MAX_POINTS, PlaceError, Session, Sessions, Settings
 from config import ROOT, load_config
+from sd4match import demo
 from utils.image import ImageError
 
 SETTINGS = Settings("stable_diffusion", "text", "", 50, "nn")
@@ -237,6 +237,9 @@ def test_bad_flags_are_refused(monkeypatch, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from sd4match import demo; sys.argv = ['demo.py']; demo.parse_args(); print({'torch', 'gradio'} & {*sys.modules})"
+    code = (
+        "import sys; from sd4match import demo; sys.argv = ['demo.py']; demo.parse_args(); "
+        "print({'torch', 'gradio'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
