@@ -47,7 +47,7 @@ def _numpy(values: Any) -> np.ndarray:
     return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _new_figure(width: float, height: float, **kwargs: Any) -> "Figure":
+def new_figure(width: float, height: float, **kwargs: Any) -> "Figure":
     """A figure (inches) that belongs to no window system and to no global list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def render(figure: "Figure") -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _show_image(axes: "Axes", rgb: np.ndarray, **kwargs: Any) -> None:
+def show_image(axes: "Axes", rgb: np.ndarray, **kwargs: Any) -> None:
     """Show an image so that axes coordinates are its pixels; small ones are enlarged smoothly."""
     height, width = rgb.shape[:2]
     axes.imshow(rgb, interpolation="bicubic", interpolation_stage="rgba", **kwargs)
@@ -72,7 +72,7 @@ def _show_image(axes: "Axes", rgb: np.ndarray, **kwargs: Any) -> None:
         spine.set_visible(False)
 
 
-def _outlined(width: float, colour: str = "white") -> list:
+def outlined(width: float, colour: str = "white") -> list:
     """Path effects that keep a line of any colour visible on any picture."""
     from matplotlib import patheffects
 
@@ -90,7 +90,7 @@ SOURCE_DOT = {"marker": "o", "markersize": 5.5, "markeredgewidth": 0.9}
 RING = {"linestyle": "", "marker": "o", "markersize": 9.5, "markerfacecolor": "none", "markeredgewidth": 1.3}
 
 
-def _draw_ring(axes: "Axes", point_px: np.ndarray, scale: float = 1.0) -> None:
+def draw_ring(axes: "Axes", point_px: np.ndarray, scale: float = 1.0) -> None:
     """A small hollow ring, white within black, at the true point."""
     style = RING | {"markersize": RING["markersize"] * scale, "clip_on": False, "zorder": 4}
     axes.plot(*point_px, **style | {"markeredgewidth": 2.8 * scale}, color="black")
@@ -107,7 +107,7 @@ def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hi
     style = _match_style(hit)
     line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.4 * scale}
     ends = {"xyA": start_px, "xyB": end_px, "coordsA": axes[0].transData, "coordsB": axes[1].transData}
-    axes[1].add_artist(ConnectionPatch(**ends, **line, path_effects=_outlined(2.6 * scale), zorder=3, clip_on=False))
+    axes[1].add_artist(ConnectionPatch(**ends, **line, path_effects=outlined(2.6 * scale), zorder=3, clip_on=False))
     marker = {
         "linestyle": "",
         "color": style["color"],
@@ -128,10 +128,10 @@ def _scaled(style: Mapping[str, Any], scale: float) -> dict[str, Any]:
 def _draw_miss(axes: "Axes", pred_px: np.ndarray, truth_px: np.ndarray, scale: float = 1.0) -> None:
     """A thin dotted line from a wrong prediction to the true point."""
     xy = np.stack((pred_px, truth_px), axis=1)
-    axes.plot(*xy, color=WRONG, linestyle=":", linewidth=1.1 * scale, path_effects=_outlined(2.0 * scale), zorder=3)
+    axes.plot(*xy, color=WRONG, linestyle=":", linewidth=1.1 * scale, path_effects=outlined(2.0 * scale), zorder=3)
 
 
-def _match_legend(figure: "Figure", right: str = "correct", wrong: str = "wrong", fontsize: float = 9) -> None:
+def match_legend(figure: "Figure", right: str = "correct", wrong: str = "wrong", fontsize: float = 9) -> None:
     from matplotlib.lines import Line2D
 
     common = {"linewidth": 1.6, "markeredgecolor": "white"}
@@ -144,7 +144,7 @@ def _match_legend(figure: "Figure", right: str = "correct", wrong: str = "wrong"
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), **style)
 
 
-def _fit_title(title: str, inches: float, lines: int = 1) -> str:
+def fit_title(title: str, inches: float, lines: int = 1) -> str:
     """`title` broken, and cut if need be, so that it fits a width at 10 points."""
     return "\n".join(wrap_name(title, max(int(11 * inches), 8), lines))
 
@@ -183,19 +183,19 @@ def draw_matches(
     aspects = [rgb.shape[1] / rgb.shape[0] for rgb in images]
     figure, axes = _pair_figure(aspects)
     for ax, rgb, title in zip(axes, images, titles, strict=True):
-        _show_image(ax, rgb, aspect="auto")
-        ax.set_title(_fit_title(title, ax.bbox.width / figure.dpi), fontsize=10)
-    _draw_match_lines(axes, src_kps, trg_kps, pred_kps, hits)
-    _match_legend(figure, f"correct ({int(hits.sum())})", f"wrong ({int((~hits).sum())})")
+        show_image(ax, rgb, aspect="auto")
+        ax.set_title(fit_title(title, ax.bbox.width / figure.dpi), fontsize=10)
+    draw_match_lines(axes, src_kps, trg_kps, pred_kps, hits)
+    match_legend(figure, f"correct ({int(hits.sum())})", f"wrong ({int((~hits).sum())})")
     return render(figure)
 
 
-def _draw_match_lines(
+def draw_match_lines(
     axes: list["Axes"], src_kps: Any, trg_kps: Any, pred_kps: Any, hits: Any, scale: float = 1.0
 ) -> None:
     """All matches of a pair, over its two images' axes."""
     for start, end, truth, hit in zip(src_kps, pred_kps, trg_kps, hits, strict=True):
-        _draw_ring(axes[1], truth, scale)
+        draw_ring(axes[1], truth, scale)
         _draw_match(axes, start, end, bool(hit), scale)
         if not hit:
             _draw_miss(axes[1], end, truth, scale)
@@ -206,7 +206,7 @@ def _pair_figure(aspects: list[float]) -> tuple["Figure", list["Axes"]]:
     margin, gap, title, legend = 0.12, 0.25, 0.3, 0.4  # inches
     widths = [PANEL_INCHES * aspect for aspect in aspects]
     total_w, total_h = sum(widths) + gap + 2 * margin, PANEL_INCHES + title + legend
-    figure = _new_figure(total_w, total_h)
+    figure = new_figure(total_w, total_h)
     lefts = [margin, margin + widths[0] + gap]
     boxes = [
         (left / total_w, legend / total_h, w / total_w, PANEL_INCHES / total_h)
@@ -223,12 +223,12 @@ def _map_extent(map_size: tuple[int, int], image_size: tuple[int, int], conventi
     return [left, right, bottom, top]
 
 
-def _show_heat(
+def show_heat(
     axes: "Axes", rgb: np.ndarray, heat: np.ndarray, convention: str, limits: tuple[float, float] | None
 ) -> "AxesImage":
     """A heat map over the grey target, one flat square per cell."""
     height, width = rgb.shape[:2]
-    _show_image(axes, np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")), aspect="auto")
+    show_image(axes, np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")), aspect="auto")
     low, high = limits or (float(heat.min()), float(heat.max()))
     extent = _map_extent(heat.shape, (height, width), convention)
     colours = {"cmap": "viridis", "alpha": 0.7, "vmin": low, "vmax": high}
@@ -237,7 +237,7 @@ def _show_heat(
     return layer
 
 
-def _draw_bar(layer: "AxesImage", bar_axes: "Axes", orientation: str = "vertical") -> None:
+def draw_bar(layer: "AxesImage", bar_axes: "Axes", orientation: str = "vertical") -> None:
     """The colour bar of a heat map, over mid-grey."""
     bar = layer.figure.colorbar(layer, cax=bar_axes, orientation=orientation)
     bar.outline.set_visible(False)
@@ -246,7 +246,7 @@ def _draw_bar(layer: "AxesImage", bar_axes: "Axes", orientation: str = "vertical
     bar_axes.locator_params(nbins=5)
 
 
-def _mark(axes: "Axes", point_px: Any, marker: str, colour: str, size: float) -> None:
+def mark(axes: "Axes", point_px: Any, marker: str, colour: str, size: float) -> None:
     style = {
         "linestyle": "",
         "marker": marker,
@@ -257,7 +257,7 @@ def _mark(axes: "Axes", point_px: Any, marker: str, colour: str, size: float) ->
     axes.plot(*_numpy(point_px), **style, color=colour, zorder=5, clip_on=False)
 
 
-def _correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool, **place: Any) -> None:
+def correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool, **place: Any) -> None:
     from matplotlib.lines import Line2D
 
     common = {"linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.9}
@@ -301,19 +301,19 @@ def draw_correlation(
         raise ValueError(f"predictions for {unknown}, but maps only for {list(maps)}")
     source, target = to_rgb(src_img), to_rgb(trg_img)
     figure, panels, bars = _panel_figure([source.shape, target.shape], len(maps), max_columns)
-    _show_image(panels[0], source, aspect="auto")
-    _mark(panels[0], query_px, "*", QUERY, 13)
-    _show_image(panels[1], target, aspect="auto")
+    show_image(panels[0], source, aspect="auto")
+    mark(panels[0], query_px, "*", QUERY, 13)
+    show_image(panels[1], target, aspect="auto")
     for panel, bar, (title, heat) in zip(panels[2:], bars, maps.items(), strict=True):
-        _draw_bar(_show_heat(panel, target, _numpy(heat), convention, limits), bar)
+        draw_bar(show_heat(panel, target, _numpy(heat), convention, limits), bar)
         if title in preds:
-            _mark(panel, preds[title], "X", WRONG, 8)
+            mark(panel, preds[title], "X", WRONG, 8)
     for panel, title in zip(panels, ("source", "target", *maps), strict=True):
-        panel.set_title(_fit_title(title, panel.bbox.width / figure.dpi, lines=2), fontsize=10)
+        panel.set_title(fit_title(title, panel.bbox.width / figure.dpi, lines=2), fontsize=10)
     if truth_px is not None:
         for panel in panels[1:]:
-            _draw_ring(panel, _numpy(truth_px))
-    _correlation_legend(figure, truth_px is not None, bool(preds))
+            draw_ring(panel, _numpy(truth_px))
+    correlation_legend(figure, truth_px is not None, bool(preds))
     return render(figure)
 
 
@@ -330,7 +330,7 @@ def _panel_figure(
     rows = [panels[start : start + max_columns] for start in range(0, len(panels), max_columns)]
     total_w = max(sum(width + room + gap for width, room in row) for row in rows) - gap + 2 * margin
     total_h = len(rows) * (height + title) + legend
-    figure = _new_figure(total_w, total_h)
+    figure = new_figure(total_w, total_h)
 
     def add_axes(left: float, bottom: float, width: float) -> "Axes":
         return figure.add_axes((left / total_w, bottom / total_h, width / total_w, height / total_h))

@@ -11,16 +11,16 @@ from utils.draw import (
     QUERY,
     WRONG,
     ImageLike,
-    _correlation_legend,
-    _draw_bar,
-    _draw_match_lines,
-    _draw_ring,
-    _mark,
-    _match_legend,
-    _new_figure,
-    _outlined,
-    _show_heat,
-    _show_image,
+    correlation_legend,
+    draw_bar,
+    draw_match_lines,
+    draw_ring,
+    mark,
+    match_legend,
+    new_figure,
+    outlined,
+    show_heat,
+    show_image,
     to_rgb,
     wrap_name,
 )
@@ -67,7 +67,7 @@ class Grid:
         self._top = LINE * max(len(lines) for lines in titles) + 0.06 + under
         self.width = LEFT + MARGIN + n_panels * self._panel_w + self._gaps
         self.height = self._top + len(rows) * (self._panel_h + INNER) + bottom
-        self.figure = _new_figure(self.width, self.height)
+        self.figure = new_figure(self.width, self.height)
         self.axes = [self._add_row(number, name) for number, name in enumerate(rows)]
         self._add_titles(titles, subtitles, under)
 
@@ -80,7 +80,7 @@ class Grid:
         length = 0.24 * self.width
         left = self.width - length - 0.55 if legend else (self.width - length) / 2
         axes = self.add_axes(left, 0.36, length, 0.09)
-        _draw_bar(layer, axes, "horizontal")
+        draw_bar(layer, axes, "horizontal")
         axes.tick_params(labelsize=FONT - 1)
         axes.set_xlabel(label, fontsize=FONT, labelpad=1)
 
@@ -128,16 +128,16 @@ def plot_matches(rows: Sequence[Mapping[str, MatchedPair]]) -> "Figure":
         for number, pair in enumerate(row.values()):
             panels = axes[2 * number : 2 * number + 2]
             for panel, image in zip(panels, (pair.src_img, pair.trg_img), strict=True):
-                _show_image(panel, to_rgb(image), aspect="auto")
+                show_image(panel, to_rgb(image), aspect="auto")
             points = (pair.src_kps, pair.trg_kps, pair.pred_kps, pair.hits)
-            _draw_match_lines(panels, *(values.numpy() for values in points), scale=MARKER)
+            draw_match_lines(panels, *(values.numpy() for values in points), scale=MARKER)
             _write_score(panels[0], f"{int(pair.hits.sum())}/{len(pair.hits)}")
-    _match_legend(grid.figure, fontsize=FONT)
+    match_legend(grid.figure, fontsize=FONT)
     return grid.figure
 
 
 def _write_score(axes: "Axes", text: str) -> None:
-    style = {"fontsize": FONT, "color": "black", "va": "top", "path_effects": _outlined(2.2), "zorder": 6}
+    style = {"fontsize": FONT, "color": "black", "va": "top", "path_effects": outlined(2.2), "zorder": 6}
     axes.text(0.03, 0.97, text, transform=axes.transAxes, **style)
 
 
@@ -151,24 +151,24 @@ def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequenc
     grid = Grid([_first(row).category for row in rows], groups, _aspect(first.src_img), bottom=0.55)
     for axes, row, point in zip(grid.axes, rows, points, strict=True):
         pair = _first(row)
-        _show_image(axes[0], to_rgb(pair.src_img), aspect="auto")
-        _mark(axes[0], pair.src_kps[point], "*", QUERY, 10)
-        _show_image(axes[1], to_rgb(pair.trg_img), aspect="auto")
-        _draw_ring(axes[1], pair.trg_kps[point].numpy(), MARKER)
+        show_image(axes[0], to_rgb(pair.src_img), aspect="auto")
+        mark(axes[0], pair.src_kps[point], "*", QUERY, 10)
+        show_image(axes[1], to_rgb(pair.trg_img), aspect="auto")
+        draw_ring(axes[1], pair.trg_kps[point].numpy(), MARKER)
         for panel, pair in zip(axes[2:], row.values(), strict=True):
             layer = _show_own_range(panel, pair, point)
     grid.add_bar(layer, "cosine similarity, each map in its range", legend=True)
     layer.colorbar.set_ticks([0, 1], labels=["lowest", "highest"])
-    _correlation_legend(grid.figure, True, True, loc="lower left", fontsize=FONT)
+    correlation_legend(grid.figure, True, True, loc="lower left", fontsize=FONT)
     return grid.figure
 
 
 def _show_own_range(axes: "Axes", pair: MatchedPair, point: int) -> Any:
     heat = pair.sim[point].numpy()
     heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
-    layer = _show_heat(axes, to_rgb(pair.trg_img), heat, "align_corners", (0, 1))
-    _mark(axes, pair.pred_kps[point], "X", WRONG, 7)
-    _draw_ring(axes, pair.trg_kps[point].numpy(), MARKER)
+    layer = show_heat(axes, to_rgb(pair.trg_img), heat, "align_corners", (0, 1))
+    mark(axes, pair.pred_kps[point], "X", WRONG, 7)
+    draw_ring(axes, pair.trg_kps[point].numpy(), MARKER)
     return layer
 
 
@@ -185,7 +185,7 @@ def plot_generated(
     for axes, (_, pair, images) in zip(grid.axes, rows, strict=True):
         shown = [*pair, *(image for group in images.values() for image in group)]
         for panel, image in zip(axes, shown, strict=True):
-            _show_image(panel, to_rgb(image), aspect="auto")
+            show_image(panel, to_rgb(image), aspect="auto")
     return grid.figure
 
 
@@ -204,15 +204,15 @@ def plot_dense(rows: Sequence[Mapping[str, DensePair]]) -> "Figure":
     for axes, row in zip(grid.axes, rows, strict=True):
         pair = _first(row)
         places = pixel_places(pair.trg_img.shape[-2:], like=pair.trg_img)
-        _show_image(axes[0], to_rgb(pair.src_img), aspect="auto")
-        _show_image(axes[1], to_rgb(pair.trg_img), aspect="auto")
-        _show_image(axes[2], paint(pair.trg_img, places, pair.trg_box), aspect="auto")
+        show_image(axes[0], to_rgb(pair.src_img), aspect="auto")
+        show_image(axes[1], to_rgb(pair.trg_img), aspect="auto")
+        show_image(axes[2], paint(pair.trg_img, places, pair.trg_box), aspect="auto")
         for number, pair in enumerate(row.values()):
             panels = axes[3 + 3 * number : 6 + 3 * number]
             painted = paint(pair.src_img, pair.points, pair.trg_box, pair.cycle <= CONSISTENT)
-            _show_image(panels[0], painted, aspect="auto")
-            _show_image(panels[1], to_rgb(warp_image(pair.trg_img, pair.points)), aspect="auto")
-            layer = _show_heat(panels[2], to_rgb(pair.src_img), 100 * pair.cycle.numpy(), "align_corners", (0, 50))
+            show_image(panels[0], painted, aspect="auto")
+            show_image(panels[1], to_rgb(warp_image(pair.trg_img, pair.points)), aspect="auto")
+            layer = show_heat(panels[2], to_rgb(pair.src_img), 100 * pair.cycle.numpy(), "align_corners", (0, 50))
     grid.add_bar(layer, "forward-backward error (% of the image's side)", legend=False)
     layer.colorbar.set_ticks([0, 25, 50], labels=["0", "25", "≥ 50"])
     return grid.figure

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from utils.draw import SOURCE_DOT, _fit_title, _new_figure, _outlined, _render, _show_image
+from utils.draw import SOURCE_DOT, fit_title, new_figure, outlined, render, show_image
 
 COLOURS = "cividis"  # tells its ends apart for colour-blind readers and in grey
 NUMBERED = 30  # at most so many points carry their number
@@ -31,16 +31,16 @@ def draw_links(
     figure, axes, bar = _figure([image.width / image.height for image in (src, trg)], stacked)
     for place, image, title in zip(axes, (src, trg), titles, strict=True):
         _show(place, image)
-        place.set_title(_fit_title(title, place.bbox.width / figure.dpi), fontsize=10)
+        place.set_title(fit_title(title, place.bbox.width / figure.dpi), fontsize=10)
     for i in np.argsort(confidence, kind="stable"):  # the surest lie on top
         colour = colormaps[COLOURS](float(confidence[i]))
         ends = {"xyA": src_points[i], "xyB": trg_points[i], "coordsA": axes[0].transData, "coordsB": axes[1].transData}
-        line = {"color": colour, "linewidth": 1.2, "path_effects": _outlined(2.2), "zorder": 3, "clip_on": False}
+        line = {"color": colour, "linewidth": 1.2, "path_effects": outlined(2.2), "zorder": 3, "clip_on": False}
         axes[1].add_artist(ConnectionPatch(**ends, **line))
         for place, point in ((axes[0], src_points[i]), (axes[1], trg_points[i])):
-            _mark(axes[1], place, point, colour, str(i + 1) if len(confidence) <= NUMBERED else "")
-    _draw_bar(figure, bar)
-    return _render(figure)
+            mark(axes[1], place, point, colour, str(i + 1) if len(confidence) <= NUMBERED else "")
+    draw_bar(figure, bar)
+    return render(figure)
 
 
 def _figure(aspects: list[float], stacked: bool):
@@ -57,7 +57,7 @@ def _figure(aspects: list[float], stacked: bool):
         sizes = [(height * aspect, height) for aspect in aspects]
         total = sum(width for width, _ in sizes) + gap + 2 * margin, height + title + foot
         corners = [(margin, foot), (margin + sizes[0][0] + gap, foot)]
-    figure = _new_figure(*total)
+    figure = new_figure(*total)
 
     def add(corner, size):
         return figure.add_axes((corner[0] / total[0], corner[1] / total[1], size[0] / total[0], size[1] / total[1]))
@@ -72,11 +72,11 @@ def _show(axes, image: Image.Image) -> None:
     factor = -(-max(image.size) // SHOWN_SIDE)
     shown = image.reduce(factor) if factor > 1 else image
     extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-    _show_image(axes, np.asarray(shown), aspect="auto", extent=extent)
+    show_image(axes, np.asarray(shown), aspect="auto", extent=extent)
     axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
-def _mark(canvas, axes, point: np.ndarray, colour, number: str) -> None:
+def mark(canvas, axes, point: np.ndarray, colour, number: str) -> None:
     """A dot at a point of `axes`, drawn on the axes `canvas` that come last, with its number beside it."""
     dot = {"linestyle": "", "color": colour, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
     canvas.plot(*point, **dot, **SOURCE_DOT, transform=axes.transData)
@@ -91,7 +91,7 @@ def _mark(canvas, axes, point: np.ndarray, colour, number: str) -> None:
             va="center",
             fontsize=8,
             fontweight="bold",
-            path_effects=_outlined(2.0),
+            path_effects=outlined(2.0),
             zorder=6,
             annotation_clip=False,
         )
@@ -105,7 +105,7 @@ def _label_side(axes, point: np.ndarray) -> tuple[float, float]:
     return x, y
 
 
-def _draw_bar(figure, axes) -> None:
+def draw_bar(figure, axes) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.draw import ImageLike, _new_figure, _show_image, render, to_rgb, wrap_name
+from utils.draw import ImageLike, new_figure, render, show_image, to_rgb, wrap_name
 from utils.geometry import l2_normalise
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_lab
 
 def plot_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> "Figure":
     """One line per entry, x -> y, told apart by colour and marker; the legend lies beside the axes."""
-    figure = _new_figure(7.0, 3.2, layout="constrained")
+    figure = new_figure(7.0, 3.2, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(curves.items()):
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
@@ -59,10 +59,10 @@ def plot_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequenc
     maps: title -> one (C, h, w) map per image.
     """
     rows, columns, side = 1 + len(maps), len(images), 1.7
-    figure = _new_figure(columns * side + 0.4, rows * side, layout="constrained")
+    figure = new_figure(columns * side + 0.4, rows * side, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for place, image in zip(axes[0], images, strict=True):
-        _show_image(place, to_rgb(image))
+        show_image(place, to_rgb(image))
     for row, (_, feats) in zip(axes[1:], maps.items(), strict=True):
         for place, colours in zip(row, colour_features(feats), strict=True):
             _show_cells(place, colours)

@@ -91,7 +91,7 @@ def parameter_shapes(variant: CPMVariant, width: int, n_tokens: int, feature_wid
     shapes: dict[str, tuple[int, ...]] = {"global_embeds": (1, variant.n_global, width)} if variant.n_global else {}
     shapes |= dict.fromkeys(("positional_embedding", "alpha_cond"), (1, variant.n_cond, width))
     linears = {"linear": (width, joined)}
-    if variant.scope == "Pair" and variant.feature == "Feat":
+    if variant.mixes_patches:
         linears = {"linear_C": (width, joined), "linear_N": (n_tokens - 1, n_tokens - 1)}
     for key, (n_out, n_in) in linears.items():
         shapes |= {f"{key}.weight": (n_out, n_in), f"{key}.bias": (n_out,)}

@@ -21,8 +21,8 @@ class ProfiledTrainer(OurTrainer):
 
     def run(self, steps: int) -> int:
         matcher = self.matcher
-        self._mark(matcher.text.text_model, "text transformer")
-        self._mark(matcher.unet, "UNet, forward")
+        self.mark(matcher.text.text_model, "text transformer")
+        self.mark(matcher.unet, "UNet, forward")
         for _ in range(steps):
             self._step()
         return steps * self.cfg.TRAIN.BATCH_SIZE
@@ -45,7 +45,7 @@ class ProfiledTrainer(OurTrainer):
     def _stage(self, name: str) -> Stage:
         return Stage(name, self.world.device)
 
-    def _mark(self, module: torch.nn.Module, name: str) -> None:
+    def mark(self, module: torch.nn.Module, name: str) -> None:
         forward, stage = module.forward, self._stage
 
         def marked(*args, **kwargs):

@@ -30,7 +30,7 @@ def draw_intervals(filled: Filled, column: int) -> bytes | None:
     blocks = [block for block in filled.blocks if _is_shown(block.cells[column], filled.comparable)]
     if sum(block.cells[column].measured is not None for block in blocks) < 2:
         return None
-    figure = _new_figure(0.34 * len(blocks) + 0.9)
+    figure = new_figure(0.34 * len(blocks) + 0.9)
     axes = figure.add_subplot()
     for place, block in enumerate(blocks):
         cell = block.cells[column]
@@ -67,7 +67,7 @@ def draw_pck_curves(results: Results, measure: Measure) -> bytes | None:
 
 def draw_lines(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> bytes:
     """A line per entry, x -> y, told apart by colour and marker."""
-    figure = _new_figure(3.6)
+    figure = new_figure(3.6)
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
         every = max(1, len(curve) // 10)
@@ -85,7 +85,7 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
     flags = [flag for flag in FLAG_TITLES if any(flag in table for table in tables.values())]
     if not flags:
         return None
-    figure = _new_figure(3.0)
+    figure = new_figure(3.0)
     panels = figure.subplots(1, len(flags), sharey=True, squeeze=False)[0]
     step = 0.7 / len(results)
     for axes, flag in zip(panels, flags, strict=True):
@@ -119,7 +119,7 @@ def _style(number: int) -> dict[str, object]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
 
 
-def _new_figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
