@@ -167,9 +167,9 @@ def _untuned(prompt: str, *test_opts: str, key: str = "", data: Iterable[str] = 
     return {name: Row(f"{key or prompt}/{name}", "base", name, test_opts=opts) for name in data}
 
 
-def _baseline(config: str) -> dict[str, Row]:
+def _baseline(config: str, *test_opts: str) -> dict[str, Row]:
     """The rows of a matcher that has a config file of its own and learns nothing."""
-    return {name: Row(f"{config}/{name}", config, name) for name in TESTED}
+    return {name: Row(f"{config}/{name}", config, name, test_opts=test_opts) for name in TESTED}
 
 
 def _learned(
@@ -209,7 +209,7 @@ def _main_table() -> Table:
         Line("DIFT, text prompt", _untuned("text")),
         Line("DIFT, empty prompt", _untuned("empty")),
         Line("SD+DINO", _baseline("sd_dino")),
-        Line("CleanDIFT", _baseline("cleandift")),
+        Line("CleanDIFT", _baseline("cleandift", "TEST.ENSEMBLE", "1")),
         Line("SD4Match-Single", _usual("single")),
         Line("SD4Match-Class", _learned("class", "spair")),
         Line("SD4Match-CPM", _usual("cpm")),
