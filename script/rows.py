@@ -124,8 +124,7 @@ class Runner:
             raise ConfigError(f"the mini world has no {condition.split('-')[0]} network")
 
     def note_failure(self, key: str, reason: str) -> None:
-        self.state.rows[key] = {"reason": reason}
-        self.state.save()
+        self.state.record(rows={key: {"reason": reason}})
 
     def commands(self, job) -> Iterator[tuple[str, list[str]]]:
         """(stage, command) of what the row still needs."""
@@ -151,10 +150,8 @@ class Runner:
                 return False
             entry["seconds"][stage] = time.monotonic() - start
             if stage == "train":
-                self.state.prompts[str(job.prompt_folder)] = digest_training(job)
-                self.state.save()
-        self.state.rows[job.key] = entry
-        self.state.save()
+                self.state.record(prompts={str(job.prompt_folder): digest_training(job)})
+        self.state.record(rows={job.key: entry})
         return True
 
 

@@ -61,7 +61,10 @@ class State:
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is damaged ({error}); delete it: finished rows are found again") from error
 
-    def save(self) -> None:
+    def record(self, rows: dict[str, dict[str, Any]] | None = None, prompts: dict[str, str] | None = None) -> None:
+        """Add entries and write them; what another process has written meanwhile is kept."""
+        known = State.load(str(self.path.parent))
+        self.rows, self.prompts = known.rows | (rows or {}), known.prompts | (prompts or {})
         write_text(self.path, json.dumps({"rows": self.rows, "prompts": self.prompts}, indent=1) + "\n")
 
 
