@@ -15,7 +15,7 @@ from dataset.mini.detail import CODES
 
 BACKGROUND, OBJECT = 0, 1
 
-KINDS = {"empty": 0.12, "plain": 0.28, "parts": 0.47, "object": 0.10, "absent": 0.03}
+KINDS = {"empty": 0.10, "plain": 0.22, "parts": 0.40, "object": 0.25, "absent": 0.03}
 PLAIN = ("a photo of {}",) * 4 + ("an image of {}", "{}")
 PARTS = (
     "a photo of {subject}, {parts}",
@@ -26,9 +26,10 @@ PARTS = (
 SIDES = frozenset({"left", "right", "front", "back"})
 JOINTS = (", ", " and ", " ")
 ALL_PARTS, IN_DETAIL = "all parts", "in detail"
-ALL_SHARE = 0.45  # share of part captions that ask for every part
-DETAIL_SHARE = 0.55  # share of part captions that ask for the ends of the parts
+ALL_SHARE = 0.6  # share of part captions that ask for every part
+DETAIL_SHARE = 0.6  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
+PLAIN_OBJECT_SHARE = 0.2  # share of captions of "an object" that ask for no parts
 MAX_WORDS = 6
 
 
@@ -143,7 +144,7 @@ class CaptionSampler:
             return self._absent(rng, objects)
         if kind == "object":
             present = frozenset(o["category"] for o in objects)
-            if rng.random() < 0.5:
+            if rng.random() < PLAIN_OBJECT_SHARE:
                 return Caption(_pick(rng, PLAIN).format("an object"))
             return self._with_parts(rng, "an object", present, named=False)
         subject, named = self._subject(rng, objects)
