@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from script.tables.layout import Cell, Filled
 from utils.pck import Record
 from utils.plot import COLOURS, MARKERS
-from utils.statistics import LEVELS, Interval, Measure, bootstrap, break_down, compute_curve
+from utils.statistics import LEVELS, Interval, Measure, bootstrap, break_down, compute_curve, select_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
         for number, records in enumerate(results.values()):
             shift = (number - (len(results) - 1) / 2) * step
             for place, level in enumerate(levels):
-                if found := _level_interval(records, flag, level, measure):
+                if found := bootstrap(select_level(records, flag, level), measure, draws=500):
                     _plot_interval(axes, place + shift, found, number)
         axes.set_xticks(range(len(levels)), levels, fontsize=7)
         axes.set_xlim(-0.6, len(levels) - 0.4)
@@ -103,11 +103,6 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
     handles = [panels[0].plot([], [], label=name, **_style(number))[0] for number, name in enumerate(results)]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return _to_svg(figure)
-
-
-def _level_interval(records: Sequence[Record], flag: str, level: str, measure: Measure) -> Interval | None:
-    value = LEVELS[flag].index(level)
-    return bootstrap([record for record in records if record["flags"].get(flag, -1) == value], measure, draws=500)
 
 
 def _plot_interval(axes, place: float, found: Interval, number: int) -> None:
