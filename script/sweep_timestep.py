@@ -51,7 +51,23 @@ def read_scores(path: Path) -> Scores:
         try:
             return {(row["prompt"], int(row["timestep"])): float(row["pck"]) for row in csv.DictReader(file)}
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} is no table of a timestep sweep ({error}); use --overwrite") from error
+            expected = f"expected the columns {','.join(COLUMNS)}"
+            raise ConfigError(f"{path} is no table of a timestep sweep: {expected} ({error!r})") from error
+
+
+def read_curves(path: Path) -> dict[str, dict[int, float]]:
+    """`group_scores` of the same file; ConfigError if it is empty."""
+    if not (scores := read_scores(path)):
+        raise ConfigError(f"{path} has no rows")
+    return group_scores(scores)
+
+
+def group_scores(scores: Scores) -> dict[str, dict[int, float]]:
+    """prompt -> {timestep: PCK in percent}, in the order of the timesteps."""
+    curves: dict[str, dict[int, float]] = {}
+    for (prompt, timestep), value in sorted(scores.items(), key=lambda entry: entry[0][1]):
+        curves.setdefault(prompt, {})[timestep] = value
+    return curves
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -83,15 +99,12 @@ def recall(stem: Path, cfg, overwrite: bool) -> Scores:
 
 def draw(stem: Path, cfg, prompts: list[str], scores: Scores) -> None:
     from utils.draw import save_figure
-    from utils.plot import draw_curves
+    from utils.plot import plot_curves
 
-    curves = {
-        prompt: {timestep: value for (name, timestep), value in sorted(scores.items()) if name == prompt}
-        for prompt in prompts
-    }
+    curves = group_scores(scores)
     pairs = f"{cfg.DATASET.NAME} {cfg.TEST.SPLIT} {cfg.DATASET.CATEGORY}"
     measure = f"PCK@{cfg.EVAL.PICTURE_ALPHA:g}, {cfg.EVAL.PICTURE_LOCALISER}, {pairs} (%)"
-    save_figure(f"{stem}.png", draw_curves(curves, "timestep", measure))
+    save_figure(f"{stem}.png", plot_curves({prompt: curves[prompt] for prompt in prompts}, "timestep", measure))
 
 
 def run(args: argparse.Namespace) -> Path:

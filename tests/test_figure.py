@@ -10,7 +10,7 @@ from PIL import Image
 from config import ROOT, load_config
 from script import figure as figure_script
 from script.figures import FIGURES
-from script.figures.timestep import read_curves
+from script.sweep_timestep import read_curves
 from utils.draw import QUERY, RIGHT, WRONG, find_format, render, save_figure
 from utils.figure import Grid, paint, plot_correlations, plot_dense, plot_generated, plot_matches
 from utils.picture import DensePair, MatchedPair
