@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from config import ConfigError, load_config
+from config import ConfigError, change_config, load_config
 from dataset import MissingDataError
 from dataset.pair_dataset import PairDataset
 from utils.build import build_pairs
@@ -122,10 +122,9 @@ class Page:
 
     def _open_dataset(self) -> tuple[PairDataset | None, dict[str, int]]:
         """The pairs as they were tested, and the position of each by its id; None without the data set."""
-        cfg = self.results[0].config.clone()
-        cfg.defrost()
-        cfg.DATASET.CATEGORY = "all"
-        cfg.DATASET.ROOT = self.data_root or cfg.DATASET.ROOT
+        tested = self.results[0].config
+        root = self.data_root or tested.DATASET.ROOT
+        cfg = change_config(tested, {"DATASET.CATEGORY": "all", "DATASET.ROOT": root})
         try:
             dataset = build_pairs(cfg, cfg.TEST.SPLIT)
         except MissingDataError as error:

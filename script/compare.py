@@ -4,7 +4,6 @@ python script/compare.py --config_file config/mini/base.yaml --prompts text CPM_
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_summary(cfg) -> dict:
     """What test.py wrote for the configured prompt."""
+    from utils.export import read_json
     from utils.report import build_result_stem
 
     path = Path(f"{build_result_stem(cfg)}.json")
@@ -32,7 +32,7 @@ def read_summary(cfg) -> dict:
         raise ConfigError(
             f"{path} is not there; run test.py with --prompt_type {cfg.PROMPT.TYPE} and the same settings first"
         )
-    return json.loads(path.read_text())["summary"]
+    return read_json(path)["summary"]
 
 
 def format_comparison(summaries: dict[str, dict], localiser: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, check_config, dump_config, load_config, resolve_path  # noqa: E402
+from config import ConfigError, change_config, check_config, dump_config, load_config, resolve_path  # noqa: E402
 
 COLUMNS = ("prompt", "timestep", "pck")
 Scores = dict[tuple[str, int], float]
@@ -84,10 +84,7 @@ def recall(stem: Path, cfg, overwrite: bool) -> Scores:
     from utils.result import write_text
 
     table, settings = Path(f"{stem}.csv"), Path(f"{stem}.yaml")
-    common = cfg.clone()
-    common.defrost()
-    common.PROMPT.TYPE = "text"
-    text = dump_config(common)
+    text = dump_config(change_config(cfg, {"PROMPT.TYPE": "text"}))
     if table.is_file() and not overwrite:
         if not settings.is_file() or settings.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{table} was made with other settings; give --overwrite or another --output")
