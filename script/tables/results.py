@@ -12,10 +12,11 @@ from typing import Any
 from config import WITHOUT_EFFECT, ConfigError, iter_keys, resolve_path
 from model.facts import network_fingerprint
 from model.matcher import MATCHERS
+from model.prompt.name import parse_prompt_name
 from model.prompt.store import TENSOR_FILES
 from script.tables.rows import Row, World, load_row
 from utils.pck import Record
-from utils.precompute import find_dino, find_stable_diffusion, find_unet
+from utils.precompute import find_condition, find_dino, find_stable_diffusion, find_unet
 from utils.report import build_result_stem
 from utils.result import read_pairs_csv, write_text
 
@@ -120,7 +121,7 @@ def find_result(job: Job, state: State) -> list[Record] | None:
     if any(key in found and found[key] != value for key, value in wanted.items()):
         return None
     weights = state.rows.get(job.key, {}).get("weights")
-    if weights not in (None, digest_weights(job.test)):
+    if weights not in (None, digest_weights(job.test, job.test.PROMPT.TYPE)):
         return None
     try:
         return read_pairs_csv(table)
@@ -141,19 +142,21 @@ def digest_training(job: Job) -> str:
     """Changes whenever the training has to be done again, or to be gone on with."""
     settings = relevant_settings(job.training, training=True)
     settings = {key: value for key, value in settings.items() if not key.startswith(("TEST.", "PROMPT.TYPE"))}
-    text = json.dumps([settings, digest_weights(job.training)], sort_keys=True)
+    text = json.dumps([settings, digest_weights(job.training, job.test.PROMPT.TYPE)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_weights(cfg) -> str:
-    """Identifies the weights of the networks that the matcher runs; "" if they are not on this machine."""
-    entry, networks = MATCHERS[cfg.MATCHER.NAME], []
+def digest_weights(cfg, prompt: str) -> str:
+    """Identifies the weights of the networks that a prompt's test runs; "" if not all are on this machine."""
+    entry, condition, networks = MATCHERS[cfg.MATCHER.NAME], parse_prompt_name(prompt).condition, []
     try:
         if entry.parts:
             where = find_stable_diffusion(cfg) | find_unet(cfg)
             networks.append(_fingerprint(("vae", "unet", "text_encoder"), cfg.SEED, **where))
         if "dino" in entry.caches:
             networks.append(_fingerprint(("",), cfg.SEED, **find_dino(cfg)))
+        if condition:
+            networks.append(_fingerprint(("",), cfg.SEED, **find_condition(cfg, condition)))
     except FileNotFoundError:
         return ""
     return "-".join(networks)
