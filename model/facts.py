@@ -156,6 +156,13 @@ def condition_facts(
     return 1 + (height // patch) * (width // patch), config.get("hidden_size", 768)
 
 
+def condition_preprocessor(
+    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
+) -> dict[str, Any]:
+    """What the image processor of a condition's network does, as its JSON file says; {} if it is not known yet."""
+    return _vision_configs(get_condition(condition), folder, init, architecture)[1]
+
+
 def get_condition(condition: str) -> Condition:
     """The entry of CONDITIONS; ValueError lists the known names."""
     if condition not in CONDITIONS:

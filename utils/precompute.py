@@ -20,7 +20,7 @@ from dataset.pair_dataset import PairDataset, load_pil, resize_image
 from model.architecture import HUB_IDS
 from model.condition import compute_condition, condition_facts, get_condition
 from model.dino import compute_dino_map
-from model.facts import DinoFacts, dino_facts, network_facts, network_fingerprint
+from model.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts, network_fingerprint
 from model.load import load_stable_diffusion, load_vision
 from model.matcher import MATCHERS
 from model.vae import encode_moments
@@ -129,7 +129,7 @@ def condition_source(cfg, condition: str) -> Source:
     stamp = {
         "what": f"{spec.network}: {spec.output}",
         "fingerprint": fingerprint_condition(cfg, condition),
-        "preprocessing": "the network's own processor",
+        "preprocessing": condition_preprocessor(condition, **where),
     }
 
     def load(device: torch.device) -> Compute:
