@@ -101,8 +101,12 @@ class Engine:
         return {"number": point.number, "url": paint_heat(pair.heatmap((point.x, point.y), size))}
 
     def find_pair(self, session: Session) -> Any:
-        """The sd4match.Pair of a session that is ready."""
-        return self._find_pair(session.source, session.target, session.settings)
+        """The sd4match.Pair of a session; None if it is not ready."""
+        with session.lock:
+            if not session.ready:
+                return None
+            request = (session.source, session.target, session.settings)
+        return self._find_pair(*request)
 
     def _find_pair(
         self, source: Photo, target: Photo, settings: Settings, report: Report = lambda share, what: None

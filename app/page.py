@@ -207,12 +207,13 @@ class Actions:
     def overlay(self, request: gr.Request):
         """The whole target laid over the source."""
         session = self.sessions.get(request.session_hash)
-        if not session.ready:
-            return {"problem": True, "message": ASK_FOR_IMAGES}
         try:
-            shown = build_overlay(self.engine.find_pair(session))
+            pair = self.engine.find_pair(session)
+            shown = pair and build_overlay(pair)
         except REFUSALS as error:
             return {"problem": True, "message": explain(error)}
+        if not shown:
+            return {"problem": True, "message": ASK_FOR_IMAGES}
         return shown | {"message": f"{shown['share']:.0%} of the source is matched both ways."}
 
     def leave(self, request: gr.Request) -> None:

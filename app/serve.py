@@ -17,7 +17,7 @@ def build_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            number = re.fullmatch(r"/image/(\d+)", self.path)
+            number = re.fullmatch(r"/image/(\d{1,9})", self.path)
             if self.path == "/":
                 self._send(text, "text/html; charset=utf-8")
             elif number and int(number[1]) < len(page.images):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from config import ConfigError, load_config
+from config import ConfigError, change_config, load_config
 from dataset import MissingDataError
 from dataset.pair_dataset import PairDataset
 from utils.build import build_pairs
@@ -93,7 +93,7 @@ class Page:
     def render(self, urls: Sequence[str]) -> str:
         """The page, with a URL for each image."""
         text = json.dumps(self._content | {"images": list(urls)}, separators=(",", ":"), allow_nan=False)
-        return TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", text.replace("</", "<\\/"))
+        return TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
 
     def _build(self) -> dict[str, Any]:
         records = [{record["pair_id"]: record for record in result.read_records()} for result in self.results]
@@ -107,7 +107,7 @@ class Page:
             "alphas": list(next(iter(next(iter(first.values()))["hits"].values()))) if first else [],
             "pairs": [self._describe_pair(first[i], dataset, positions.get(i)) for i in known],
             "methods": [
-                self._describe_method(name, result, by_id, known, dataset, positions)
+                self._describe_method(name, result, by_id, known)
                 for name, result, by_id in zip(self._name_methods(), self.results, records, strict=True)
             ],
         }
@@ -122,10 +122,9 @@ class Page:
 
     def _open_dataset(self) -> tuple[PairDataset | None, dict[str, int]]:
         """The pairs as they were tested, and the position of each by its id; None without the data set."""
-        cfg = self.results[0].config.clone()
-        cfg.defrost()
-        cfg.DATASET.CATEGORY = "all"
-        cfg.DATASET.ROOT = self.data_root or cfg.DATASET.ROOT
+        tested = self.results[0].config
+        root = self.data_root or tested.DATASET.ROOT
+        cfg = change_config(tested, {"DATASET.CATEGORY": "all", "DATASET.ROOT": root})
         try:
             dataset = build_pairs(cfg, cfg.TEST.SPLIT)
         except MissingDataError as error:
@@ -148,18 +147,11 @@ class Page:
         height, width = ref.size
         return {"image": number, "w": width, "h": height, "flip": int(ref.flip), "kps": _tenths(kps)}
 
-    def _describe_method(self, name, result, by_id, known, dataset, positions) -> dict[str, Any]:
+    def _describe_method(
+        self, name: str, result: Result, by_id: dict[str, Record], known: Sequence[str]
+    ) -> dict[str, Any]:
         predictions = result.read_predictions()
-        found: list[dict | None] = []
-        for pair_id in known:
-            points = {k: v for k, v in predictions.get(pair_id, {}).items() if k in self.localisers}
-            if pair_id not in by_id or not points or pair_id not in positions:
-                found.append(None)
-                continue
-            pred = np.array(list(points.values())).reshape(len(points), -1, 2)
-            item, protocol = dataset[positions[pair_id]], by_id[pair_id]["protocol"]
-            errors = np.round(relative_errors(item, pred, protocol, dataset.image_size), 3).tolist()
-            found.append({name: [_tenths(p), e] for name, p, e in zip(points, pred, errors, strict=True)})
+        found = [self._describe_points(by_id.get(pair_id, {}), predictions.get(pair_id, {})) for pair_id in known]
         hits = [by_id[i]["hits"] if i in by_id else None for i in known]
         return {
             "name": name,
@@ -167,21 +159,16 @@ class Page:
             "found": found,
         }
 
+    def _describe_points(self, record: Record, predictions: dict[str, list]) -> dict[str, list] | None:
+        """{localiser: [points, px of the original target; errors as a share of PCK's threshold]}; None if not known."""
+        errors = record.get("errors", {})
+        names = [name for name in self.localisers if name in errors and name in predictions]
+        return {name: [_tenths(predictions[name]), _share(errors[name], record["threshold"])] for name in names} or None
 
-def relative_errors(item: dict, pred_orig: np.ndarray, protocol: str, image_size: tuple[int, int]) -> np.ndarray:
-    """Distances of predictions from the truth as a share of PCK's threshold: right at alpha if at most alpha.
 
-    item: of a PairDataset with that image_size (H, W). pred_orig: (..., N, 2), px of the original target. Returns
-    (..., N).
-    """
-    n = pred_orig.shape[-2]
-    if protocol == "original":
-        truth, threshold, scale = item["trg_kps_orig"], item["pck_threshold_orig"], np.ones(2)
-    else:
-        truth, threshold = item["trg_kps"], item["pck_threshold"]
-        scale = (np.array(image_size) / item["trg_size"].numpy())[::-1]
-    distance = np.linalg.norm(pred_orig * scale - truth[:n].numpy(), axis=-1)
-    return distance / max(threshold, 1e-9)
+def _share(errors: Sequence[float], threshold: float) -> list[float]:
+    """Errors over the threshold: right at alpha if at most alpha."""
+    return np.round(np.asarray(errors) / max(threshold, 1e-9), 4).tolist()
 
 
 def _tenths(points: Any) -> list[float]:

@@ -2,12 +2,15 @@
 
 from config.check import ConfigError, check_config
 from config.default import get_default_config
-from config.load import dump_config, iter_keys, load_config
+from config.effect import WITHOUT_EFFECT
+from config.load import change_config, dump_config, iter_keys, load_config
 from config.path import ROOT, resolve_network, resolve_path
 
 __all__ = [
     "ROOT",
+    "WITHOUT_EFFECT",
     "ConfigError",
+    "change_config",
     "check_config",
     "dump_config",
     "get_default_config",

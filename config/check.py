@@ -33,6 +33,7 @@ CHOICES = {
 
 # (smallest, largest) value allowed; None = no limit
 RANGES = {
+    "SEED": (0, 2**32 - 1),
     "DATASET.NUM_WORKERS": (0, None),
     "MATCHER.LAYER": (0, None),
     "MATCHER.DINO_LAYER": (-1, None),
@@ -63,7 +64,15 @@ RANGES = {
     "PROMPT.LENGTH": (1, 75),
 }
 
-POSITIVE = ("LOSS.BETA", "LOSS.SIGMA", "TRAIN.LR", "TRAIN.LINEAR_LR_SCALE", "EVAL.BETA", "EVAL.SIGMA")
+POSITIVE = (
+    "LOSS.BETA",
+    "LOSS.SIGMA",
+    "TRAIN.LR",
+    "TRAIN.LINEAR_LR_SCALE",
+    "EVAL.BETA",
+    "EVAL.SIGMA",
+    "EVAL.PICTURE_ALPHA",
+)
 
 
 def check_config(cfg: CN, training: bool) -> None:

@@ -46,6 +46,16 @@ def load_config(config_file: str | None = None, opts: Sequence[str] = (), overri
     return cfg
 
 
+def change_config(cfg: CN, values: dict[str, object]) -> CN:
+    """A frozen copy of a config with other values, {dotted key: value}. Raises ConfigError as `load_config`."""
+    other = cfg.clone()
+    other.defrost()
+    for key, value in values.items():
+        _merge_value(other, key, value, "setting")
+    other.freeze()
+    return other
+
+
 def dump_config(cfg: CN) -> str:
     """The whole merged config as YAML text that load_config reads back to the same values."""
     plain: dict = {}

@@ -103,15 +103,22 @@ def network_facts(folder: str, *, init: str = "pretrained", architecture: str = 
     With init="random", and for the default hub ids, nothing need be on this machine. None for another hub id
     that has not been downloaded, and for a folder that lacks a file (loading then says what is missing).
     """
+    configs = find_configs(folder, init=init, architecture=architecture)
+    return None if configs is None else compute_facts(configs)
+
+
+def find_configs(
+    folder: str, *, init: str = "pretrained", architecture: str = "sd2-1"
+) -> dict[str, dict[str, Any]] | None:
+    """The configurations of "vae", "unet", "text_encoder" and "scheduler"; None as `network_facts`."""
     if init == "random":
-        return compute_facts(get_architecture(STABLE_DIFFUSION, architecture))
+        return get_architecture(STABLE_DIFFUSION, architecture)
     root = local_folder(folder) or Path(folder)
     paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
     paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
     if all(path.is_file() for path in paths.values()):
-        return compute_facts({name: read_json(path) for name, path in paths.items()})
-    known = HUB_IDS.get(folder)
-    return compute_facts(STABLE_DIFFUSION[known]) if known in STABLE_DIFFUSION else None
+        return {name: read_json(path) for name, path in paths.items()}
+    return STABLE_DIFFUSION.get(HUB_IDS.get(folder, ""))
 
 
 def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "") -> DinoFacts | None:
@@ -147,6 +154,13 @@ def condition_facts(
     crop = preprocessor.get("crop_size", 224)
     height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
     return 1 + (height // patch) * (width // patch), config.get("hidden_size", 768)
+
+
+def condition_preprocessor(
+    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
+) -> dict[str, Any]:
+    """What the image processor of a condition's network does, as its JSON file says; {} if it is not known yet."""
+    return _vision_configs(get_condition(condition), folder, init, architecture)[1]
 
 
 def get_condition(condition: str) -> Condition:

@@ -97,12 +97,12 @@ def main() -> int:
     args = parse_args()
     args.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
-    from utils.errors import USER_ERRORS
+    from utils.errors import USER_ERRORS, explain
 
     try:
         return run(args)
     except USER_ERRORS as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
+        print(f"benchmark.py: {explain(error)}", file=sys.stderr)
         return 2
 
 

@@ -4,7 +4,6 @@ python script/compare.py --config_file config/mini/base.yaml --prompts text CPM_
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_summary(cfg) -> dict:
     """What test.py wrote for the configured prompt."""
+    from utils.export import read_json
     from utils.report import build_result_stem
 
     path = Path(f"{build_result_stem(cfg)}.json")
@@ -32,7 +32,7 @@ def read_summary(cfg) -> dict:
         raise ConfigError(
             f"{path} is not there; run test.py with --prompt_type {cfg.PROMPT.TYPE} and the same settings first"
         )
-    return json.loads(path.read_text())["summary"]
+    return read_json(path)["summary"]
 
 
 def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
@@ -51,21 +51,16 @@ def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
 
 def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     """Match lines per prompt, and one picture of all prompts' correlation maps, for each chosen pair."""
-    from utils.build import build_test
+    from script.figures.rows import collect
     from utils.draw import save_figure
     from utils.picture import choose_pairs, draw_pair_correlation, draw_pair_matches, match_pair
 
-    matched: dict[int, dict] = {}
-    for name, cfg in configs.items():
-        accelerator, pairs, matcher = build_test(cfg)
-        for position in choose_pairs(pairs, n_pairs):
-            pair = match_pair(cfg, matcher, pairs, position, accelerator.device)
-            matched.setdefault(position, {})[name] = pair
-    for number, by_prompt in enumerate(matched.values()):
+    rows = collect(configs, lambda pairs: choose_pairs(pairs, n_pairs), match_pair)
+    for number, by_prompt in enumerate(rows):
         for name, pair in by_prompt.items():
             save_figure(folder / f"{number}_matches_{name}.png", draw_pair_matches(pair, name))
         save_figure(folder / f"{number}_correlation.png", draw_pair_correlation(by_prompt))
-    print(f"{len(matched)} pairs drawn in {folder}")
+    print(f"{len(rows)} pairs drawn in {folder}")
 
 
 def main() -> int:

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = configs[args.settings[0]]
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
     prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
+    build_caches(cfg, (pairs,), prompt.condition if prompt else None, accelerator)
     measure = Measure(cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL.PICTURE_ALPHA, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
     first, rows = None, []
     for setting, variant in configs.items():

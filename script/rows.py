@@ -140,7 +140,7 @@ class Runner:
         """Whether the row is finished now."""
         from script.tables.results import digest_training, digest_weights
 
-        entry = {"seconds": {}, "tflop": self.costs[job.key], "weights": digest_weights(job.test)}
+        entry = {"seconds": {}, "tflop": self.costs[job.key]}
         for stage, command in self.commands(job):
             log = Path(resolve_path(self.world.root)) / "row" / job.key.replace("/", "_") / f"{stage}.log"
             start = time.monotonic()
@@ -151,6 +151,7 @@ class Runner:
             entry["seconds"][stage] = time.monotonic() - start
             if stage == "train":
                 self.state.record(prompts={str(job.prompt_folder): digest_training(job)})
+        entry["weights"] = digest_weights(job.test, job.test.PROMPT.TYPE)  # the first row may have downloaded them
         self.state.record(rows={job.key: entry})
         return True
 

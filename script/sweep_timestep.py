@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, check_config, dump_config, load_config, resolve_path  # noqa: E402
+from config import ConfigError, change_config, check_config, dump_config, load_config, resolve_path  # noqa: E402
 
 COLUMNS = ("prompt", "timestep", "pck")
 Scores = dict[tuple[str, int], float]
@@ -51,7 +51,23 @@ def read_scores(path: Path) -> Scores:
         try:
             return {(row["prompt"], int(row["timestep"])): float(row["pck"]) for row in csv.DictReader(file)}
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} is no table of a timestep sweep ({error}); use --overwrite") from error
+            expected = f"expected the columns {','.join(COLUMNS)}"
+            raise ConfigError(f"{path} is no table of a timestep sweep: {expected} ({error!r})") from error
+
+
+def read_curves(path: Path) -> dict[str, dict[int, float]]:
+    """`group_scores` of the same file; ConfigError if it is empty."""
+    if not (scores := read_scores(path)):
+        raise ConfigError(f"{path} has no rows")
+    return group_scores(scores)
+
+
+def group_scores(scores: Scores) -> dict[str, dict[int, float]]:
+    """prompt -> {timestep: PCK in percent}, in the order of the timesteps."""
+    curves: dict[str, dict[int, float]] = {}
+    for (prompt, timestep), value in sorted(scores.items(), key=lambda entry: entry[0][1]):
+        curves.setdefault(prompt, {})[timestep] = value
+    return curves
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -68,10 +84,7 @@ def recall(stem: Path, cfg, overwrite: bool) -> Scores:
     from utils.result import write_text
 
     table, settings = Path(f"{stem}.csv"), Path(f"{stem}.yaml")
-    common = cfg.clone()
-    common.defrost()
-    common.PROMPT.TYPE = "text"
-    text = dump_config(common)
+    text = dump_config(change_config(cfg, {"PROMPT.TYPE": "text"}))
     if table.is_file() and not overwrite:
         if not settings.is_file() or settings.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{table} was made with other settings; give --overwrite or another --output")
@@ -83,15 +96,12 @@ def recall(stem: Path, cfg, overwrite: bool) -> Scores:
 
 def draw(stem: Path, cfg, prompts: list[str], scores: Scores) -> None:
     from utils.draw import save_figure
-    from utils.plot import draw_curves
+    from utils.plot import plot_curves
 
-    curves = {
-        prompt: {timestep: value for (name, timestep), value in sorted(scores.items()) if name == prompt}
-        for prompt in prompts
-    }
+    curves = group_scores(scores)
     pairs = f"{cfg.DATASET.NAME} {cfg.TEST.SPLIT} {cfg.DATASET.CATEGORY}"
     measure = f"PCK@{cfg.EVAL.PICTURE_ALPHA:g}, {cfg.EVAL.PICTURE_LOCALISER}, {pairs} (%)"
-    save_figure(f"{stem}.png", draw_curves(curves, "timestep", measure))
+    save_figure(f"{stem}.png", plot_curves({prompt: curves[prompt] for prompt in prompts}, "timestep", measure))
 
 
 def run(args: argparse.Namespace) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import ConfigError, check_config, load_config
+from config import ConfigError, change_config, check_config, load_config
 from model.noise import identifier_seed
 from model.prompt.base import Prompt
 from model.runtime import resolve_device
@@ -146,12 +146,9 @@ class Matcher:
             other._owner = object()
         return other
 
-    def _copy(self, values: Mapping[str, Any]) -> Matcher:
+    def _copy(self, values: dict[str, Any]) -> Matcher:
         """This matcher with other values in its config."""
-        cfg = self.config.clone()
-        cfg.defrost()
-        cfg.merge_from_list([word for item in values.items() for word in item])
-        cfg.freeze()
+        cfg = change_config(self.config, values)
         check_config(cfg, training=False)
         other = copy.copy(self)
         other.config = cfg

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.pair_dataset import clamp_kps, compute_scale
+from utils.dense import DenseField, match_densely
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
 from utils.image import Picture
 from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
@@ -126,12 +127,8 @@ class Pair:
         cells = self._to_cells(self._check_points(points))
         return self._query(self.src_feat, self.trg_feat, cells).sim[0]
 
-    def dense(self, backend: str = "auto"):
-        """The place of every source cell on the target and the way back: utils.dense.DenseField, in cells."""
-        try:
-            from utils.dense import match_densely
-        except ModuleNotFoundError as error:
-            raise NotImplementedError("dense fields need utils/dense.py, which this checkout lacks") from error
+    def dense(self, backend: str = "auto") -> DenseField:
+        """The place of every source cell on the target and the way back, in cells."""
         setting = self.setting
         return match_densely(
             self.src_feat, self.trg_feat, backend, setting.localiser, beta=setting.beta, sigma=setting.sigma

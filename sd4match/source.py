@@ -14,10 +14,9 @@ from model.error import PromptNotFoundError
 from model.facts import is_hub_id, local_folder, network_facts
 from model.matcher import MATCHERS
 from model.prompt.name import BASELINES, parse_prompt_name
-from model.prompt.store import META_FILE, OWN_FILE, find_name
+from model.prompt.store import META_FILE, TENSOR_FILES, find_name
 from utils.export import METRICS_FILE
 
-PROMPT_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
 
@@ -104,14 +103,14 @@ def find_prompt_folder(place: str, **options: Any) -> Path:
     """
     if Path(place).is_dir():
         return Path(place)
-    folder = _download(place, [META_FILE, METRICS_FILE, *PROMPT_FILES], **options) if is_hub_id(place) else None
+    folder = _download(place, [META_FILE, METRICS_FILE, *TENSOR_FILES], **options) if is_hub_id(place) else None
     if folder is None:
         raise PromptNotFoundError(f"{place}: neither a folder nor a hub repository that holds a {META_FILE}")
     return folder
 
 
 def _holds_prompt(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (META_FILE, *PROMPT_FILES))
+    return any((folder / name).is_file() for name in (META_FILE, *TENSOR_FILES))
 
 
 def _download(repository: str, files: list[str], **options: Any) -> Path | None:

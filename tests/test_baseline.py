@@ -367,6 +367,8 @@ def test_whatever_changes_a_number_changes_the_result_name(world, tmp_path):
         same = {build_result_stem(settings_of(world, tmp_path, *matcher, *item)).name for item in others}
         assert same <= {names[0]}
     assert len(stems) == sum(len(changes) + 1 for changes in own.values())
+    unets = [settings_of(world, tmp_path, "NETWORK.UNET", f"{place}/unet") for place in ("one", "another")]
+    assert len({build_result_stem(cfg).name for cfg in unets}) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import ROOT, ConfigError, check_config, dump_config, iter_keys, load_config
+from config import ROOT, WITHOUT_EFFECT, ConfigError, check_config, dump_config, iter_keys, load_config
 
 FILES = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
 BASELINES = {"dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "cleandift"}  # tested as they are
@@ -17,6 +17,10 @@ BASELINES = {"dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "clea
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "config")))
 def test_every_experiment_file_loads_and_passes_its_checks(path):
     check_config(load_config(str(path)), training=path.stem not in BASELINES)
+
+
+def test_keys_without_effect_are_keys():
+    assert set(WITHOUT_EFFECT) <= dict(iter_keys(load_config())).keys()
 
 
 def test_order_is_default_file_flag_command_line(tmp_path):

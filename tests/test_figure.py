@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from config import ROOT, load_config
+from script import compare as compare_script
 from script import figure as figure_script
 from script.figures import FIGURES
-from script.figures.timestep import read_curves
+from script.sweep_timestep import read_curves
+from tests.test_test import evaluate
 from utils.draw import QUERY, RIGHT, WRONG, find_format, render, save_figure
 from utils.figure import Grid, paint, plot_correlations, plot_dense, plot_generated, plot_matches
 from utils.picture import DensePair, MatchedPair
@@ -236,3 +238,20 @@ def test_timestep_curves_are_read_sorted_and_merged(monkeypatch, world, tmp_path
 def test_every_kind_is_in_the_page_of_figures():
     page = (ROOT / "docs" / "figures.md").read_text()
     assert all(f"script/figure.py {kind}" in page for kind in FIGURES)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(monkeypatch, world, tmp_path, capsys):
+    flags = ["--prompts", "text", "empty", "--pairs", "1", "--opts", *world.opts(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
+    assert compare_script.main() == 1
+    assert "run test.py with --prompt_type text" in capsys.readouterr().err
+    summaries = [evaluate(world, tmp_path, prompt)["summary"] for prompt in ("text", "empty")]
+    capsys.readouterr()
+    assert compare_script.main() == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    for line, prompt, summary in zip(lines, ("text", "empty"), summaries, strict=True):
+        values = [f"{100 * row['all']:.2f}" for row in summary["pck"]["kernelsoftmax"].values()]
+        assert line.split() == [prompt, *values]
+    names = {path.name for path in (tmp_path / "figure").iterdir()}
+    assert names == {"0_matches_text.png", "0_matches_empty.png", "0_correlation.png"}

@@ -29,8 +29,6 @@ def test_coordinates_round_trip(convention):
     px = make_pair()[2]
     cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE, convention)
     torch.testing.assert_close(geometry.cell_to_px(cell, FEAT_SIZE, IMAGE_SIZE, convention), px)
-    norm = geometry.px_to_norm(px, IMAGE_SIZE, convention)
-    torch.testing.assert_close(geometry.norm_to_px(norm, IMAGE_SIZE, convention), px)
 
 
 def test_conventions_at_the_corners():
@@ -45,15 +43,6 @@ def test_conventions_at_the_corners():
         geometry.cell_to_px(corners, (1, 1), (768, 768))
 
 
-@pytest.mark.parametrize("convention", geometry.CONVENTIONS)
-def test_px_to_norm_is_what_grid_sample_reads(convention):
-    image = torch.randn(1, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
-    px = torch.tensor([[[5.0, 7.0], [90.0, 60.0]]])
-    grid = geometry.px_to_norm(px, IMAGE_SIZE, convention)[:, None]
-    sampled = F.grid_sample(image, grid, align_corners=convention == "align_corners")
-    torch.testing.assert_close(sampled[0, :, 0], image[0][:, [7, 60], [5, 90]], atol=1e-4, rtol=1e-4)
-
-
 def test_rescale_kps_per_axis_and_per_image():
     kps = torch.tensor([[[10.0, 20.0]], [[10.0, 20.0]]])
     assert geometry.rescale_kps(kps, (100, 50), (200, 200)).tolist() == [[[40, 40]], [[40, 40]]]
@@ -65,7 +54,8 @@ def test_sample_features_equals_grid_sample_with_border_padding():
     feat, _, px = make_pair()
     cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE)
     cell[0, 0], cell[0, 1] = torch.tensor([-3.0, 4.0]), torch.tensor([12.0, 8.0])
-    grid = geometry.px_to_norm(cell, FEAT_SIZE)[:, :, None]
+    h, w = FEAT_SIZE
+    grid = (2 * cell / torch.tensor([w - 1, h - 1]) - 1)[:, :, None]
     expected = F.grid_sample(feat, grid, align_corners=True, padding_mode="border")[..., 0].transpose(1, 2)
     torch.testing.assert_close(geometry.sample_features(feat, cell), expected, atol=1e-5, rtol=1e-5)
 

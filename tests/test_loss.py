@@ -12,7 +12,6 @@ from loss.kernel_smoothed_cross_entropy import (
     gaussian_kernel,
     sample_log_bilinear,
 )
-from utils.geometry import px_to_norm
 
 IMAGE_SIZE = (64, 96)
 
@@ -34,7 +33,7 @@ def loss_by_grid_sample(src_feat, trg_feat, src_kps, trg_kps, mask, beta, size, 
         target = trg_feat[b] / (trg_feat[b].norm(dim=0) + 1e-6)
         for i in torch.nonzero(mask[b]).flatten():
             points += 1
-            grid = px_to_norm(src_kps[b, i], IMAGE_SIZE)
+            grid = 2 * src_kps[b, i] / torch.tensor([IMAGE_SIZE[1] - 1, IMAGE_SIZE[0] - 1]) - 1
             query = F.grid_sample(src_feat[b : b + 1], grid[None, None, None], align_corners=True).flatten()
             query = query / (query.norm() + 1e-6)
             p = torch.softmax(torch.einsum("c,chw->hw", query, target).flatten() / beta, 0).view(1, 1, h, w)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ import test as test_script
 from config import ROOT, ConfigError, check_config, load_config
 from model.error import PromptError, PromptNotFoundError
 from tests.test_train import CPM, NAME, launch, run
+from utils.precompute import condition_source
 from utils.result import read_pairs_csv
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -36,6 +38,16 @@ def test_untuned_prompts_on_every_benchmark(world, tmp_path, capsys, dataset, pa
     printed = capsys.readouterr().out
     assert f"{pairs} pairs" in printed and "kernelsoftmax:" in printed
     assert result["config"]["PROMPT.TYPE"] == prompt and result["provenance"]["packages"]["torch"]
+
+
+def test_another_preprocessing_of_the_condition_is_another_cache(world, tmp_path):
+    folder = shutil.copytree(world.root / "dino", tmp_path / "dino")
+    cfg = load_config(None, world.opts(tmp_path, "CONDITION.DINO_FOLDER", str(folder)))
+    before = condition_source(cfg, "DINO-Feat").stamp
+    assert condition_source(cfg, "DINO-Feat").stamp == before
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5, 0.5, 0.5]}))
+    assert condition_source(cfg, "DINO-Feat").stamp != before
 
 
 def test_result_files_agree_with_each_other(world, tmp_path):

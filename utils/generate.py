@@ -8,7 +8,7 @@ import torch
 from dataset.pair_dataset import PairDataset, collate, load_image
 from model.generate import Generator
 from model.prompt.base import Prompt
-from utils.evaluate import move_batch
+from utils.transfer import move_batch
 
 
 def generate_for_pair(

@@ -1,8 +1,8 @@
 """Every change of coordinates, in one place.
 
 Frames: `px` = pixels of the network's input image, `cell` = positions on a feature map (its first element is
-cell (0, 0)), `norm` = [-1, 1] as in `torch.nn.functional.grid_sample`, `orig` = pixels of the image on disk.
-Points are (x, y), sizes are (H, W). Two conventions tie px, cell and norm together:
+cell (0, 0)), `orig` = pixels of the image on disk. Points are (x, y), sizes are (H, W). Two conventions tie px and cell
+together:
 
 * `align_corners` (default; SD4Match): the centres of the corner pixels and of the corner cells coincide,
   cell = px (w - 1) / (W - 1).
@@ -46,32 +46,6 @@ def px_to_cell(kps_px: Tensor, image_size: Size, feat_size: Size, convention: st
 def cell_to_px(kps_cell: Tensor, feat_size: Size, image_size: Size, convention: str = "align_corners") -> Tensor:
     """Feature-map cells (..., 2) -> image pixels (..., 2); the inverse of `px_to_cell`."""
     return _change_grid(kps_cell, feat_size, image_size, convention)
-
-
-def px_to_norm(kps_px: Tensor, image_size: Size, convention: str = "align_corners") -> Tensor:
-    """Image pixels (..., 2) -> [-1, 1], as `grid_sample` reads them with align_corners set or not."""
-    check_convention(convention)
-    height, width = image_size
-    x, y = kps_px.unbind(-1)
-    if convention == "align_corners":
-        if min(image_size) < 2:
-            raise ValueError(f"align_corners needs at least 2 pixels per axis, got size (H, W) = {tuple(image_size)}")
-        x, y = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
-    else:
-        x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
-    return torch.stack((x, y), dim=-1)
-
-
-def norm_to_px(kps_norm: Tensor, image_size: Size, convention: str = "align_corners") -> Tensor:
-    """[-1, 1] (..., 2) -> image pixels (..., 2); the inverse of `px_to_norm`."""
-    check_convention(convention)
-    height, width = image_size
-    x, y = kps_norm.unbind(-1)
-    if convention == "align_corners":
-        x, y = (x + 1) * (width - 1) / 2, (y + 1) * (height - 1) / 2
-    else:
-        x, y = ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2
-    return torch.stack((x, y), dim=-1)
 
 
 def rescale_kps(kps: Tensor, from_size: Size | Tensor, to_size: Size | Tensor) -> Tensor:

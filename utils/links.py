@@ -38,8 +38,8 @@ def draw_links(
         line = {"color": colour, "linewidth": 1.2, "path_effects": outlined(2.2), "zorder": 3, "clip_on": False}
         axes[1].add_artist(ConnectionPatch(**ends, **line))
         for place, point in ((axes[0], src_points[i]), (axes[1], trg_points[i])):
-            mark(axes[1], place, point, colour, str(i + 1) if len(confidence) <= NUMBERED else "")
-    draw_bar(figure, bar)
+            _mark(axes[1], place, point, colour, str(i + 1) if len(confidence) <= NUMBERED else "")
+    _draw_bar(figure, bar)
     return render(figure)
 
 
@@ -76,7 +76,7 @@ def _show(axes, image: Image.Image) -> None:
     axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
-def mark(canvas, axes, point: np.ndarray, colour, number: str) -> None:
+def _mark(canvas, axes, point: np.ndarray, colour, number: str) -> None:
     """A dot at a point of `axes`, drawn on the axes `canvas` that come last, with its number beside it."""
     dot = {"linestyle": "", "color": colour, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
     canvas.plot(*point, **dot, **SOURCE_DOT, transform=axes.transData)
@@ -105,7 +105,7 @@ def _label_side(axes, point: np.ndarray) -> tuple[float, float]:
     return x, y
 
 
-def draw_bar(figure, axes) -> None:
+def _draw_bar(figure, axes) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -69,7 +69,7 @@ class Monitor:
         self._writer.flush()
 
     def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:
-        """The matches and the correlation map of each drawn pair (utils.picture.draw_pair)."""
+        """The pictures of each drawn pair by kind (utils.preview.draw_validation)."""
         if self._writer is None:
             return
         for number, picture in enumerate(pictures):

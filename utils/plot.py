@@ -1,13 +1,12 @@
 """Plots about methods rather than single matches: curves, and feature maps as colours."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from utils.draw import ImageLike, new_figure, render, show_image, to_rgb, wrap_name
+from utils.draw import ImageLike, new_figure, show_image, to_rgb, wrap_name
 from utils.geometry import l2_normalise
 
 if TYPE_CHECKING:
@@ -17,25 +16,30 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def draw_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> np.ndarray:
-    """`plot_curves` as an RGB picture (H, W, 3) uint8."""
-    return render(plot_curves(curves, x_label, y_label))
+def plot_curves(
+    curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str, from_zero: bool = False
+) -> "Figure":
+    """One line per entry, x -> y, told apart by colour and marker; the legend lies beside the axes.
 
-
-def plot_curves(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> "Figure":
-    """One line per entry, x -> y, told apart by colour and marker; the legend lies beside the axes."""
+    from_zero: the y axis starts at 0.
+    """
     figure = new_figure(7.0, 3.2, layout="constrained")
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(curves.items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        label = "\n".join(wrap_name(name, 26))
-        axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markersize=5, **style)
+        label, every = "\n".join(wrap_name(name, 26)), max(1, len(values) // 10)
+        axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markevery=every, **style(number))
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_ylim(bottom=0 if from_zero else None)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, labelspacing=0.9)
     return figure
+
+
+def style(number: int) -> dict[str, Any]:
+    """Colour and marker of the number-th line."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
 
 
 def colour_features(maps: Sequence[Tensor]) -> list[Tensor]:

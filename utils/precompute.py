@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,7 @@ from dataset.pair_dataset import PairDataset, load_pil, resize_image
 from model.architecture import HUB_IDS
 from model.condition import compute_condition, condition_facts, get_condition
 from model.dino import compute_dino_map
-from model.facts import DinoFacts, dino_facts, network_facts, network_fingerprint
+from model.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts, network_fingerprint
 from model.load import load_stable_diffusion, load_vision
 from model.matcher import MATCHERS
 from model.vae import encode_moments
@@ -61,11 +62,16 @@ def find_unet(cfg) -> dict:
 def fingerprint_stable_diffusion(cfg, parts: Sequence[str]) -> str:
     """Hash of the weights of some parts; a hub id that is not on this machine yet is downloaded."""
     where = find_stable_diffusion(cfg) | find_unet(cfg)
+    return _fingerprint(partial(load_stable_diffusion, parts=parts, **where), parts=parts, seed=cfg.SEED, **where)
+
+
+def _fingerprint(download: Callable[[], object], **where: Any) -> str:
+    """model.facts.network_fingerprint, if need be after a download."""
     try:
-        return network_fingerprint(parts=parts, seed=cfg.SEED, **where)
+        return network_fingerprint(**where)
     except FileNotFoundError:
-        load_stable_diffusion(parts=parts, **where)
-        return network_fingerprint(parts=parts, seed=cfg.SEED, **where)
+        download()
+        return network_fingerprint(**where)
 
 
 def find_condition(cfg, condition: str) -> dict:
@@ -78,11 +84,7 @@ def find_condition(cfg, condition: str) -> dict:
 def fingerprint_condition(cfg, condition: str) -> str:
     """Hash of the weights of a condition's network; a hub id that is not on this machine yet is downloaded."""
     where = find_condition(cfg, condition)
-    try:
-        return network_fingerprint(seed=cfg.SEED, **where)
-    except FileNotFoundError:
-        load_vision(get_condition(condition).network, **where)
-        return network_fingerprint(seed=cfg.SEED, **where)
+    return _fingerprint(partial(load_vision, get_condition(condition).network, **where), seed=cfg.SEED, **where)
 
 
 def condition_shape(cfg, condition: str) -> tuple[int, int]:
@@ -127,7 +129,7 @@ def condition_source(cfg, condition: str) -> Source:
     stamp = {
         "what": f"{spec.network}: {spec.output}",
         "fingerprint": fingerprint_condition(cfg, condition),
-        "preprocessing": "the network's own processor",
+        "preprocessing": condition_preprocessor(condition, **where),
     }
 
     def load(device: torch.device) -> Compute:
@@ -152,12 +154,7 @@ def load_dino(cfg, device: torch.device | str = "cpu") -> tuple[torch.nn.Module,
 
 def fingerprint_dino(cfg) -> str:
     """Hash of the weights of the matcher's DINOv2; a hub id that is not on this machine yet is downloaded."""
-    where = find_dino(cfg)
-    try:
-        return network_fingerprint(seed=cfg.SEED, **where)
-    except FileNotFoundError:
-        load_dino(cfg)
-        return network_fingerprint(seed=cfg.SEED, **where)
+    return _fingerprint(partial(load_dino, cfg), seed=cfg.SEED, **find_dino(cfg))
 
 
 def dino_source(cfg) -> Source:

@@ -78,7 +78,7 @@ def _name_matcher(cfg) -> list[str]:
     if entry.parts:
         words += [f"Layer{section.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
         words += [f"Seed{cfg.SEED}", cfg.NETWORK.NAME, section.POSTERIOR]
-        words += [f"UNet{Path(cfg.NETWORK.UNET).stem}"] if cfg.NETWORK.UNET else []
+        words += [f"UNet{Path(cfg.NETWORK.UNET).stem}{_hash(cfg.NETWORK.UNET)}"] if cfg.NETWORK.UNET else []
     if "dino" in entry.caches:
         words += [Path(section.DINO_FOLDER).name, "x".join(map(str, section.DINO_SIZE))]
         words += [f"Block{section.DINO_LAYER}"] if section.DINO_LAYER != default.DINO_LAYER else []
@@ -97,8 +97,13 @@ def _name_rare_settings(cfg) -> list[str]:
     words += [cfg.PRECISION] if cfg.PRECISION != default.PRECISION else []
     words += [f"init{cfg.NETWORK.INIT}"] if cfg.NETWORK.INIT != default.NETWORK.INIT else []
     if build_result_name(cfg) == "text" and cfg.PROMPT.TEMPLATE != default.PROMPT.TEMPLATE:
-        words.append(f"Template{hashlib.blake2b(cfg.PROMPT.TEMPLATE.encode(), digest_size=4).hexdigest()}")
+        words.append(f"Template{_hash(cfg.PROMPT.TEMPLATE)}")
     return words
+
+
+def _hash(text: str) -> str:
+    """Tells texts apart that are too long for a name: 8 hex digits."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDataset, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from config import ConfigError, dump_config, iter_keys, resolve_path
+from config import WITHOUT_EFFECT, ConfigError, dump_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
 from model.matcher import MATCHERS
 from model.noise import noise_seeds
@@ -30,34 +30,13 @@ from utils.sampler import EpochBatches
 from utils.transfer import build_loader, move_batch
 
 MAY_DIFFER = (  # settings that do not change what is learned
-    "DEVICE",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "OUTPUT_ROOT",
-    "CACHE_ROOT",
+    *WITHOUT_EFFECT,
     "NETWORK.FOLDER",  # its weights are compared instead
-    "NETWORK.RECOMPUTE",
-    "NETWORK.MEMORY_FORMAT",
-    "NETWORK.COMPILE",
     "PROMPT.TYPE",
     "PROMPT.TEMPLATE",
-    "TRAIN.ACCUMULATION",
-    "TRAIN.SAVE_EVERY",
-    "TRAIN.LOG_EVERY",
-    "VAL.PICTURES",
-    "VAL.DENSE",
-    "VAL.GENERATE",
-    "GENERATE.STEPS",
-    "GENERATE.GUIDANCE",
-    "EVAL.BATCH_SIZE",
-    "EVAL.MAX_ROWS",
-    "EVAL.FEATURE_GIB",
-    "EVAL.PICTURE_LOCALISER",
-    "EVAL.PICTURE_ALPHA",
     "TEST.SPLIT",
     "TEST.TIMESTEP",
     "TEST.ENSEMBLE",
-    "TEST.PICTURES",
 )
 LENGTH = (
     "TRAIN.EPOCHS",

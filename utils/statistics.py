@@ -53,7 +53,8 @@ class Comparison:
 
 def compute_pck(records: Sequence[Record], measure: Measure) -> float | None:
     """PCK in [0, 1] over all records; None without a scored pair."""
-    return _all(records, measure)
+    summary = summarise(records, [measure.localiser], [measure.alpha], measure.by, measure.average)
+    return summary["pck"][measure.localiser][alpha_key(measure.alpha)]["all"]
 
 
 def compute_curve(
@@ -90,18 +91,23 @@ def break_down(records: Sequence[Record], measure: Measure) -> dict[str, dict[st
     """{flag: {level: (scored pairs, PCK)}} of SPair's difficulty flags; {} for data sets without flags."""
     table: dict[str, dict[str, tuple[int, float | None]]] = {}
     for flag, levels in LEVELS.items():
-        for value, level in enumerate(levels):
-            group = [record for record in records if record["flags"].get(flag, -1) == value and record["n_points"]]
-            if group:
-                table.setdefault(flag, {})[level] = (len(group), _all(group, measure))
+        for level in levels:
+            if group := select_level(records, flag, level):
+                table.setdefault(flag, {})[level] = (len(group), compute_pck(group, measure))
     return table
+
+
+def select_level(records: Sequence[Record], flag: str, level: str) -> list[Record]:
+    """The scored records of one of LEVELS of a flag."""
+    value = LEVELS[flag].index(level)
+    return [record for record in records if record["flags"].get(flag, -1) == value and record["n_points"]]
 
 
 def bootstrap(
     records: Sequence[Record], measure: Measure, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval | None:
     """PCK with its percentile bootstrap interval; None without a scored pair."""
-    value = _all(records, measure)
+    value = compute_pck(records, measure)
     if value is None:
         return None
     gains, weights, groups = _as_arrays(records, measure)
@@ -126,7 +132,7 @@ def compare(
     gains_a, weights, groups = _as_arrays(first, measure)
     gains_b, _, _ = _as_arrays(second, measure)
     gains = gains_b - gains_a
-    value = _all(second, measure) - _all(first, measure)
+    value = compute_pck(second, measure) - compute_pck(first, measure)
     interval = Interval(value, *_bounds(_resample(gains, weights, groups, draws, seed), level))
     flipped = _flip(gains, weights, groups, draws, seed)
     extreme = int((np.abs(flipped) >= abs(value) - 1e-12).sum())
@@ -152,11 +158,6 @@ def spread(values: Sequence[float], level: float = 0.95) -> Spread:
     std = float(values.std(ddof=1))
     half = float(student_t.ppf(0.5 + level / 2, count - 1)) * std / count**0.5
     return Spread(mean, std, Interval(mean, mean - half, mean + half), count)
-
-
-def _all(records: Sequence[Record], measure: Measure) -> float | None:
-    summary = summarise(records, [measure.localiser], [measure.alpha], measure.by, measure.average)
-    return summary["pck"][measure.localiser][alpha_key(measure.alpha)]["all"]
 
 
 def _match(first: Sequence[Record], second: Sequence[Record]) -> tuple[list[Record], list[Record]]:

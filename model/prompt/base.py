@@ -9,15 +9,13 @@ from torch import Tensor, nn
 
 from model.prompt.name import PromptName
 
-DEPENDS_ON = ("nothing", "category", "image", "pair")
-
 
 class Prompt(nn.Module):
     """Maps a batch to the prompt embeddings of its images; L = 77 positions, D = width of the text model.
 
-    depends_on: what decides the prompt. "nothing", "category" and "image" let features be computed once per
-    image. space: "token" (to be run through the text transformer) or "hidden" (the UNet's condition itself).
-    condition: name in model.facts.CONDITIONS of the tensor it reads from the batch ("condition"), or None.
+    depends_on: what decides the prompt, "nothing", "category", "image" or "pair". All but the last let features be
+    computed once per image. space: "token" (to be run through the text transformer) or "hidden" (the UNet's condition
+    itself). condition: name in model.facts.CONDITIONS of the tensor it reads from the batch ("condition"), or None.
 
     forward(batch) -> (P, L, D): P = 1 for "nothing"; the number of pairs (or images, for an image batch) for
     "category"; the number of pairs for "pair"; for "image" one row per image, which for a pair batch means

@@ -32,6 +32,7 @@ from utils import atomic_path
 
 META_FILE = "prompt.json"
 OWN_FILE = "prompt.safetensors"
+TENSOR_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 FORMATS = ("release", "own")
 _TEXT_MODEL = "text_model_embeddings."
 
@@ -134,8 +135,7 @@ def find_name(folder: str | Path) -> str:
 
 def list_prompts(root: str | Path) -> list[str]:
     """Names of the prompts in the folder `root`, sorted."""
-    files = ("ckpt.pt", "caption.pt", OWN_FILE)
-    return sorted({path.parent.name for file in files for path in Path(root).glob(f"*/{file}")})
+    return sorted({path.parent.name for file in TENSOR_FILES for path in Path(root).glob(f"*/{file}")})
 
 
 def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

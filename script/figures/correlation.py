@@ -2,7 +2,7 @@
 
 import argparse
 
-from script.figures.rows import add_pair_arguments, collect
+from script.figures.rows import add_pair_arguments, build_positions, collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def build(args: argparse.Namespace, columns: dict):
     from utils.figure import plot_correlations
     from utils.picture import choose_point, match_pair
 
-    rows = collect(args, columns, match_pair)
+    rows = collect(columns, build_positions(args), match_pair)
     counts = [len(next(iter(row.values())).src_kps) for row in rows]
     if 0 in counts:
         raise ConfigError(f"--pair_ids: pair {counts.index(0) + 1} of the list has no keypoint to correlate")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from script.figures.rows import add_pair_arguments, collect
+from script.figures.rows import add_pair_arguments, build_positions, collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,4 +19,5 @@ def build(args: argparse.Namespace, columns: dict):
 
     if args.grid < 2:
         raise ConfigError(f"--grid must be at least 2, got {args.grid}")
-    return plot_dense(collect(args, columns, lambda *pair: match_pair_densely(*pair, args.grid)))
+    rows = collect(columns, build_positions(args), lambda *pair: match_pair_densely(*pair, args.grid))
+    return plot_dense(rows)

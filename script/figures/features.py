@@ -2,7 +2,7 @@
 
 import argparse
 
-from script.figures.rows import add_pair_arguments, collect
+from script.figures.rows import add_pair_arguments, build_positions, collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def build(args: argparse.Namespace, columns: dict):
     from utils.plot import plot_feature_colours
 
-    rows = collect(args, columns, _extract)
+    rows = collect(columns, build_positions(args), _extract)
     images = [image for row in rows for image in next(iter(row.values()))[0]]
     return plot_feature_colours(images, {title: [feat for row in rows for feat in row[title][1]] for title in columns})
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from script.figures.rows import add_pair_arguments, collect
+from script.figures.rows import add_pair_arguments, build_positions, collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,4 +13,4 @@ def build(args: argparse.Namespace, columns: dict):
     from utils.figure import plot_matches
     from utils.picture import match_pair
 
-    return plot_matches(collect(args, columns, match_pair))
+    return plot_matches(collect(columns, build_positions(args), match_pair))

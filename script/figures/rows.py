@@ -37,13 +37,13 @@ def build_positions(args: argparse.Namespace) -> Callable[[object], list[int]]:
     return lambda pairs: _find_ids(pairs, args.pair_ids) if args.pair_ids else _choose(pairs, args.pairs)
 
 
-def collect(args: argparse.Namespace, columns: dict, extract: Callable) -> list[dict]:
-    """For each pair {title: extract(config, matcher, pairs, position, device)}."""
+def collect(columns: dict, choose: Callable[[object], Sequence[int]], extract: Callable) -> list[dict]:
+    """For each pair that `choose` picks from a split, {title: extract(config, matcher, pairs, position, device)}."""
     from utils.build import build_test
 
     rows: dict[int, dict] = {}
     for title, cfg in columns.items():
-        accelerator, pairs, matcher = build_test(cfg, build_positions(args))
+        accelerator, pairs, matcher = build_test(cfg, choose)
         for position in range(len(pairs)):
             found = extract(cfg, matcher, pairs, position, accelerator.device)
             rows.setdefault(position, {})[title] = found

@@ -19,9 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
-from model.architecture import STABLE_DIFFUSION, get_architecture
 from model.error import NetworkNotFoundError
-from model.facts import HUB_IDS, compute_facts, local_folder, read_json
+from model.facts import compute_facts, find_configs
 from model.load import StableDiffusion
 from model.matcher import build_matcher
 from model.prompt.cpm import ConditionalPrompt
@@ -57,18 +56,11 @@ class Work:
 StubTokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)  # all that a prompt encoder asks of it here
 
 
-def find_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
-    """The configurations of a Stable Diffusion model by folder or hub id, or of a named architecture."""
-    if init == "random":
-        return get_architecture(STABLE_DIFFUSION, architecture)
-    root = local_folder(folder)
-    if root is not None:
-        files = dict.fromkeys(("vae", "unet", "text_encoder"), "config.json")
-        files["scheduler"] = "scheduler_config.json"
-        return {name: read_json(root / name / file) for name, file in files.items()}
-    if HUB_IDS.get(folder) in STABLE_DIFFUSION:
-        return STABLE_DIFFUSION[HUB_IDS[folder]]
-    raise NetworkNotFoundError(f"no network at {folder!r}: neither a folder nor a known hub id")
+def require_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
+    """`model.facts.find_configs`; NetworkNotFoundError if there are none."""
+    if (configs := find_configs(folder, init=init, architecture=architecture)) is None:
+        raise NetworkNotFoundError(f"no network at {folder!r}: neither a folder nor a known hub id")
+    return configs
 
 
 def build_networks(configs: dict[str, dict[str, Any]]) -> StableDiffusion:

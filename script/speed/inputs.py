@@ -15,11 +15,11 @@ from torch import Tensor
 from config import ConfigError, check_config, load_config
 from dataset.mini.write import write_spair
 from dataset.pair_dataset import PairDataset
-from model.facts import compute_facts
+from model.facts import network_facts
 from model.load import load_stable_diffusion
 from model.noise import identifier_seed
 from model.prompt.base import Prompt
-from script.speed.flops import Work, find_configs
+from script.speed.flops import Work, require_configs
 from script.speed.measure import held_bytes
 from script.speed.reference import DictCache, ReferenceExtractor, draw_image_noise
 from utils.build import build_accelerator, build_new_prompt, build_pairs, build_tested_prompt
@@ -61,7 +61,7 @@ def make_work(cfg, ensemble: int = 1, n_points: int = 30) -> Work:
     """The sizes of a config's arithmetic; reads JSON files only."""
     where = find_stable_diffusion(cfg)
     return Work(
-        configs=find_configs(**where),
+        configs=require_configs(**where),
         image_size=tuple(cfg.DATASET.IMAGE_SIZE),
         condition_shape=condition_shape(cfg, "DINO-Feat"),
         layer=cfg.MATCHER.LAYER,
@@ -87,7 +87,7 @@ class World:
 
     def noise(self, identifier: str, seed: int, ensemble: int) -> Tensor:
         """The draws of an image; see `draw_image_noise`."""
-        facts = compute_facts(find_configs(**find_stable_diffusion(self.cfg)))
+        facts = network_facts(**find_stable_diffusion(self.cfg))
         size = (side // facts.vae_stride for side in self.cfg.DATASET.IMAGE_SIZE)
         seed = identifier_seed(seed, identifier)
         return draw_image_noise(seed, ensemble, (facts.latent_channels, *size), self.device)

@@ -16,7 +16,7 @@ from config import resolve_network
 from dataset import build_benchmark
 from model.load import resolve_device, resolve_dtype
 from model.prompt.name import PromptName, parse_prompt_name
-from script.speed.flops import TERA, Work, count_parts, find_configs
+from script.speed.flops import TERA, Work, count_parts, require_configs
 from script.speed.measure import measure_matmul_peak
 from script.tables.results import Job, State
 from utils.build import build_prompt_name, find_caches, find_folder
@@ -86,7 +86,7 @@ def _parts_of(cfg) -> dict[str, tuple[float, float]]:
 @cache
 def _count_parts(folder: str, init: str, architecture: str, image_size: tuple, layer: int) -> dict:
     """(forward, backward) TFLOP of an image through the UNet and of a prompt through the text transformer."""
-    work = Work(find_configs(folder, init, architecture), image_size, (257, 768), layer)
+    work = Work(require_configs(folder, init, architecture), image_size, (257, 768), layer)
     counted = count_parts(work)
     names = {"unet": f"UNet to up-block {layer}", "text": "text transformer"}
     return {key: tuple(flops / TERA for flops in counted[name]) for key, name in names.items()}

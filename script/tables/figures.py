@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from script.tables.layout import Cell, Filled
+from utils.draw import new_figure
 from utils.pck import Record
-from utils.plot import COLOURS, MARKERS
-from utils.statistics import LEVELS, Interval, Measure, bootstrap, break_down, compute_curve
+from utils.plot import COLOURS, plot_curves, style
+from utils.statistics import LEVELS, Interval, Measure, bootstrap, break_down, compute_curve, select_level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def draw_intervals(filled: Filled, column: int) -> bytes | None:
     blocks = [block for block in filled.blocks if _is_shown(block.cells[column], filled.comparable)]
     if sum(block.cells[column].measured is not None for block in blocks) < 2:
         return None
-    figure = new_figure(0.34 * len(blocks) + 0.9)
+    figure = new_figure(WIDTH, 0.34 * len(blocks) + 0.9, layout="constrained")
     axes = figure.add_subplot()
     for place, block in enumerate(blocks):
         cell = block.cells[column]
@@ -66,17 +67,8 @@ def draw_pck_curves(results: Results, measure: Measure) -> bytes | None:
 
 
 def draw_lines(curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> bytes:
-    """A line per entry, x -> y, told apart by colour and marker."""
-    figure = new_figure(3.6)
-    axes = figure.add_subplot()
-    for number, (name, curve) in enumerate(curves.items()):
-        every = max(1, len(curve) // 10)
-        axes.plot(list(curve), list(curve.values()), label=name, linewidth=1.6, markevery=every, **_style(number))
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return _to_svg(figure)
+    """`utils.plot.plot_curves`, from zero."""
+    return _to_svg(plot_curves(curves, x_label, y_label, from_zero=True))
 
 
 def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
@@ -85,7 +77,7 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
     flags = [flag for flag in FLAG_TITLES if any(flag in table for table in tables.values())]
     if not flags:
         return None
-    figure = new_figure(3.0)
+    figure = new_figure(WIDTH, 3.0, layout="constrained")
     panels = figure.subplots(1, len(flags), sharey=True, squeeze=False)[0]
     step = 0.7 / len(results)
     for axes, flag in zip(panels, flags, strict=True):
@@ -93,36 +85,21 @@ def draw_difficulty(results: Results, measure: Measure) -> bytes | None:
         for number, records in enumerate(results.values()):
             shift = (number - (len(results) - 1) / 2) * step
             for place, level in enumerate(levels):
-                if found := _level_interval(records, flag, level, measure):
+                if found := bootstrap(select_level(records, flag, level), measure, draws=500):
                     _plot_interval(axes, place + shift, found, number)
         axes.set_xticks(range(len(levels)), levels, fontsize=7)
         axes.set_xlim(-0.6, len(levels) - 0.4)
         axes.set_title(FLAG_TITLES[flag], fontsize=9)
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel(f"PCK@{measure.alpha:g} (%)")
-    handles = [panels[0].plot([], [], label=name, **_style(number))[0] for number, name in enumerate(results)]
+    handles = [panels[0].plot([], [], label=name, **style(number))[0] for number, name in enumerate(results)]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return _to_svg(figure)
 
 
-def _level_interval(records: Sequence[Record], flag: str, level: str, measure: Measure) -> Interval | None:
-    value = LEVELS[flag].index(level)
-    return bootstrap([record for record in records if record["flags"].get(flag, -1) == value], measure, draws=500)
-
-
 def _plot_interval(axes, place: float, found: Interval, number: int) -> None:
-    axes.plot([place, place], [100 * found.low, 100 * found.high], color=_style(number)["color"], linewidth=1.4)
-    axes.plot(place, 100 * found.value, linestyle="none", **_style(number))
-
-
-def _style(number: int) -> dict[str, object]:
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
-
-
-def new_figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
+    axes.plot([place, place], [100 * found.low, 100 * found.high], color=style(number)["color"], linewidth=1.4)
+    axes.plot(place, 100 * found.value, linestyle="none", **style(number))
 
 
 def _to_svg(figure: Figure) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from script.sweep_timestep import read_scores
+from script.sweep_timestep import read_curves
 from script.tables.estimate import format_duration
 from script.tables.figures import draw_difficulty, draw_intervals, draw_lines, draw_pck_curves
 from script.tables.layout import (
@@ -110,9 +110,7 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
 
 def _timestep_figures(folder: Path, filled: Filled) -> Iterator[Figure]:
     for path in sorted((folder / "figure").glob("timestep_*.csv")):
-        curves: dict[str, dict[float, float]] = {}
-        for (prompt, timestep), value in sorted(read_scores(path).items(), key=lambda entry: entry[0][1]):
-            curves.setdefault(prompt.split("_")[0], {})[timestep] = value
+        curves = {prompt.split("_")[0]: points for prompt, points in read_curves(path).items()}
         dataset, split = path.stem.split("_")[1:3]
         caption = f"Diffusion timestep at test time, {filled.title(dataset)}, {split} pairs, PCK@0.1."
         yield Figure(path.stem, "Accuracy over the timestep", caption, draw_lines(curves, "timestep", "PCK@0.1 (%)"))

@@ -9,9 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from config import ConfigError, iter_keys, resolve_network, resolve_path
+from config import WITHOUT_EFFECT, ConfigError, iter_keys, resolve_path
+from model.facts import network_fingerprint
+from model.matcher import MATCHERS
+from model.prompt.name import parse_prompt_name
+from model.prompt.store import TENSOR_FILES
 from script.tables.rows import Row, World, load_row
 from utils.pck import Record
+from utils.precompute import find_condition, find_dino, find_stable_diffusion, find_unet
 from utils.report import build_result_stem
 from utils.result import read_pairs_csv, write_text
 
@@ -25,22 +30,6 @@ TRAINING_ONLY = (
     "PROMPT.LENGTH",
     "PROMPT.CPM",
     "PROMPT.INIT",
-)
-NEVER_MATTERS = (
-    "DEVICE",
-    "OUTPUT_ROOT",
-    "CACHE_ROOT",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "NETWORK.RECOMPUTE",
-    "TRAIN.ACCUMULATION",
-    "TRAIN.SAVE_EVERY",
-    "TRAIN.LOG_EVERY",
-    "VAL.PICTURES",
-    "EVAL.BATCH_SIZE",
-    "EVAL.PICTURE_LOCALISER",
-    "EVAL.PICTURE_ALPHA",
-    "TEST.PICTURES",
 )
 
 
@@ -93,7 +82,7 @@ class Job:
     @property
     def prompt_files(self) -> list[Path]:
         """The learned tensors, if they are there."""
-        return [path for name in ("ckpt.pt", "caption.pt") if (path := self.prompt_folder / name).is_file()]
+        return [path for name in TENSOR_FILES if (path := self.prompt_folder / name).is_file()]
 
 
 def make_job(row: Row, world: World, seed: int, more: list[str]) -> Job:
@@ -132,7 +121,7 @@ def find_result(job: Job, state: State) -> list[Record] | None:
     if any(key in found and found[key] != value for key, value in wanted.items()):
         return None
     weights = state.rows.get(job.key, {}).get("weights")
-    if weights not in (None, digest_weights(job.test)):
+    if weights not in (None, digest_weights(job.test, job.test.PROMPT.TYPE)):
         return None
     try:
         return read_pairs_csv(table)
@@ -144,7 +133,7 @@ def relevant_settings(cfg, training: bool) -> dict[str, Any]:
     """What a result depends on, as JSON reads it back."""
     left_out = () if training else TRAINING_ONLY
     settings = {
-        key: value for key, value in iter_keys(cfg) if key not in NEVER_MATTERS and not key.startswith(left_out)
+        key: value for key, value in iter_keys(cfg) if key not in WITHOUT_EFFECT and not key.startswith(left_out)
     }
     return json.loads(json.dumps(settings))
 
@@ -153,22 +142,26 @@ def digest_training(job: Job) -> str:
     """Changes whenever the training has to be done again, or to be gone on with."""
     settings = relevant_settings(job.training, training=True)
     settings = {key: value for key, value in settings.items() if not key.startswith(("TEST.", "PROMPT.TYPE"))}
-    text = json.dumps([settings, digest_weights(job.training)], sort_keys=True)
+    text = json.dumps([settings, digest_weights(job.training, job.test.PROMPT.TYPE)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_weights(cfg) -> str:
-    """Identifies the Stable Diffusion weights; "" if they are not on this machine."""
-    section = cfg.NETWORK
-    return _digest_weights(resolve_network(section.FOLDER), section.INIT, section.ARCHITECTURE, cfg.SEED)
+def digest_weights(cfg, prompt: str) -> str:
+    """Identifies the weights of the networks that a prompt's test runs; "" if not all are on this machine."""
+    entry, condition, networks = MATCHERS[cfg.MATCHER.NAME], parse_prompt_name(prompt).condition, []
+    try:
+        if entry.parts:
+            where = find_stable_diffusion(cfg) | find_unet(cfg)
+            networks.append(_fingerprint(("vae", "unet", "text_encoder"), cfg.SEED, **where))
+        if "dino" in entry.caches:
+            networks.append(_fingerprint(("",), cfg.SEED, **find_dino(cfg)))
+        if condition:
+            networks.append(_fingerprint(("",), cfg.SEED, **find_condition(cfg, condition)))
+    except FileNotFoundError:
+        return ""
+    return "-".join(networks)
 
 
 @cache
-def _digest_weights(folder: str, init: str, architecture: str, seed: int) -> str:
-    from model.facts import network_fingerprint
-
-    try:
-        parts = ("vae", "unet", "text_encoder")
-        return network_fingerprint(folder, parts, init=init, architecture=architecture, seed=seed)
-    except FileNotFoundError:
-        return ""
+def _fingerprint(parts: tuple[str, ...], seed: int, **network: str) -> str:
+    return network_fingerprint(parts=parts, seed=seed, **network)

@@ -1,0 +1,27 @@
+"""Which keys cannot change a number: runs and results that differ only in these are the same."""
+
+WITHOUT_EFFECT = (
+    "DEVICE",
+    "OUTPUT_ROOT",
+    "CACHE_ROOT",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "NETWORK.RECOMPUTE",
+    "NETWORK.MEMORY_FORMAT",
+    "NETWORK.COMPILE",
+    "PROMPT.WITHOUT_CATEGORY",
+    "TRAIN.ACCUMULATION",
+    "TRAIN.SAVE_EVERY",
+    "TRAIN.LOG_EVERY",
+    "VAL.PICTURES",
+    "VAL.DENSE",
+    "VAL.GENERATE",
+    "TEST.PICTURES",
+    "GENERATE.STEPS",
+    "GENERATE.GUIDANCE",
+    "EVAL.BATCH_SIZE",
+    "EVAL.MAX_ROWS",
+    "EVAL.FEATURE_GIB",
+    "EVAL.PICTURE_LOCALISER",
+    "EVAL.PICTURE_ALPHA",
+)
