@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config import ROOT, load_config
+from config import ROOT, ConfigError, load_config
 from script import figure as figure_script
 from script.figures import FIGURES
 from script.figures.timestep import read_curves
@@ -236,3 +236,17 @@ def test_timestep_curves_are_read_sorted_and_merged(monkeypatch, world, tmp_path
 def test_every_kind_is_in_the_page_of_figures():
     page = (ROOT / "docs" / "figures.md").read_text()
     assert all(f"script/figure.py {kind}" in page for kind in FIGURES)
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompts", "text"]], ids=["none", "prompt"])
+def test_a_matcher_without_a_prompt_is_a_column_called_by_its_name(flags, monkeypatch):
+    argv = ["figure.py", "matches", "--config_file", "config/mini/dinov2.yaml", *flags]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert list(figure_script.load_columns(figure_script.parse_args())) == ["dinov2"]
+
+
+def test_a_sweep_that_is_no_text_is_refused_in_few_words(tmp_path):
+    (tmp_path / "sweep.csv").write_bytes(b"\xff" * 10_000)
+    with pytest.raises(ConfigError, match="expected the columns") as refused:
+        read_curves(str(tmp_path / "sweep.csv"))
+    assert len(str(refused.value)) < 300

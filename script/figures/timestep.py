@@ -29,9 +29,9 @@ def read_curves(path: str) -> dict[str, dict[int, float]]:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 curves.setdefault(row["prompt"], {})[int(row["timestep"])] = float(row["pck"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(
-            f"{path}: expected the columns prompt,timestep,pck of script/sweep_timestep.py ({error!r})"
+            f"{path}: expected the columns prompt,timestep,pck of script/sweep_timestep.py ({type(error).__name__})"
         ) from error
     if not curves:
         raise ConfigError(f"{Path(path)} has no rows")
