@@ -74,6 +74,9 @@ def run(args: argparse.Namespace) -> dict:
 
     measure = Measure(args.localiser, args.alpha, args.by, args.average)
     results = {file: read_pairs_csv(file) for file in args.files}
+    for file, records in results.items():
+        if not any(record["n_points"] for record in records):
+            raise ValueError(f"{file} holds no pair with keypoints")
     print(f"PCK@{args.alpha:g} per {args.by}, {args.localiser}, averaged over {args.average}s\n")
     content: dict = {"measure": dataclasses.asdict(measure), "results": {}, "comparisons": {}}
     for file, records in results.items():

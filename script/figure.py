@@ -28,8 +28,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def load_columns(args: argparse.Namespace) -> dict:
-    """{title: checked config} of the columns that the arguments ask for."""
+    """{title: checked config} of the columns that the arguments ask for; a matcher without a prompt is one itself."""
+    from model.matcher import MATCHERS
+
     asked = [(name, ["PROMPT.TYPE", name]) for name in getattr(args, "prompts", [])]
+    matcher = load_config(args.config_file, args.opts).MATCHER.NAME
+    if matcher in MATCHERS and not MATCHERS[matcher].takes_prompt and hasattr(args, "prompts"):
+        asked = [(matcher, opts) for _, opts in asked] or [(matcher, [])] * (not args.column)
     asked += [(title, opts) for title, *opts in getattr(args, "column", [])]
     columns = {title: load_config(args.config_file, [*args.opts, *opts]) for title, opts in asked}
     if hasattr(args, "prompts") and not columns:

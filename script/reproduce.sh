@@ -10,4 +10,5 @@ case " $* " in
     *" --smoke "*) "$PYTHON" script/rows.py table1 "$@" ;;
     *) run_rows table1 table2 table3 table4 test_timestep pictures "$@" ;;
 esac
+only_listing "$@" && exit
 "$PYTHON" script/table.py --report "$@" | tail -n 2

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ROOT, ConfigError, check_config, resolve_path  # noqa: E402
+from config import ROOT, ConfigError, check_config, load_config, resolve_path  # noqa: E402
 from script.tables.rows import (  # noqa: E402
     MINI,
     PICTURES,
@@ -283,6 +283,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         world = choose_world(args)
+        load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
         rows = choose_rows(world, args.tables, args.only)
         runner = Runner(world, args.opts)
         runner.plan(rows, args.seeds)

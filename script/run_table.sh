@@ -10,6 +10,11 @@ render_mini() {
     esac
 }
 
+# With --list the plan is all that is printed.
+only_listing() {
+    case " $* " in *" --list "*) ;; *) return 1 ;; esac
+}
+
 # Rows that cannot run are named in the table with the reason; only an interruption stops here.
 run_rows() {
     "$PYTHON" script/rows.py "$@" || { status=$?; [ $status -eq 1 ] || exit $status; }
@@ -18,5 +23,5 @@ run_rows() {
 run_table() {
     render_mini "$@"
     run_rows "$@"
-    "$PYTHON" script/table.py "$@"
+    only_listing "$@" || "$PYTHON" script/table.py "$@"
 }

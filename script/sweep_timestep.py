@@ -52,7 +52,8 @@ def read_scores(path: Path) -> Scores:
             return {(row["prompt"], int(row["timestep"])): float(row["pck"]) for row in csv.DictReader(file)}
         except (KeyError, TypeError, ValueError) as error:
             expected = f"expected the columns {','.join(COLUMNS)}"
-            raise ConfigError(f"{path} is no table of a timestep sweep: {expected} ({error!r})") from error
+            reason = type(error).__name__  # the message of a UnicodeDecodeError holds the whole file
+            raise ConfigError(f"{path} is no table of a timestep sweep: {expected} ({reason})") from error
 
 
 def read_curves(path: Path) -> dict[str, dict[int, float]]:

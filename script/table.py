@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, resolve_path  # noqa: E402
+from config import ConfigError, load_config, resolve_path  # noqa: E402
 from script.rows import add_world_arguments, choose_world  # noqa: E402
 
 
@@ -53,11 +53,12 @@ def run(args: argparse.Namespace) -> None:
     from script.tables.layout import FORMATS, fill
     from script.tables.report import write_report
     from script.tables.results import State
-    from script.tables.rows import build_tables
+    from script.tables.rows import Row, build_tables
     from utils.result import write_text
     from utils.statistics import Measure
 
     world = choose_world(args)
+    load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
     tables = build_tables(world)
     if unknown := [name for name in args.tables if name not in tables]:
         raise ConfigError(f"no table {', '.join(unknown)}; known: {', '.join(tables)}")

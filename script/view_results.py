@@ -32,9 +32,12 @@ def parse_args() -> argparse.Namespace:
 def view(args: argparse.Namespace) -> None:
     from app.serve import serve_page
     from app.viewer import build_pages, find_results
+    from utils.localise import LOCALISERS
 
     results = find_results(args.results)
     localisers = args.localisers or [results[0].config.EVAL.PICTURE_LOCALISER]
+    if unknown := [name for name in localisers if name not in LOCALISERS]:
+        raise ConfigError(f"--localisers: unknown {', '.join(unknown)}; known: {', '.join(LOCALISERS)}")
     pages = build_pages(results, localisers, args.data_root)
     if args.serve:
         serve_page(pages[0], args.host, args.port)

@@ -405,3 +405,11 @@ def test_a_replaced_unet_may_not_go_by_a_released_name_in_training():
     with pytest.raises(ConfigError, match="choose another, such as sd2-1-cleandift"):
         check_config(load_config("config/spair/base.yaml", more), training=True)
     check_config(load_config("config/spair/base.yaml", [*more, "NETWORK.NAME", "sd2-1-cleandift"]), training=True)
+
+
+def test_a_name_with_every_setting_still_fits_a_file(world, tmp_path):
+    many = ("MATCHER.NAME", "sd_dino", "NETWORK.UNET", "u" * 150, "MATCHER.DINO_INPUT", "release", "EVAL.BETA", "0.08")
+    names = [build_result_stem(settings_of(world, tmp_path, *many, "TEST.TIMESTEP", t)).name for t in ("50", "261")]
+    names += [build_result_stem(settings_of(world, tmp_path, *many, "PRECISION", "fp32")).name]
+    assert len(set(names)) == 3
+    assert all(len(f".{name}_predictions.csv.12345678.tmp") <= 255 for name in names)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config import ROOT, load_config
+from config import ROOT, ConfigError, load_config
 from script import compare as compare_script
 from script import figure as figure_script
 from script.figures import FIGURES
@@ -255,3 +255,17 @@ def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(monkeypatc
         assert line.split() == [prompt, *values]
     names = {path.name for path in (tmp_path / "figure").iterdir()}
     assert names == {"0_matches_text.png", "0_matches_empty.png", "0_correlation.png"}
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompts", "text"]], ids=["none", "prompt"])
+def test_a_matcher_without_a_prompt_is_a_column_called_by_its_name(flags, monkeypatch):
+    argv = ["figure.py", "matches", "--config_file", "config/mini/dinov2.yaml", *flags]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert list(figure_script.load_columns(figure_script.parse_args())) == ["dinov2"]
+
+
+def test_a_sweep_that_is_no_text_is_refused_in_few_words(tmp_path):
+    (tmp_path / "sweep.csv").write_bytes(b"\xff" * 10_000)
+    with pytest.raises(ConfigError, match="expected the columns") as refused:
+        read_curves(tmp_path / "sweep.csv")
+    assert len(str(refused.value)) < 300

@@ -162,3 +162,9 @@ def test_damaged_predictions_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_predictions_csv(path)
+
+
+def test_a_row_that_lost_some_errors_is_refused(tmp_path):
+    write_pairs_csv(tmp_path / "pairs.csv", [RECORDS[0] | {"n_points": 2, "errors": {"nn": [1.0]}}])
+    with pytest.raises(ValueError, match=r"pairs\.csv: row of pair .* is damaged \(1 errors of nn for 2 keypoints\)"):
+        read_pairs_csv(tmp_path / "pairs.csv")

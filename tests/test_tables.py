@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from script.tables.results import State, find_result, make_job, relevant_setting
 from script.tables.rows import MINI, REAL, SHOWN, SMOKE, build_tables, load_row, unique_rows
 from tests.test_statistics import make_records
 from utils.build import find_caches
-from utils.result import read_pairs_csv
+from utils.result import read_pairs_csv, write_pairs_csv
 from utils.statistics import Interval, Measure
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -364,3 +365,30 @@ def test_choices_are_checked():
     assert [row.key for row in rows_script.choose_rows(SMOKE, ["table1"])] == ["text/spair", "cpm-spair/spair"]
     assert rows_script.shorten(f"{ROOT}/a is not there\nHelp:") == "a is not there"
     assert rows_script.shorten("cannot be used:\n  - a\n  - b") == "cannot be used: - a - b"
+
+
+@pytest.mark.parametrize("script", [rows_script, table_script], ids=["rows", "table"])
+def test_a_mistyped_setting_stops_before_anything_is_run_or_written(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["x", "table1", "--mini", "--output", str(tmp_path), "--opts", "TEST.ENSEMBEL", "1"]
+    )
+    assert script.main() != 0
+    assert "unknown key TEST.ENSEMBEL; did you mean TEST.ENSEMBLE" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_without_pairs_cannot_be_analysed(tmp_path, monkeypatch, capsys):
+    write_pairs_csv(tmp_path / "none_pairs.csv", [])
+    monkeypatch.setattr(sys, "argv", ["analyse.py", str(tmp_path / "none_pairs.csv")])
+    assert analyse.main() == 1
+    assert "none_pairs.csv holds no pair with keypoints" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["table2.sh", "reproduce.sh"])
+def test_a_listing_prints_no_table(script):
+    command = ["sh", str(ROOT / "script" / script), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 0, done.stderr
+    assert "rows are finished" in done.stdout
+    assert "written:" not in done.stdout

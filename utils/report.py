@@ -25,6 +25,8 @@ from utils.result import (
 )
 from utils.runtime import describe_environment, gather_records
 
+LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
+
 
 def build_protocol(cfg) -> Protocol:
     """How the config wants predictions made and judged."""
@@ -62,12 +64,14 @@ def build_result_stem(cfg) -> Path:
     """Where the results of a test go, without suffix: beside the prompt. Whatever changes a number is in the name.
 
     The release's settings come first, as it names them; what it does not know appears only where it is not at its
-    default.
+    default. The end of a name that is too long for a file is a digest of the whole.
     """
     name, height, width = build_result_name(cfg), *cfg.DATASET.IMAGE_SIZE
     settings = [*_name_matcher(cfg), f"{height}x{width}", cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
     settings += _name_rare_settings(cfg)
     stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(settings)}"
+    if len(stem) > LONGEST_STEM:
+        stem = f"{stem[: LONGEST_STEM - 17]}-{hashlib.blake2b(stem.encode(), digest_size=8).hexdigest()}"
     return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
 
 

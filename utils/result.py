@@ -129,6 +129,9 @@ def _parse_row(row: Mapping[str, str], path: str | os.PathLike) -> Record:
             elif "@" in column:
                 localiser, key = column.split("@", 1)
                 record["hits"].setdefault(localiser, {})[key] = int(value)
+        for name, errors in record.get("errors", {}).items():
+            if len(errors) != record["n_points"]:
+                raise ValueError(f"{len(errors)} errors of {name} for {record['n_points']} keypoints")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: row of pair {row['pair_id']!r} is damaged ({error})") from error
     return record
