@@ -242,6 +242,18 @@ def test_prompts_start_from_words(text):
         build_prompt("Single_spair_tiny_TokenEmbeds9", text, init=f"text:{sentence}")
 
 
+def test_a_class_prompt_starts_from_each_categorys_words(text):
+    init, words = "text:a photo of a {category}", {"car(G)": "car", "dog": "dog"}
+    prompt = build_prompt(
+        "Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "car(G)"], init=init, category_words=words.get
+    )
+    for category, word in words.items():
+        ids = text.token_ids([f"a photo of a {word}"])
+        torch.testing.assert_close(prompt({"category": [category]})[:, :76], text.embed_ids(ids)[:, :76])
+    with pytest.raises(ValueError, match="only a Class prompt"):
+        build_prompt("Single_spair_tiny_TokenEmbeds75", text, init=init)
+
+
 @pytest.mark.parametrize(
     "name",
     [

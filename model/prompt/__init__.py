@@ -23,7 +23,7 @@ def build_prompt(
     categories: Sequence[str] = (),  # of the data set; for Class and text prompts
     condition_shape: tuple[int, int]
     | None = None,  # (tokens, features) per image, see model.facts.condition_facts; for CPM
-    init: str = "random",  # "random"; Single and Class also "empty" or "text:<a sentence>"
+    init: str = "random",  # "random"; Single and Class also "empty" or "text:<a sentence>", Class with {category}
     seed: int = 0,  # of the start
     template: str = TEMPLATE,  # of the text prompt
     category_words: Callable[[str], str] = str,  # how the text prompt reads a category's name
@@ -54,7 +54,8 @@ def _build_text(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt
 def _build_simple(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
     from model.prompt.simple import SimplePrompt, start_sequences
 
-    return SimplePrompt(name, start_sequences(name, text, settings["categories"], settings["init"], settings["seed"]))
+    keys = ("categories", "init", "seed", "category_words")
+    return SimplePrompt(name, start_sequences(name, text, **{key: settings[key] for key in keys}))
 
 
 def _build_cpm(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,14 +47,19 @@ class SimplePrompt(Prompt):
 
 
 def start_sequences(
-    name: PromptName, text: PromptEncoder, categories: Sequence[str], init: str, seed: int
+    name: PromptName,
+    text: PromptEncoder,
+    categories: Sequence[str],
+    init: str,
+    seed: int,
+    category_words: Callable[[str], str] = str,  # how a category's name is read, such as "car(G)" -> "car"
 ) -> dict[str, Tensor]:
     """First values (L, D) of a Single or Class prompt's sequences.
 
     init: "random" (token space: embeddings of random vocabulary ids, position embedding included; hidden
     space: uniform in [0, 1)), "empty" (the empty string's embeddings or hidden state) or "text:<sentence>"
     (the sentence's; slots after it as the tokenizer pads them). Each row of a Class prompt has its own random
-    start.
+    start, and its own category in place of the sentence's {category}.
     """
     rows = sorted(categories) if name.method == "Class" else [SINGLE_KEY]
     if not rows:
@@ -65,15 +70,18 @@ def start_sequences(
     elif init == "random":
         values = _frame(_random_embeddings(text, len(rows), seed), name.n_tokens, text)
     else:
-        values = _written(_sentence(init), name, text).expand(len(rows), -1, -1)
+        values = _written(_sentences(init, name, [category_words(row) for row in rows]), name, text)
     return {row: value.clone() for row, value in zip(rows, values.float().cpu(), strict=True)}
 
 
-def _sentence(init: str) -> str:
+def _sentences(init: str, name: PromptName, words: Sequence[str]) -> list[str]:
+    """The sentence that each row of a prompt starts from."""
     kind, _, sentence = init.partition(":")
-    if init == "empty" or (kind == "text" and sentence):
-        return sentence
-    raise ValueError(f"prompt init must be random, empty or text:<a sentence>; got {init!r}")
+    if init != "empty" and not (kind == "text" and sentence):
+        raise ValueError(f"prompt init must be random, empty or text:<a sentence>; got {init!r}")
+    if "{category}" in sentence and name.method != "Class":
+        raise ValueError(f"prompt init {init!r}: only a Class prompt has a row for each {{category}}")
+    return [sentence.replace("{category}", word) for word in words]
 
 
 def _random_embeddings(text: PromptEncoder, n_rows: int, seed: int) -> Tensor:
@@ -81,14 +89,14 @@ def _random_embeddings(text: PromptEncoder, n_rows: int, seed: int) -> Tensor:
     return text.embed_ids(torch.randint(text.vocab_size, (n_rows, text.n_positions), generator=generator))
 
 
-def _written(sentence: str, name: PromptName, text: PromptEncoder) -> Tensor:
-    """The sentence's hidden state, or its embeddings in the learnable slots, (1, L, D)."""
+def _written(sentences: Sequence[str], name: PromptName, text: PromptEncoder) -> Tensor:
+    """The sentences' hidden states, or their embeddings in the learnable slots, (K, L, D)."""
     if name.space == "hidden":
-        return text.encode_text([sentence])
-    ids = text.token_ids([sentence])
-    n_words = ids[0].tolist().index(text.tokenizer.eos_token_id, 1) - 1
-    if n_words > name.n_tokens:
-        raise ValueError(f"{sentence!r} has {n_words} tokens, but {name} has only {name.n_tokens} learnable ones")
+        return text.encode_text(sentences)
+    ids = text.token_ids(sentences)
+    for sentence, row in zip(sentences, ids.tolist(), strict=True):
+        if (n_words := row.index(text.tokenizer.eos_token_id, 1) - 1) > name.n_tokens:
+            raise ValueError(f"{sentence!r} has {n_words} tokens, but {name} has only {name.n_tokens} learnable ones")
     return _frame(text.embed_ids(ids), name.n_tokens, text)
 
 
