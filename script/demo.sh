@@ -1,11 +1,11 @@
 #!/bin/sh
-# Sets up what is missing, then the main job on the embedded default: writes the mini benchmark, learns a CPM prompt,
-# reports PCK of the text prompt and the learned one on held-out pairs, and draws both.
+# Sets up what is missing, then the main job on the embedded default: writes the mini benchmark, learns a Class prompt,
+# starting from the words of the text prompt, reports PCK of both on held-out pairs, and draws them.
 # Extra arguments are KEY VALUE settings for the training: sh script/demo.sh TRAIN.MAX_STEPS 20
 . "$(dirname "$0")/setup.sh"
 
-config=config/mini/sd4match_cpm.yaml
-prompt=CPM_spair_mini_Pair-DINO-Feat-G25-C50
+config=config/mini/sd4match_class.yaml
+prompt=Class_spair_mini_TokenEmbeds75
 
 step() { printf '\n== %s\n' "$*"; }
 
