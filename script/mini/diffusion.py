@@ -5,6 +5,7 @@ a throw-away classifier on cosine similarity, the matcher's own metric.
 """
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -256,5 +257,13 @@ def save_pipeline(
     )
     pipeline.save_pretrained(out)
     load_as_float32(out / "text_encoder")
+    forget_origin(out / "vae" / "config.json")
     for name in VOCABULARY_FILES:
         shutil.copyfile(vocabulary / name, out / "tokenizer" / name)
+
+
+def forget_origin(path: Path) -> None:
+    """Take the folder that a network was loaded from out of its saved configuration."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
