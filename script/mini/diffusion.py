@@ -5,7 +5,6 @@ a throw-away classifier on cosine similarity, the matcher's own metric.
 """
 
 import copy
-import json
 import os
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from script.mini.captions import CaptionSampler, LabelSpace
-from script.mini.loop import Run, Schedule, Scores, first_process_first, fit, load_as_float32
+from script.mini.loop import Run, Schedule, Scores, change_config, first_process_first, fit, load_as_float32
 from script.mini.proxy import encode_text, grounding_scores
 from script.mini.scenes import SceneStore, to_cells
 from script.mini.tokenizer import POSITIONS, VOCABULARY_FILES, tokenize
@@ -257,13 +256,6 @@ def save_pipeline(
     )
     pipeline.save_pretrained(out)
     load_as_float32(out / "text_encoder")
-    forget_origin(out / "vae" / "config.json")
+    change_config(out / "vae", without=("_name_or_path",))  # the folder that it was loaded from
     for name in VOCABULARY_FILES:
         shutil.copyfile(vocabulary / name, out / "tokenizer" / name)
-
-
-def forget_origin(path: Path) -> None:
-    """Take the folder that a network was loaded from out of its saved configuration."""
-    config = json.loads(path.read_text())
-    config.pop("_name_or_path", None)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

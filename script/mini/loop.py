@@ -31,9 +31,15 @@ def first_process_first() -> Iterator[None]:
 
 def load_as_float32(folder: Path) -> None:
     """Let transformers load a saved half-precision network in single precision: CPUs are slow in half."""
+    change_config(folder, dtype="float32")
+
+
+def change_config(folder: Path, without: tuple[str, ...] = (), **values: str) -> None:
+    """Set entries of a saved network's configuration, and take out those called in `without`."""
     path = folder / "config.json"
-    config = json.loads(path.read_text()) | {"dtype": "float32"}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    config = json.loads(path.read_text()) | values
+    kept = {key: value for key, value in config.items() if key not in without}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)
