@@ -12,7 +12,6 @@ import numpy as np
 
 from dataset.mini.appearance import Draws
 from dataset.mini.categories import CATEGORIES, Category
-from dataset.mini.geometry import Camera
 from dataset.mini.primitives import Builder, Model
 
 CODES = 4  # per fine part
@@ -82,9 +81,3 @@ def _outlines(model: Model):
             yield np.where(ellipsoid[:, None], centre, tip + grow * axis), owner
     for polygon, part in zip(model.polygons, model.polygon_part, strict=True):
         yield np.array(polygon), np.full(len(polygon), part)
-
-
-def surface_points(depth: np.ndarray, rows: np.ndarray, cols: np.ndarray, camera: Camera) -> np.ndarray:
-    """Object-frame points (n, 3) seen at pixels (cols, rows) at camera depths (n,)."""
-    seen = np.stack([(cols - camera.cx) * depth / camera.focal, (rows - camera.cy) * depth / camera.focal, depth], 1)
-    return (seen - camera.shift) @ camera.turn

@@ -250,14 +250,24 @@ def shade(
     pixels = np.flatnonzero(buffers.primitive >= 0)
     primitive, z = buffers.primitive.ravel()[pixels], buffers.depth.ravel()[pixels]
     rows, cols = np.divmod(pixels.astype(np.int32), np.int32(buffers.depth.shape[1]))
-    points = np.empty((len(z), 3), np.float32)
-    points[:, 0] = (cols - np.float32(camera.cx)) * (z / np.float32(camera.focal))
-    points[:, 1] = (rows - np.float32(camera.cy)) * (z / np.float32(camera.focal))
-    points[:, 2] = z
+    points = seen_points(camera, z, rows, cols)
     lambert = _lambert(view, primitive, points, light)
-    turn, shift = camera.turn.astype(np.float32), camera.shift.astype(np.float32)
-    colour = _texture(model, view.material[primitive], (points - shift) @ turn)
+    colour = _texture(model, view.material[primitive], to_object(camera, points))
     return colour * (ambient + (1.12 - ambient) * lambert)[:, None], pixels
+
+
+def seen_points(camera: Camera, depth: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Camera-frame points (n, 3) float32 seen at pixels (cols, rows), at depths (n,) float32."""
+    points = np.empty((len(depth), 3), np.float32)
+    points[:, 0] = (cols - np.float32(camera.cx)) * (depth / np.float32(camera.focal))
+    points[:, 1] = (rows - np.float32(camera.cy)) * (depth / np.float32(camera.focal))
+    points[:, 2] = depth
+    return points
+
+
+def to_object(camera: Camera, points: np.ndarray) -> np.ndarray:
+    """Object-frame points (n, 3) float32 of camera-frame ones."""
+    return (points - camera.shift.astype(np.float32)) @ camera.turn.astype(np.float32)
 
 
 def _lambert(view: CameraModel, primitive: np.ndarray, points: np.ndarray, light: np.ndarray) -> np.ndarray:

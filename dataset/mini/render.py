@@ -16,10 +16,10 @@ from PIL import Image
 from dataset.mini.appearance import COLOUR_NAMES, COLOURS, Draws, jitter
 from dataset.mini.background import background, grain, occluder, paint
 from dataset.mini.categories import CATEGORIES, Category
-from dataset.mini.detail import CODES, detail_codes, surface_points
+from dataset.mini.detail import CODES, detail_codes
 from dataset.mini.geometry import Camera, look_at
 from dataset.mini.primitives import Builder, Model, model_points
-from dataset.mini.raster import Buffers, CameraModel, aim, extent, rasterise, shade, to_camera
+from dataset.mini.raster import Buffers, CameraModel, aim, extent, rasterise, seen_points, shade, to_camera, to_object
 
 SPLITS = ("pretrain", "trn", "val", "test")
 GENERATOR_VERSION = 2
@@ -273,8 +273,8 @@ def _label(layer: _Layer, owner: np.ndarray, flip: bool) -> np.ndarray:
     sampled = (slice(None, None, _SUPER), slice(None, None, _SUPER))
     part = layer.view.part[layer.buffers.primitive[sampled][owner]].astype(int)
     rows, cols = np.nonzero(owner)
-    points = surface_points(layer.buffers.depth[sampled][owner], rows * _SUPER, cols * _SUPER, layer.camera)
-    ends = detail_codes(layer.category, layer.model, part, points, flip)
+    seen = seen_points(layer.camera, layer.buffers.depth[sampled][owner], rows * _SUPER, cols * _SUPER)
+    ends = detail_codes(layer.category, layer.model, part, to_object(layer.camera, seen), flip)
     if flip:
         part = np.array(layer.category.part_partner)[part]
     return (1 + CODES * part + ends).astype(np.uint8)
