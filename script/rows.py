@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ROOT, ConfigError, check_config, load_config, resolve_path  # noqa: E402
+from script.tables.crew import Crew, Slot, find_slots  # noqa: E402
 from script.tables.rows import (  # noqa: E402
     MINI,
     PICTURES,
@@ -40,13 +41,22 @@ from script.tables.rows import (  # noqa: E402
 )
 
 
-def add_world_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names the rows' results; script/table.py takes the same."""
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return value
+
+
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """What script/table*.sh give both to this script and to script/table.py, which needs all but --jobs."""
     parser.add_argument("--mini", action="store_true", help="on the mini world")
     parser.add_argument("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category")
     parser.add_argument("--output", help="folder of everything that is written; default: that of the world")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
+    parser.add_argument(
+        "--jobs", type=positive, help="rows that run side by side; default: one per GPU, without a GPU two"
+    )
 
 
 def choose_world(args: argparse.Namespace) -> World:
@@ -74,19 +84,19 @@ def choose_rows(world: World, names: Sequence[str], only: Sequence[str] = ()) ->
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="such as table1, table4, length; default: all")
-    add_world_arguments(parser)
+    add_row_arguments(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="only these rows")
     parser.add_argument("--list", action="store_true", help="print the plan with its commands, run nothing")
     return parser.parse_args()
 
 
 class Runner:
-    """Runs jobs one after the other, each stage in a process of its own, and keeps a record of them."""
+    """Runs jobs, each stage in a process of its own, and keeps a record of them."""
 
-    def __init__(self, world: World, more: Sequence[str]) -> None:
+    def __init__(self, world: World, more: Sequence[str], crew: Crew) -> None:
         from script.tables.results import State
 
-        self.world, self.more = world, list(more)
+        self.world, self.more, self.crew = world, list(more), crew
         self.state = State.load(world.root)
         self.jobs: list = []
         self.costs: dict[str, dict[str, float]] = {}
@@ -132,11 +142,11 @@ class Runner:
 
         file = ["--config_file", self.world.config_file(job.row)]
         if not is_trained(job, self.state):
-            yield "train", [*launcher(), "train.py", *file, *list_settings(job.row, self.world, job.seed, self.more)]
+            yield "train", ["train.py", *file, *list_settings(job.row, self.world, job.seed, self.more)]
         settings = list_test_settings(job.row, self.world, job.seed, self.more)
-        yield "test", [*launcher(), "test.py", *file, *settings, "PROMPT.TYPE", job.test.PROMPT.TYPE]
+        yield "test", ["test.py", *file, *settings, "PROMPT.TYPE", job.test.PROMPT.TYPE]
 
-    def run(self, job) -> bool:
+    def run(self, job, slot: Slot) -> bool:
         """Whether the row is finished now."""
         from script.tables.results import digest_training, digest_weights
 
@@ -144,7 +154,7 @@ class Runner:
         for stage, command in self.commands(job):
             log = Path(resolve_path(self.world.root)) / "row" / job.key.replace("/", "_") / f"{stage}.log"
             start = time.monotonic()
-            status = run_logged(command, log)
+            status = self.crew.run([sys.executable, *command], log, slot)
             if status:
                 self.note_failure(job.key, f"{explain_log(log)} (log: {os.path.relpath(log, ROOT)})")
                 return False
@@ -156,26 +166,12 @@ class Runner:
         return True
 
 
-def launcher() -> list[str]:
-    """Python, or accelerate on every GPU that is found."""
-    import torch
-
-    if (gpus := torch.cuda.device_count()) < 2:
-        return [sys.executable]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(gpus)]
-
-
-def run_logged(command: Sequence[str], log: Path) -> int:
-    """The exit status. A signal to this process stops the command first: train.py saves and can go on."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            return process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
+def group_by_prompt(jobs: Sequence) -> list[list]:
+    """Jobs that test the same learned prompt belong together: the first of them learns it."""
+    groups: dict[str, list] = {}
+    for job in jobs:
+        groups.setdefault(str(job.prompt_folder) if job.training is not None else job.key, []).append(job)
+    return list(groups.values())
 
 
 def explain_log(log: Path) -> str:
@@ -254,28 +250,36 @@ def run_all(runner: Runner, listing: bool) -> int:
             runner.note_failure(key, reason)
     if not waiting:
         return 0
-    clock = Clock(waiting[0].test, runner.state)
+    clock = Clock(waiting[0].test, runner.state, side_by_side=len(runner.crew.slots))
     print(clock.explain())
-    failures = 0
-    for number, job in enumerate(waiting, start=1):
-        cost = runner.costs[job.key]
+    numbers = {job.key: number for number, job in enumerate(waiting, start=1)}
+    failed = []
+
+    def announce(job) -> str:
         stages = [stage for stage, _ in runner.commands(job)]
-        expected = {stage: clock.seconds(stage, cost[stage]) for stage in stages}
+        expected = {stage: clock.seconds(stage, runner.costs[job.key][stage]) for stage in stages}
         parts = " + ".join(f"{stage} {format_duration(s)}" for stage, s in expected.items())
-        print(f"[{number}/{len(waiting)}] {job.key}: about {parts}", flush=True)
-        if listing:
+        return f"[{numbers[job.key]}/{len(waiting)}] {job.key}: about {parts}"
+
+    def do(job, slot: Slot) -> None:
+        print(announce(job), flush=True)
+        if not runner.run(job, slot):
+            failed.append(job)
+            print(f"    {job.key} not run: {runner.state.rows[job.key]['reason']}", flush=True)
+            return
+        entry = runner.state.rows[job.key]
+        for stage, seconds in entry["seconds"].items():
+            clock.learn(stage, entry["tflop"][stage], seconds)
+        print(f"    {job.key} took {format_duration(sum(entry['seconds'].values()))}", flush=True)
+
+    if listing:
+        for job in waiting:
+            print(announce(job))
             for _, command in runner.commands(job):
-                print("    " + shlex.join(["python", *command[1:]]))
-            continue
-        if not runner.run(job):
-            failures += 1
-            print(f"    not run: {runner.state.rows[job.key]['reason']}", flush=True)
-            continue
-        for stage, seconds in runner.state.rows[job.key]["seconds"].items():
-            clock.learn(stage, cost[stage], seconds)
-        took = sum(runner.state.rows[job.key]["seconds"].values())
-        print(f"    took {format_duration(took)}", flush=True)
-    return failures
+                print("    " + shlex.join(["python", *command]))
+    else:
+        runner.crew.work(group_by_prompt(waiting), do)
+    return len(failed)
 
 
 def main() -> int:
@@ -285,7 +289,7 @@ def main() -> int:
         world = choose_world(args)
         load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
         rows = choose_rows(world, args.tables, args.only)
-        runner = Runner(world, args.opts)
+        runner = Runner(world, args.opts, Crew(find_slots(args.jobs)))
         runner.plan(rows, args.seeds)
         failures = run_all(runner, args.list)
         for name, draw in {SWEEP: sweep, PICTURES: draw_pictures}.items():

@@ -15,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
-from script.rows import add_world_arguments, choose_world  # noqa: E402
+from script.rows import add_row_arguments, choose_world  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="such as table1, length; default: all")
-    add_world_arguments(parser)
+    add_row_arguments(parser)
     parser.add_argument("--format", choices=("md", "csv", "tex"), default="md", help="printed; default: %(default)s")
     parser.add_argument("--localiser", default="kernelsoftmax")
     parser.add_argument("--by", choices=("image", "point"), default="image", help="PCK per image or per point")

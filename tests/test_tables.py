@@ -20,6 +20,7 @@ import test as test_script
 import train as train_script
 from config import ROOT, ConfigError, check_config, load_config
 from script import analyse
+from script.tables.crew import Crew, find_slots
 from script.tables.estimate import Clock, count_tflop, format_duration
 from script.tables.layout import PAPER, Cell, fill, to_csv, to_latex, to_markdown
 from script.tables.report import write_report
@@ -122,7 +123,7 @@ def small(world, tmp_path, monkeypatch):
     opts = world.opts(tmp_path / "out", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4", "TRAIN.MAX_STEPS", "1")
     opts = [value for pair in zip(opts[::2], opts[1::2], strict=True) if pair[0] != "OUTPUT_ROOT" for value in pair]
 
-    def run_here(command, log):
+    def run_here(crew, command, log, slot):
         name, words = next(
             (n, command[i + 1 :]) for n in ("train", "test") for i, w in enumerate(command) if w == f"{n}.py"
         )
@@ -136,7 +137,7 @@ def small(world, tmp_path, monkeypatch):
         return int(run_here.fail)
 
     run_here.fail = False
-    monkeypatch.setattr(rows_script, "run_logged", run_here)
+    monkeypatch.setattr(Crew, "run", run_here)
     monkeypatch.setattr("script.tables.estimate.measure_matmul_peak", lambda *_: 1.0)
     return replace(REAL, root=str(tmp_path / "out")), opts, ran, run_here
 
@@ -144,7 +145,7 @@ def small(world, tmp_path, monkeypatch):
 def go(small, *keys, seeds=(0,), more=()):
     """Run the rows; (failures, runner)."""
     world, opts, _, _ = small
-    runner = rows_script.Runner(world, [*opts, *more])
+    runner = rows_script.Runner(world, [*opts, *more], Crew([{}]))
     runner.plan([row for row in rows_of(world) if row.key in keys], seeds)
     return rows_script.run_all(runner, listing=False), runner
 
@@ -181,6 +182,48 @@ def test_rows_are_run_once_and_again_when_something_changed(small, capsys):
     ran.clear()
     go(small, *keys, more=["TRAIN.MAX_STEPS", "2"])
     assert ran == ["test"]
+
+
+def test_groups_run_side_by_side_and_their_jobs_in_order(tmp_path):
+    crew, ended = Crew([{"NAME": "a"}, {"NAME": "b"}]), []
+
+    def do(job, slot):  # the first two groups wait for each other
+        wait = f"touch {tmp_path}/{job}; until [ -e {tmp_path}/1 ] && [ -e {tmp_path}/2 ]; do sleep 0.01; done"
+        assert crew.run(["sh", "-c", f"{wait}; echo $NAME; exit 3"], tmp_path / f"{job}.log", slot) == 3
+        ended.append(job)
+
+    crew.work([["1", "1then"], ["2"], ["3"]], do)
+    assert sorted(ended) == ["1", "1then", "2", "3"] and ended.index("1") < ended.index("1then")
+    assert {(tmp_path / f"{job}.log").read_text() for job in "12"} == {"a\n", "b\n"}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_interrupted_crew_stops_its_commands_and_starts_no_more(slots, tmp_path):
+    crew, begun = Crew([{}] * slots), []
+
+    def do(job, slot):
+        begun.append(job)
+        if job == "last":
+            raise KeyboardInterrupt
+        crew.run(["sh", "-c", "sleep 60"] if slots > 1 else ["true"], tmp_path / job, slot)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        crew.work([["first", "second"], ["last"], ["never"]], do)
+    assert time.monotonic() - start < 30
+    assert set(begun) == ({"first", "last"} if slots > 1 else {"first", "second", "last"})
+    if slots > 1:
+        with pytest.raises(KeyboardInterrupt):
+            crew.run(["true"], tmp_path / "after", {})
+
+
+def test_slots_share_the_cores_or_the_gpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert find_slots() == [{"OMP_NUM_THREADS": "4"}] * 2 and find_slots(1) == [{"OMP_NUM_THREADS": "8"}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(3)] == ["4", "6", "4"]
 
 
 def test_a_row_that_fails_is_named_with_its_reason_and_tried_again(small, capsys):

@@ -93,11 +93,12 @@ def _count_parts(folder: str, init: str, architecture: str, image_size: tuple, l
 
 
 class Clock:
-    """TFLOP to seconds, from what finished rows took."""
+    """TFLOP to seconds of one row, from what finished rows took."""
 
-    def __init__(self, cfg, state: State, processes: int = 1) -> None:
+    def __init__(self, cfg, state: State, side_by_side: int = 1) -> None:
         device = resolve_device(cfg.DEVICE)
-        self.first = FIRST_SHARE * processes * measure_matmul_peak(device, resolve_dtype(cfg.PRECISION, device))
+        peak = measure_matmul_peak(device, resolve_dtype(cfg.PRECISION, device))
+        self.first = FIRST_SHARE * peak / (side_by_side if device.type == "cpu" else 1)
         self.speeds: dict[str, list[float]] = {stage: [] for stage in STAGES}
         for entry in state.rows.values():
             for stage in STAGES:
@@ -119,7 +120,8 @@ class Clock:
         return (
             f"estimates: {STARTUP_S:.0f} s start-up + counted TFLOP / speed; speed: "
             f"{f'median of finished rows ({measured})' if known else 'no row measured yet'}, else {self.first:.3g} "
-            f"TFLOP/s ({FIRST_SHARE:.0%} of the fastest matrix product here); caches of new images come on top"
+            f"TFLOP/s ({FIRST_SHARE:.0%} of a row's share of the fastest matrix product here); caches of new images "
+            "come on top"
         )
 
 

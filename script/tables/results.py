@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -51,10 +52,13 @@ class State:
             raise ConfigError(f"{path} is damaged ({error}); delete it: finished rows are found again") from error
 
     def record(self, rows: dict[str, dict[str, Any]] | None = None, prompts: dict[str, str] | None = None) -> None:
-        """Add entries and write them; what another process has written meanwhile is kept."""
-        known = State.load(str(self.path.parent))
-        self.rows, self.prompts = known.rows | (rows or {}), known.prompts | (prompts or {})
-        write_text(self.path, json.dumps({"rows": self.rows, "prompts": self.prompts}, indent=1) + "\n")
+        """Add entries and write them; what another thread or process has written meanwhile is kept."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = State.load(str(self.path.parent))
+            self.rows, self.prompts = known.rows | (rows or {}), known.prompts | (prompts or {})
+            write_text(self.path, json.dumps({"rows": self.rows, "prompts": self.prompts}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
