@@ -23,7 +23,9 @@ WORLD = {
     "car": category(("roof", "left_wheel", "right_wheel"), (0, 1, 1), ("body", "wheels")),
     "dog": category(("head", "front_leg", "back_leg"), (0, 1, 1), ("head", "legs")),
 }
-# labels: 2 car roof, 3 car wheel, 4-6 its parts, 7-18 their ends; 19 dog head, 20 dog leg, 21-23, 24-35
+# labels: 2 car, 3 car roof, 4 car wheel, 5-7 its parts, 8-19 their ends; 20 dog, 21 dog head, 22 dog leg, 23-25, 26-37
+LEFT_WHEEL = frozenset({"left_wheel"})
+WHEELS = frozenset({"left_wheel", "right_wheel"})
 DETAIL = np.array([[0, 1, 6, 11], [0, 1, 6, 11]])  # ends 0, 1, 2 of the three parts
 INSTANCE = np.array([[0, 1, 1, 1], [0, 2, 2, 2]])  # a car above a dog
 
@@ -32,18 +34,18 @@ INSTANCE = np.array([[0, 1, 1, 1], [0, 2, 2, 2]])  # a car above a dog
     ("caption", "car", "dog"),
     [
         (Caption(""), [OBJECT] * 3, [OBJECT] * 3),
-        (Caption("a photo of a car", frozenset({"car"})), [2, 3, 3], [BACKGROUND] * 3),
-        (Caption("a dog and a car", frozenset({"car", "dog"})), [2, 3, 3], [19, 20, 20]),
-        (Caption("a car, left", frozenset({"car"}), frozenset({"left_wheel"})), [2, 5, 3], [BACKGROUND] * 3),
+        (Caption("a photo of a car", frozenset({"car"})), [2, 2, 2], [BACKGROUND] * 3),
+        (Caption("a dog and a car", frozenset({"car", "dog"})), [2, 2, 2], [20, 20, 20]),
+        (Caption("a car, left", frozenset({"car"}), True, LEFT_WHEEL), [3, 6, 4], [BACKGROUND] * 3),
         (
-            Caption("dog legs", frozenset({"dog"}), frozenset({"front_leg", "back_leg"})),
+            Caption("dog legs", frozenset({"dog"}), True, frozenset({"front_leg", "back_leg"})),
             [BACKGROUND] * 3,
-            [19, 22, 23],
+            [21, 24, 25],
         ),
-        (Caption("object, head", None, frozenset({"head"})), [OBJECT] * 3, [21, OBJECT, OBJECT]),
+        (Caption("object, head", None, parts=frozenset({"head"})), [OBJECT] * 3, [23, OBJECT, OBJECT]),
         (
-            Caption("a car, wheels in detail", frozenset({"car"}), frozenset({"left_wheel", "right_wheel"}), True),
-            [2, 12, 17],
+            Caption("a car, wheels in detail", frozenset({"car"}), True, WHEELS, True),
+            [3, 13, 18],
             [BACKGROUND] * 3,
         ),
         (Caption("a photo of a cat", frozenset({"cat"})), [BACKGROUND] * 3, [BACKGROUND] * 3),
@@ -56,13 +58,13 @@ def test_each_kind_of_caption_asks_for_its_labels(caption, car, dog):
 
 def test_text_alone_tells_which_labels_are_asked_for():
     space = LabelSpace(WORLD)
-    assert space.asked(Caption("a photo of a car", frozenset({"car"}))) == [2, 3]
-    assert space.asked(Caption("a car, left", frozenset({"car"}), frozenset({"left_wheel"}))) == [2, 3, 5]
+    assert space.asked(Caption("a photo of a car", frozenset({"car"}))) == [2]
+    assert space.asked(Caption("a car, left", frozenset({"car"}), True, LEFT_WHEEL)) == [3, 4, 6]
     assert space.asked(Caption("")) == [OBJECT]
 
 
-def test_label_space_counts_every_kind_part_and_end_once():
-    assert LabelSpace(WORLD).size == 2 + 2 * (2 + 3 + 3 * 4)
+def test_label_space_counts_every_category_kind_part_and_end_once():
+    assert LabelSpace(WORLD).size == 2 + 2 * (1 + 2 + 3 + 3 * 4)
 
 
 def test_words_name_parts_sides_plurals_and_coarse_parts():

@@ -1,8 +1,8 @@
 """Captions of different granularity and the part labels each of them asks for.
 
-"a photo of a dog" asks for its kinds of part (its legs), "a dog, left and right" also for which of them are on
-these sides, "a dog, all parts in detail" for both ends of every single part, the empty caption only for the objects.
-This stands in for real captions: a template under-specifies the image.
+"a photo of a dog" asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the rest by
+kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, the empty caption only for
+where objects are. This stands in for real captions: a template under-specifies the image.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from dataset.mini.detail import CODES
 
 BACKGROUND, OBJECT = 0, 1
 
-KINDS = {"empty": 0.10, "plain": 0.22, "parts": 0.40, "object": 0.25, "absent": 0.03}
+KINDS = {"empty": 0.07, "plain": 0.22, "parts": 0.33, "object": 0.35, "absent": 0.03}
 PLAIN = ("a photo of {}",) * 4 + ("an image of {}", "{}")
 PARTS = (
     "a photo of {subject}, {parts}",
@@ -26,8 +26,8 @@ PARTS = (
 SIDES = frozenset({"left", "right", "front", "back"})
 JOINTS = (", ", " and ", " ")
 ALL_PARTS, IN_DETAIL = "all parts", "in detail"
-ALL_SHARE = 0.6  # share of part captions that ask for every part
-DETAIL_SHARE = 0.6  # share of part captions that ask for the ends of the parts
+ALL_SHARE = 0.65  # share of part captions that ask for every part
+DETAIL_SHARE = 0.75  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
 PLAIN_OBJECT_SHARE = 0.2  # share of captions of "an object" that ask for no parts
 MAX_WORDS = 6
@@ -35,14 +35,15 @@ MAX_WORDS = 6
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it asks for: single `parts` (in `detail`: their ends), of the rest of the named categories
-    the kinds of part.
+    """A text and what it asks for: single `parts` (in `detail`: their ends), the rest of the named categories as a
+    whole or by `kinds` of part.
 
     `categories` None names no category: every object counts, and what is not in `parts` is a generic object.
     """
 
     text: str
     categories: frozenset[str] | None = None
+    kinds: bool = False
     parts: frozenset[str] = frozenset()
     detail: bool = False
 
@@ -73,12 +74,13 @@ def _spoken(name: str) -> str:
 
 
 class LabelSpace:
-    """One integer per category and kind of part, part, or end of a part, after background 0 and generic object 1.
+    """One integer per category, kind of part, part, or end of a part, after background 0 and generic object 1.
 
     Tables map the renderer's detail values (0 = none) to labels.
     """
 
     def __init__(self, categories: Mapping[str, object]):
+        self.whole: dict[str, np.ndarray] = {}
         self.kind: dict[str, np.ndarray] = {}
         self.part: dict[str, np.ndarray] = {}
         self.detail: dict[str, np.ndarray] = {}
@@ -92,6 +94,7 @@ class LabelSpace:
         known = list(dict.fromkeys(kinds))
         ends = np.arange(len(parts) * CODES)
         for table, index in (
+            (self.whole, np.zeros_like(ends)),
             (self.kind, np.array([known.index(kind) for kind in kinds])[ends // CODES]),
             (self.part, ends // CODES),
             (self.detail, ends),
@@ -102,7 +105,7 @@ class LabelSpace:
 
     def part_table(self, caption: Caption, category: str) -> np.ndarray:
         """Return the label of each detail value of a category under a caption, (1 + CODES x fine parts,)."""
-        table = self.kind[category].copy()
+        table = (self.kind if caption.kinds else self.whole)[category].copy()
         if caption.categories is None:
             table[1:] = OBJECT
         elif category not in caption.categories:
@@ -114,7 +117,7 @@ class LabelSpace:
         """Return the labels a caption asks for as far as its text tells."""
         if caption.categories is None:
             return [OBJECT]
-        known = sorted(caption.categories & self.kind.keys())
+        known = sorted(caption.categories & self.whole.keys())
         return sorted({int(label) for name in known for label in self.part_table(caption, name)[1:]})
 
     def label_map(
@@ -185,7 +188,8 @@ class CaptionSampler:
         template = _pick(rng, PARTS).replace("the {parts}", "{parts}" if phrase == ALL_PARTS else "the {parts}")
         detail = bool(rng.random() < DETAIL_SHARE)
         phrase = f"{phrase} {IN_DETAIL}" if detail else phrase
-        return Caption(template.format(subject=subject, parts=phrase), categories if named else None, parts, detail)
+        text = template.format(subject=subject, parts=phrase)
+        return Caption(text, categories if named else None, named, parts, detail)
 
     def _draw_words(self, rng: np.random.Generator, categories: Sequence[str]) -> tuple[str, frozenset[str]]:
         words = sorted(set().union(*(self.words[name] for name in categories)))

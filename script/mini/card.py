@@ -84,11 +84,11 @@ All weights are half precision. `script/mini/pretrain.sh` makes them.
   the basis of the latents is changed to one of mean 0 and covariance 1, so the scaling factor is 1.
 - UNet and text encoder, trained together: v-prediction plus {grounding} times a **text-grounded
   objective**: a throw-away cosine classifier (temperature {tau}) reads, from the features of
-  `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for kinds of part
-  only (its legs), "a dog, left and right" also for which of them are on these sides, "a dog, all
-  parts in detail" for the ends of every single part, the empty caption for the objects, a caption
-  of an absent category for nothing. An end is the half or quarter of a part on one side of the
-  middle of its 3D box.
+  `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for the dog as a
+  whole, "a dog, left" for each of its parts on the left and for the rest by kinds of part (legs),
+  "a dog, all parts in detail" for the ends of every single part, "an object, all parts in detail"
+  for the same without the name, the empty caption for the objects, a caption of an absent category
+  for nothing. An end is the half or quarter of a part on one side of the middle of its 3D box.
   Kinds of caption: {shares}. A second throw-away classifier (weight {asking}) reads from the text
   alone which labels it asks for; it replaces the pretraining of the text encoder.
 - DINOv2: category, colour and facing from the class token, kinds of part from the patch tokens.

@@ -26,8 +26,8 @@ from script.mini.vae import encode
 WIDTH = 96  # of the text condition
 FEATURE_BLOCK = 1  # up block whose output is matched
 STEPS = 1000
-TIMESTEP_SHARES = {150: 0.6, 400: 0.28, STEPS: 0.12}  # share of the timesteps drawn below each limit
-GROUNDING = 0.5  # weight of the grounded objective
+TIMESTEP_SHARES = {150: 0.7, 400: 0.2, STEPS: 0.1}  # share of the timesteps drawn below each limit
+GROUNDING = 1.0  # weight of the grounded objective
 ASKING = 2.0  # weight of telling from the text alone which labels it asks for
 TAU = 0.08  # temperature of the cosine classifier
 

@@ -63,7 +63,7 @@ class DinoTargets:
     def __init__(self, store: SceneStore, space: LabelSpace):
         self.store, self.space = store, space
         objects = [o for scene in store.objects for o in scene]
-        self.names = sorted(space.kind)
+        self.names = sorted(space.whole)
         self.colours = sorted({o["colour"] for o in objects})
         self.facings = sorted({o["facing"] for o in objects})
 
@@ -84,7 +84,7 @@ class DinoTargets:
         """Return the kinds of part at the patch centres of a crop, (GRID, GRID)."""
         names = [o["category"] for o in self.store.objects[row]]
         centres = np.s_[top + PATCH // 2 : top + CROP : PATCH, left + PATCH // 2 : left + CROP : PATCH]
-        caption = Caption("", frozenset(names))
+        caption = Caption("", frozenset(names), kinds=True)
         return self.space.label_map(caption, self.store.detail[row][centres], self.store.instance[row][centres], names)
 
 
