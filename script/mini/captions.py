@@ -1,8 +1,8 @@
 """Captions of different granularity and the part labels each of them asks for.
 
 "a photo of a dog" mostly asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the
-rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, the empty caption only
-for where objects are. This stands in for real captions: a template under-specifies the image.
+rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, the empty caption
+only for where objects are. This stands in for real captions: a template under-specifies the image.
 """
 
 from collections import defaultdict
