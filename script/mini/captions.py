@@ -29,7 +29,7 @@ ALL_PARTS, IN_DETAIL = "all parts", "in detail"
 ALL_SHARE = 0.65  # share of part captions that ask for every part
 DETAIL_SHARE = 0.75  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
-PLAIN_KINDS_SHARE = 0.3  # share of plain captions that ask for kinds of part all the same
+PLAIN_KINDS_SHARE = 0.1  # share of plain captions that ask for kinds of part all the same
 PLAIN_OBJECT_SHARE = 0.2  # share of captions of "an object" that ask for no parts
 MAX_WORDS = 6
 
