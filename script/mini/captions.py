@@ -1,6 +1,6 @@
 """Captions of different granularity and the part labels each of them asks for.
 
-"a photo of a dog" mostly asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the
+"a photo of a dog" asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the
 rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, the empty caption
 only for where objects are. This stands in for real captions: a template under-specifies the image.
 """
@@ -29,7 +29,6 @@ ALL_PARTS, IN_DETAIL = "all parts", "in detail"
 ALL_SHARE = 0.65  # share of part captions that ask for every part
 DETAIL_SHARE = 0.75  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
-PLAIN_KINDS_SHARE = 0.1  # share of plain captions that ask for kinds of part all the same
 PLAIN_OBJECT_SHARE = 0.2  # share of captions of "an object" that ask for no parts
 MAX_WORDS = 6
 
@@ -153,7 +152,7 @@ class CaptionSampler:
             return self._with_parts(rng, "an object", present, named=False)
         subject, named = self._subject(rng, objects)
         if kind == "plain":
-            return Caption(_pick(rng, PLAIN).format(subject), named, kinds=bool(rng.random() < PLAIN_KINDS_SHARE))
+            return Caption(_pick(rng, PLAIN).format(subject), named)
         return self._with_parts(rng, subject, named)
 
     def _absent(self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> Caption:

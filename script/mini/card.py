@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 
 from script.mini import diffusion
-from script.mini.captions import KINDS, PLAIN_KINDS_SHARE
+from script.mini.captions import KINDS
 from script.mini.proxy import TEMPLATES, TIMESTEP
 
 ROWS = {"empty": '""', "text": '"a photo of a X"', "parts": '"a photo of a X, all parts"'}
@@ -59,7 +59,6 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str,
         tau=diffusion.TAU,
         timestep=TIMESTEP,
         asking=diffusion.ASKING,
-        plain_kinds=PLAIN_KINDS_SHARE,
         shares=", ".join(f"{name} {share:.0%}" for name, share in KINDS.items()),
         sd_size=folder_size(out / "stable-diffusion"),
         dino_size=folder_size(out / "dinov2"),
@@ -86,11 +85,10 @@ All weights are half precision. `script/mini/pretrain.sh` makes them.
 - UNet and text encoder, trained together: v-prediction plus {grounding} times a **text-grounded
   objective**: a throw-away cosine classifier (temperature {tau}) reads, from the features of
   `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for the dog as a
-  whole (in {plain_kinds:.0%} of its draws for kinds of part), "a dog, left" for each of its parts
-  on the left and for the rest by kinds of part (legs), "a dog, all parts in detail" for the ends of
-  every single part, "an object, all parts in detail" for the same without the name, the empty
-  caption for the objects, a caption of an absent category for nothing. An end is the half or
-  quarter of a part on one side of the middle of its 3D box.
+  whole, "a dog, left" for each of its parts on the left and for the rest by kinds of part (legs),
+  "a dog, all parts in detail" for the ends of every single part, "an object, all parts in detail"
+  for the same without the name, the empty caption for the objects, a caption of an absent category
+  for nothing. An end is the half or quarter of a part on one side of the middle of its 3D box.
   Kinds of caption: {shares}. A second throw-away classifier (weight {asking}) reads from the text
   alone which labels it asks for; it replaces the pretraining of the text encoder.
 - DINOv2: category, colour and facing from the class token, kinds of part from the patch tokens.

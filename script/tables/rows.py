@@ -140,14 +140,14 @@ def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) ->
 
 def build_tables(world: World) -> dict[str, Table]:
     """Every table by name."""
-    base = load_config(world.config_file(Row("", "base", "spair")))
+    base, single = (load_config(world.config_file(Row("", name, "spair"))) for name in ("base", "sd4match_single"))
     tables = (
         _main_table(),
         _category_table(),
         _generalisation_table(),
         _cpm_table(),
         _variant_table(),
-        _init_table(),
+        _init_table(single.PROMPT.INIT),
         _length_table(),
         _train_timestep_table(base.TRAIN.TIMESTEP),
         _size_table(*base.DATASET.IMAGE_SIZE),
@@ -256,18 +256,19 @@ def _variant_table() -> Table:
     return Table("variants", "Every variant of the conditional prompting module", lines, SPAIR)
 
 
-def _init_table() -> Table:
-    starts = (("empty", "empty string", "empty"), ("object", '"a photo of an object"', "text:a photo of an object"))
-    lines = (
-        Line("random words (default)", _learned("single", "spair")),
-        *(
-            Line(
-                label,
-                _learned("single", "spair", "PROMPT.INIT", init, key=f"single-init-{name}", folder=f"init-{name}"),
-            )
-            for name, label, init in starts
-        ),
+def _init_table(default: str) -> Table:
+    starts = (
+        ("random", "random words", "random"),
+        ("empty", "empty string", "empty"),
+        ("object", '"a photo of an object"', "text:a photo of an object"),
     )
+
+    def rows(name: str, init: str) -> dict[str, Row]:
+        if init == default:
+            return _learned("single", "spair")
+        return _learned("single", "spair", "PROMPT.INIT", init, key=f"single-init-{name}", folder=f"init-{name}")
+
+    lines = tuple(Line(f"{label}{' (default)' * (init == default)}", rows(name, init)) for name, label, init in starts)
     return Table("init", "Start of the Single prompt", lines, SPAIR)
 
 
