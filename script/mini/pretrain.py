@@ -25,7 +25,7 @@ from script.mini.vae import train_vae
 SCHEDULES = {
     "vae": Schedule(samples=25_000, minutes=None, batch=8, lr=1.5e-3, warmup=800, report_minutes=1.0),
     "dino": Schedule(samples=50_000, minutes=None, batch=32, lr=1e-3),
-    "diffusion": Schedule(samples=170_000, minutes=None, batch=24, lr=1e-3),
+    "diffusion": Schedule(samples=156_000, minutes=None, batch=24, lr=1e-3),
 }
 STAGES = (*SCHEDULES, "card")
 SHARE = {"vae": 0.1, "dino": 0.3, "diffusion": 0.6}  # of --minutes
