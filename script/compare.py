@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, check_config, load_config, resolve_path  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,23 +64,16 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     print(f"{len(rows)} pairs drawn in {folder}")
 
 
+@entry_point()
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        configs = {}
-        for name in args.prompts:
-            configs[name] = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name})
-            check_config(configs[name], training=False)
-        first = configs[args.prompts[0]]
-        summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
-        draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
-    except USER_ERRORS as error:
-        print(f"compare.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    configs = {}
+    for name in args.prompts:
+        configs[name] = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name})
+        check_config(configs[name], training=False)
+    first = configs[args.prompts[0]]
+    summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
+    draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
     print(format_comparison(summaries, first.EVAL.PICTURE_LOCALISER))
     return 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,17 +51,9 @@ def view(args: argparse.Namespace) -> None:
         print(f"written: {path} ({len(page.results)} results, {path.stat().st_size / 1e6:.1f} MB)")
 
 
+@entry_point(mendable=(ValueError,))
 def main() -> int:
-    args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        view(args)
-    except (ConfigError, ValueError, *USER_ERRORS) as error:
-        print(f"view_results.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    view(parse_args())
     return 0
 
 
