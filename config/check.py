@@ -19,8 +19,6 @@ CHOICES = {
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "NETWORK.INIT": ("pretrained", "random"),
     "NETWORK.ATTENTION": ("sdpa", "xformers"),
-    "NETWORK.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-    "NETWORK.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "MATCHER.POSTERIOR": ("sample", "mode"),
     "MATCHER.DINO_INPUT": ("normalised", "release"),
     "PROMPT.METHOD": ("Single", "Class", "CPM"),
@@ -97,7 +95,10 @@ def get_value(cfg: CN, key: str) -> object:
 
 
 def _check_values(cfg: CN) -> Iterator[str]:
-    for key, choices in CHOICES.items():
+    from model.execution import COMPILE_MODES, MEMORY_FORMATS
+
+    executed = {"NETWORK.MEMORY_FORMAT": MEMORY_FORMATS, "NETWORK.COMPILE": COMPILE_MODES}
+    for key, choices in (CHOICES | executed).items():
         if (value := get_value(cfg, key)) not in choices:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}"
     for key, (low, high) in RANGES.items():

@@ -78,6 +78,8 @@ def test_wrong_settings_name_the_key(opts, message):
         (["PROMPT.CPM", "Pair-DINO-Feat"], r"PROMPT.CPM"),
         (["MATCHER.LAYER", "7"], r"MATCHER.LAYER 7 does not exist.*up_blocks 0\.\."),
         (["DATASET.IMAGE_SIZE", "(97, 96)"], r"IMAGE_SIZE.*multiples of"),
+        (["NETWORK.COMPILE", "fast"], r"NETWORK.COMPILE must be one of none, default"),
+        (["NETWORK.MEMORY_FORMAT", "nhwc"], r"NETWORK.MEMORY_FORMAT must be one of auto, contiguous"),
         (["PROMPT.METHOD", "single"], r"PROMPT.METHOD must be one of Single, Class, CPM"),
         (["TRAIN.TIMESTEP", "1000"], r"TRAIN.TIMESTEP must be in 0..999"),
         (["TRAIN.STEP_RULES", "x", "TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES must look like"),
