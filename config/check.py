@@ -190,7 +190,7 @@ def _check_dino(cfg: CN) -> Iterator[str]:
 def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
     """A UNet in place of the network's own: that it is there, fits, and does not go by a released name in training."""
     from model.architecture import STABLE_DIFFUSION
-    from model.facts import differing_unet_entries, find_unet, is_hub_id, network_facts, read_json, split_hub_file
+    from model.facts import differing_unet_entries, find_unet, is_hub_id, network_facts, read_config, split_hub_file
 
     if not (unet := cfg.NETWORK.UNET):
         return
@@ -214,7 +214,7 @@ def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
     facts = network_facts(resolve_network(cfg.NETWORK.FOLDER))
     if path.is_dir() and not (path / "config.json").is_file():
         yield f"NETWORK.UNET {unet}: the folder lacks config.json"
-    elif path.is_dir() and facts and (wrong := differing_unet_entries(read_json(path / "config.json"), facts)):
+    elif path.is_dir() and facts and (wrong := differing_unet_entries(read_config(path / "config.json"), facts)):
         yield f"NETWORK.UNET {unet} does not fit NETWORK.FOLDER {cfg.NETWORK.FOLDER}: {'; '.join(wrong)}"
 
 

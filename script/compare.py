@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_summary(cfg) -> dict:
     """What test.py wrote for the configured prompt."""
-    from utils.export import read_json
+    from utils.export import read_result
     from utils.report import build_result_stem
 
     path = Path(f"{build_result_stem(cfg)}.json")
@@ -33,7 +33,7 @@ def read_summary(cfg) -> dict:
         raise ConfigError(
             f"{path} is not there; run test.py with --prompt_type {cfg.PROMPT.TYPE} and the same settings first"
         )
-    return read_json(path)["summary"]
+    return read_result(path)["summary"]
 
 
 def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
