@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError  # noqa: E402
+from config import ConfigError, resolve_path  # noqa: E402
 from utils.entry import entry_point  # noqa: E402
 
 
@@ -35,6 +35,8 @@ def view(args: argparse.Namespace) -> None:
     from app.viewer import build_pages, find_results
     from utils.localise import LOCALISERS
 
+    if args.data_root and not Path(resolve_path(args.data_root)).is_dir():
+        raise ConfigError(f"--data_root {args.data_root}: no such folder")
     results = find_results(args.results)
     localisers = args.localisers or [results[0].config.EVAL.PICTURE_LOCALISER]
     if unknown := [name for name in localisers if name not in LOCALISERS]:
