@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from config import check_config, load_config
+from utils.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,18 +36,10 @@ def compute(config_file: str | None, opts: list[str], names: list[str] | None, c
         print(f"{name}: {len(refs)} images in {cache.folder}")
 
 
+@entry_point("what is finished is kept")
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        compute(args.config_file, args.opts, args.datasets, args.condition)
-    except USER_ERRORS as error:
-        print(f"pre_compute_dino_feature.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pre_compute_dino_feature.py: interrupted; what is finished is kept", file=sys.stderr)
-        return 130
+    compute(args.config_file, args.opts, args.datasets, args.condition)
     return 0
 
 

@@ -12,7 +12,8 @@ import argparse
 import os
 import sys
 
-from config import ConfigError, check_config, dump_config, load_config
+from config import check_config, dump_config, load_config
+from utils.entry import entry_point
 
 FLAGS = {  # flag -> the config key it sets
     "dataset": "DATASET.NAME",
@@ -47,28 +48,15 @@ def test(cfg) -> None:
     accelerator.end_training()
 
 
+@entry_point("the caches written so far are kept")
 def main() -> int:
     args = parse_args()
-    try:
-        overrides = {key: getattr(args, flag) for flag, key in FLAGS.items()}
-        cfg = load_config(args.config_file, args.opts, overrides)
-        check_config(cfg, training=False)
-    except ConfigError as error:
-        print(f"test.py: {error}", file=sys.stderr)
-        return 2
+    overrides = {key: getattr(args, flag) for flag, key in FLAGS.items()}
+    cfg = load_config(args.config_file, args.opts, overrides)
+    check_config(cfg, training=False)
     if int(os.environ.get("RANK", 0)) == 0:
         print(dump_config(cfg))
-
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        test(cfg)
-    except USER_ERRORS as error:
-        print(f"test.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("test.py: interrupted; the caches written so far are kept", file=sys.stderr)
-        return 130
+    test(cfg)
     return 0
 
 

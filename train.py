@@ -11,7 +11,8 @@ import os
 import sys
 import time
 
-from config import ConfigError, check_config, dump_config, load_config
+from config import check_config, dump_config, load_config
+from utils.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,29 +80,14 @@ def train_epoch(run, matcher, loss_fn, stop) -> bool:
     return False
 
 
+@entry_point("the caches and checkpoints written so far are kept")
 def main() -> int:
     args = parse_args()
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        check_config(cfg, training=True)
-    except ConfigError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+    cfg = load_config(args.config_file, args.opts)
+    check_config(cfg, training=True)
     if int(os.environ.get("RANK", 0)) == 0:
         print(dump_config(cfg))
-    if args.dry_run:
-        return 0
-
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        return train(cfg, args.overwrite)
-    except USER_ERRORS as error:
-        print(f"train.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train.py: interrupted; the caches and checkpoints written so far are kept", file=sys.stderr)
-        return 130
+    return 0 if args.dry_run else train(cfg, args.overwrite)
 
 
 if __name__ == "__main__":

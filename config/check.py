@@ -19,8 +19,6 @@ CHOICES = {
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "NETWORK.INIT": ("pretrained", "random"),
     "NETWORK.ATTENTION": ("sdpa", "xformers"),
-    "NETWORK.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-    "NETWORK.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "MATCHER.POSTERIOR": ("sample", "mode"),
     "MATCHER.DINO_INPUT": ("normalised", "release"),
     "PROMPT.METHOD": ("Single", "Class", "CPM"),
@@ -97,7 +95,10 @@ def get_value(cfg: CN, key: str) -> object:
 
 
 def _check_values(cfg: CN) -> Iterator[str]:
-    for key, choices in CHOICES.items():
+    from model.execution import COMPILE_MODES, MEMORY_FORMATS
+
+    executed = {"NETWORK.MEMORY_FORMAT": MEMORY_FORMATS, "NETWORK.COMPILE": COMPILE_MODES}
+    for key, choices in (CHOICES | executed).items():
         if (value := get_value(cfg, key)) not in choices:
             yield f"{key} must be one of {', '.join(choices)}; got {value!r}"
     for key, (low, high) in RANGES.items():
@@ -189,7 +190,7 @@ def _check_dino(cfg: CN) -> Iterator[str]:
 def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
     """A UNet in place of the network's own: that it is there, fits, and does not go by a released name in training."""
     from model.architecture import STABLE_DIFFUSION
-    from model.facts import differing_unet_entries, find_unet, is_hub_id, network_facts, read_json, split_hub_file
+    from model.facts import differing_unet_entries, find_unet, is_hub_id, network_facts, read_config, split_hub_file
 
     if not (unet := cfg.NETWORK.UNET):
         return
@@ -213,7 +214,7 @@ def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
     facts = network_facts(resolve_network(cfg.NETWORK.FOLDER))
     if path.is_dir() and not (path / "config.json").is_file():
         yield f"NETWORK.UNET {unet}: the folder lacks config.json"
-    elif path.is_dir() and facts and (wrong := differing_unet_entries(read_json(path / "config.json"), facts)):
+    elif path.is_dir() and facts and (wrong := differing_unet_entries(read_config(path / "config.json"), facts)):
         yield f"NETWORK.UNET {unet} does not fit NETWORK.FOLDER {cfg.NETWORK.FOLDER}: {'; '.join(wrong)}"
 
 

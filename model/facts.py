@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from model.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_architecture
 from model.error import NetworkError
+from utils import read_json
 
 _MIB = 1 << 20
 _WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -117,7 +117,7 @@ def find_configs(
     paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
     paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
     if all(path.is_file() for path in paths.values()):
-        return {name: read_json(path) for name, path in paths.items()}
+        return {name: read_config(path) for name, path in paths.items()}
     return STABLE_DIFFUSION.get(HUB_IDS.get(folder, ""))
 
 
@@ -247,12 +247,9 @@ def is_hub_id(folder: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", folder)) and not Path(folder).exists()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Contents of a JSON file; NetworkError names a file that is not valid JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise NetworkError(f"{path} is not valid JSON ({error}); fetch the network again") from error
+def read_config(path: Path) -> dict[str, Any]:
+    """A network's JSON file; NetworkError names one that is corrupt."""
+    return read_json(path, NetworkError, "fetch the network again")
 
 
 def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
@@ -292,7 +289,7 @@ def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) 
     if not all(path.is_file() for path in files):
         entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
         return entry["config"], entry["preprocessor"]
-    config, preprocessor = (read_json(path) for path in files)
+    config, preprocessor = (read_config(path) for path in files)
     if "vision_config" in config:  # a whole CLIP model: the projection's width is kept one level up
         config = {**config["vision_config"], "projection_dim": config.get("projection_dim", 512)}
     return config, preprocessor

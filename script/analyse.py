@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.entry import entry_point  # noqa: E402
+
 ROW = "{:<28}{:>8}{:>10}{:>22}"
 
 
@@ -93,17 +95,14 @@ def run(args: argparse.Namespace) -> dict:
     return content
 
 
+@entry_point(mendable=(ValueError,))
 def main() -> int:
     args = parse_args()
-    try:
-        content = run(args)
-        if args.json:
-            from utils.result import write_text
+    content = run(args)
+    if args.json:
+        from utils.result import write_text
 
-            write_text(args.json, json.dumps(content, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        print(f"analyse.py: {error}", file=sys.stderr)
-        return 1
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
     return 0
 
 

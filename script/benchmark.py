@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.entry import entry_point  # noqa: E402
+
 MODES = ("train", "test", "features", "localise", "loader", "index", "cache")
 
 
@@ -93,17 +95,11 @@ def describe_command(arguments: list[str]) -> str:
     return " ".join(["python", "script/benchmark.py", *(word for word in kept if word != "--markdown")])
 
 
+@entry_point(status=2)  # 1 is for sides that disagree
 def main() -> int:
     args = parse_args()
     args.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        return run(args)
-    except USER_ERRORS as error:
-        print(f"benchmark.py: {explain(error)}", file=sys.stderr)
-        return 2
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, check_config, load_config, resolve_path  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 def read_summary(cfg) -> dict:
     """What test.py wrote for the configured prompt."""
-    from utils.export import read_json
+    from utils.export import read_result
     from utils.report import build_result_stem
 
     path = Path(f"{build_result_stem(cfg)}.json")
@@ -32,7 +33,7 @@ def read_summary(cfg) -> dict:
         raise ConfigError(
             f"{path} is not there; run test.py with --prompt_type {cfg.PROMPT.TYPE} and the same settings first"
         )
-    return read_json(path)["summary"]
+    return read_result(path)["summary"]
 
 
 def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
@@ -63,23 +64,16 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     print(f"{len(rows)} pairs drawn in {folder}")
 
 
+@entry_point()
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        configs = {}
-        for name in args.prompts:
-            configs[name] = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name})
-            check_config(configs[name], training=False)
-        first = configs[args.prompts[0]]
-        summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
-        draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
-    except USER_ERRORS as error:
-        print(f"compare.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    configs = {}
+    for name in args.prompts:
+        configs[name] = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name})
+        check_config(configs[name], training=False)
+    first = configs[args.prompts[0]]
+    summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
+    draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
     print(format_comparison(summaries, first.EVAL.PICTURE_LOCALISER))
     return 0
 

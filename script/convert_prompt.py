@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,19 +52,14 @@ def convert(source: Path, output: Path, form: str, name: str | None) -> Path:
     return target
 
 
+@entry_point()
 def main() -> int:
     args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        root = Path(resolve_path(load_config(args.config_file).OUTPUT_ROOT))
-        source = Path(args.prompt)
-        source = source if source.is_dir() else root / "prompt" / args.prompt
-        output = Path(args.output) if args.output else root / "export"
-        convert(source, output, args.to, args.name)
-    except USER_ERRORS as error:
-        print(f"convert_prompt.py: {explain(error)}", file=sys.stderr)
-        return 1
+    root = Path(resolve_path(load_config(args.config_file).OUTPUT_ROOT))
+    source = Path(args.prompt)
+    source = source if source.is_dir() else root / "prompt" / args.prompt
+    output = Path(args.output) if args.output else root / "export"
+    convert(source, output, args.to, args.name)
     return 0
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, check_config, load_config, resolve_path  # noqa: E402
 from script.figures import FIGURES  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,20 +59,14 @@ def find_output(args: argparse.Namespace, cfg) -> str:
     return path
 
 
+@entry_point()
 def main() -> int:
     args = parse_args()
     from utils.draw import save_figure
-    from utils.errors import USER_ERRORS, explain
 
-    try:
-        columns = load_columns(args)
-        path = find_output(args, next(iter(columns.values()), load_config(args.config_file, args.opts)))
-        save_figure(path, FIGURES[args.kind].build(args, columns))
-    except USER_ERRORS as error:
-        print(f"figure.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    columns = load_columns(args)
+    path = find_output(args, next(iter(columns.values()), load_config(args.config_file, args.opts)))
+    save_figure(path, FIGURES[args.kind].build(args, columns))
     print(f"written: {path}")
     return 0
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, check_config, load_config  # noqa: E402
+from config import check_config, load_config  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SETTINGS = (*PRECISIONS, *(f"{name}+compile" for name in PRECISIONS))
@@ -132,17 +133,9 @@ def run(args: argparse.Namespace) -> None:
         write_text(args.output, json.dumps({"command": sys.argv[1:], "rows": rows}, indent=2) + "\n")
 
 
+@entry_point()
 def main() -> int:
-    args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"precision.py: {explain(error)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        return 130
+    run(parse_args())
     return 0
 
 

@@ -39,6 +39,7 @@ from script.tables.rows import (  # noqa: E402
     list_test_settings,
     unique_rows,
 )
+from utils.entry import entry_point  # noqa: E402
 
 
 def positive(text: str) -> int:
@@ -282,25 +283,19 @@ def run_all(runner: Runner, listing: bool) -> int:
     return len(failed)
 
 
+@entry_point("the same command goes on from here")
 def main() -> int:
     args = parse_args()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        world = choose_world(args)
-        load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
-        rows = choose_rows(world, args.tables, args.only)
-        runner = Runner(world, args.opts, Crew(find_slots(args.jobs)))
-        runner.plan(rows, args.seeds)
-        failures = run_all(runner, args.list)
-        for name, draw in {SWEEP: sweep, PICTURES: draw_pictures}.items():
-            if name in args.tables and not args.list:
-                failures += draw(runner) != 0
-    except ConfigError as error:
-        print(f"rows.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rows.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    world = choose_world(args)
+    load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
+    rows = choose_rows(world, args.tables, args.only)
+    runner = Runner(world, args.opts, Crew(find_slots(args.jobs)))
+    runner.plan(rows, args.seeds)
+    failures = run_all(runner, args.list)
+    for name, draw in {SWEEP: sweep, PICTURES: draw_pictures}.items():
+        if name in args.tables and not args.list:
+            failures += draw(runner) != 0
     return 1 if failures else 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, change_config, check_config, dump_config, load_config, resolve_path  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 COLUMNS = ("prompt", "timestep", "pck")
 Scores = dict[tuple[str, int], float]
@@ -128,18 +129,9 @@ def run(args: argparse.Namespace) -> Path:
     return stem
 
 
+@entry_point("the same command goes on from here")
 def main() -> int:
-    args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        stem = run(args)
-    except USER_ERRORS as error:
-        print(f"sweep_timestep.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("sweep_timestep.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    stem = run(parse_args())
     print(f"written: {stem}.csv, .png")
     return 0
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
 from script.rows import add_row_arguments, choose_world  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,15 +78,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"report: {write_report(folder.parent, filled, world, find, measure, state)}")
 
 
+@entry_point(mendable=(ValueError,))
 def main() -> int:
-    args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        run(args)
-    except (*USER_ERRORS, ValueError) as error:
-        print(f"table.py: {explain(error)}", file=sys.stderr)
-        return 1
+    run(parse_args())
     return 0
 
 

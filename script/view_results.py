@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError  # noqa: E402
+from config import ConfigError, resolve_path  # noqa: E402
+from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +35,8 @@ def view(args: argparse.Namespace) -> None:
     from app.viewer import build_pages, find_results
     from utils.localise import LOCALISERS
 
+    if args.data_root and not Path(resolve_path(args.data_root)).is_dir():
+        raise ConfigError(f"--data_root {args.data_root}: no such folder")
     results = find_results(args.results)
     localisers = args.localisers or [results[0].config.EVAL.PICTURE_LOCALISER]
     if unknown := [name for name in localisers if name not in LOCALISERS]:
@@ -50,17 +53,9 @@ def view(args: argparse.Namespace) -> None:
         print(f"written: {path} ({len(page.results)} results, {path.stat().st_size / 1e6:.1f} MB)")
 
 
+@entry_point(mendable=(ValueError,))
 def main() -> int:
-    args = parse_args()
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        view(args)
-    except (ConfigError, ValueError, *USER_ERRORS) as error:
-        print(f"view_results.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    view(parse_args())
     return 0
 
 

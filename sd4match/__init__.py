@@ -41,7 +41,7 @@ _HOMES = {
     "Matcher": "sd4match.matcher",
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
-    "PointError": "sd4match.pair",
+    "PointError": "sd4match.error",
 }
 __all__ = list(_HOMES)
 

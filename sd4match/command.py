@@ -17,6 +17,9 @@ import json
 import sys
 from pathlib import Path
 
+from sd4match.error import PointError
+from utils.entry import entry_point
+
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     name = Path(sys.argv[0]).name
@@ -107,20 +110,7 @@ def format_table(found) -> str:
     return "\n".join(lines)
 
 
+@entry_point(wrong=(PointError,))
 def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
-    from config import ConfigError
-    from sd4match.pair import PointError
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        match(args)
-    except (ConfigError, PointError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
-    except USER_ERRORS as error:
-        print(f"{Path(sys.argv[0]).name}: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    match(parse_args(arguments))
     return 0

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from utils.entry import entry_point, tell
+
 INSTALL = "the app needs the package gradio: pip install -r requirements-app.txt"
 
 
@@ -90,18 +92,11 @@ def serve(args: argparse.Namespace) -> None:
         page.block_thread()
 
 
+@entry_point()
 def main() -> int:
     args = parse_args()
     if importlib.util.find_spec("gradio") is None:
-        print(f"demo.py: {INSTALL}", file=sys.stderr)
+        tell(INSTALL)
         return 2
-    from utils.errors import USER_ERRORS, explain
-
-    try:
-        serve(args)
-    except USER_ERRORS as error:
-        print(f"demo.py: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    serve(args)
     return 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.pair_dataset import clamp_kps, compute_scale
+from sd4match.error import PointError
 from utils.dense import DenseField, match_densely
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
 from utils.image import Picture
@@ -20,10 +21,6 @@ from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
 CHUNK = 256  # points whose correlation maps are in memory at a time
 NEAR = 0.1  # "near" in a confidence: within this share of the longer side
 BORDER = 0.5  # px that a point may lie outside the centres of the border pixels: the pixels' own area
-
-
-class PointError(ValueError):
-    """Points that are not (x, y) inside the image."""
 
 
 @dataclass(frozen=True)

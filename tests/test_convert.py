@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -20,6 +24,7 @@ from model.prompt.store import list_prompts, load_prompt, read_prompt, save_prom
 from model.text import PromptEncoder
 from script.convert_prompt import convert, main
 from tests import tiny
+from utils.build import describe_prompt
 from utils.report import build_result_stem
 
 D = tiny.TEXT_WIDTH
@@ -113,6 +118,23 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
         **{"name": CPM, "method": "CPM", "dataset": "spair", "backbone": "tiny", "space": "token"},
         **{"learnable_tokens": 5, "width": D, "condition": "DINO-Feat"},
     }
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeypatch, name):
+    prompt = build_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
+    training = "PROMPT.METHOD", parse_prompt_name(name).method, "MATCHER.LAYER", "0"
+    meta = describe_prompt(load_config(None, world.opts(tmp_path, *training)))
+    convert(save_prompt(tmp_path / "in" / name, prompt, meta), tmp_path / "prompt", "own", None)
+    card = (tmp_path / "prompt" / name / "README.md").read_text()
+    _, *command = shlex.split(re.search(r"```sh\n(.*)\n```", card)[1])
+    data = ["DATASET.ROOT", str(world.root / "data"), "DATASET.IMAGE_SIZE", "[32, 32]", "DATASET.NUM_WORKERS", "0"]
+    here = ["OUTPUT_ROOT", str(tmp_path), "DEVICE", "cpu", "TEST.ENSEMBLE", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, *data, *here])
+    assert test_script.main() == 0
+    (result,) = (tmp_path / "prompt" / name).glob("*_result_*.yaml")
+    assert yaml.safe_load(result.read_text())["MATCHER"]["LAYER"] == 0
 
 
 def test_one_folder_holds_one_prompt(text, tmp_path):

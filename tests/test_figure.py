@@ -209,16 +209,16 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
     ],
 )
 def test_mistakes_are_named(monkeypatch, world, tmp_path, capsys, flags, message):
-    assert draw(monkeypatch, world, tmp_path, "matches", *flags) == 1
+    assert draw(monkeypatch, world, tmp_path, "matches", *flags) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_unusable_points_and_grids_are_refused(monkeypatch, world, tmp_path, capsys):
     flags = ["--prompts", "text", "--pairs", "1"]
-    assert draw(monkeypatch, world, tmp_path, "correlation", *flags, "--points", "99") == 1
+    assert draw(monkeypatch, world, tmp_path, "correlation", *flags, "--points", "99") == 2
     assert "the rows have [5] keypoints" in capsys.readouterr().err
-    assert draw(monkeypatch, world, tmp_path, "dense", *flags, "--grid", "1") == 1
+    assert draw(monkeypatch, world, tmp_path, "dense", *flags, "--grid", "1") == 2
     assert "--grid must be at least 2, got 1" in capsys.readouterr().err
 
 
@@ -231,7 +231,7 @@ def test_timestep_curves_are_read_sorted_and_merged(monkeypatch, world, tmp_path
     assert draw(monkeypatch, world, tmp_path, "timestep", str(first), str(second), "--output", str(output)) == 0
     assert "empty" in output.read_text()
     second.write_text("prompt,pck\ntext,21.0\n")
-    assert draw(monkeypatch, world, tmp_path, "timestep", str(second), "--output", str(output)) == 1
+    assert draw(monkeypatch, world, tmp_path, "timestep", str(second), "--output", str(output)) == 2
     assert "expected the columns prompt,timestep,pck" in capsys.readouterr().err
 
 
@@ -244,7 +244,7 @@ def test_every_kind_is_in_the_page_of_figures():
 def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(monkeypatch, world, tmp_path, capsys):
     flags = ["--prompts", "text", "empty", "--pairs", "1", "--opts", *world.opts(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
-    assert compare_script.main() == 1
+    assert compare_script.main() == 2
     assert "run test.py with --prompt_type text" in capsys.readouterr().err
     summaries = [evaluate(world, tmp_path, prompt)["summary"] for prompt in ("text", "empty")]
     capsys.readouterr()

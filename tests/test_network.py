@@ -140,7 +140,7 @@ def test_broken_configurations_are_named(tmp_path, folders):
     config = tmp_path / "sd" / "unet" / "config.json"
     values = json.loads(config.read_text())
     config.write_text("{")
-    with pytest.raises(NetworkError, match="unet/config.json is not valid JSON"):
+    with pytest.raises(NetworkError, match="unet/config.json is corrupt"):
         network_facts(str(tmp_path / "sd"))
     del values["block_out_channels"]
     config.write_text(json.dumps(values))

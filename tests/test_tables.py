@@ -415,7 +415,7 @@ def test_a_mistyped_setting_stops_before_anything_is_run_or_written(script, tmp_
     monkeypatch.setattr(
         sys, "argv", ["x", "table1", "--mini", "--output", str(tmp_path), "--opts", "TEST.ENSEMBEL", "1"]
     )
-    assert script.main() != 0
+    assert script.main() == 2
     assert "unknown key TEST.ENSEMBEL; did you mean TEST.ENSEMBLE" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

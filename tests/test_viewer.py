@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ import pytest
 from app.serve import build_server
 from app.viewer import build_pages, find_results
 from config import ConfigError
+from script import view_results
 from tests.test_test import evaluate
 from utils.result import read_pairs_csv
 
@@ -54,6 +56,12 @@ def test_without_pictures_and_predictions_the_table_is_left(world, tmp_path):
     content = read_page(page.render([]))
     assert "--data_root" in content["missing"] and content["methods"][0]["found"] == [None] * 4
     assert "src" not in content["pairs"][0]
+
+
+def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["view_results.py", str(tmp_path), "--data_root", str(tmp_path / "nowhere")])
+    assert view_results.main() == 2
+    assert capsys.readouterr().err == f"view_results.py: --data_root {tmp_path / 'nowhere'}: no such folder\n"
 
 
 def test_same_prompt_in_two_settings_has_two_names(world, tmp_path):

@@ -1,10 +1,12 @@
 """Geometry, localisation, PCK, result files, caches and drawing. The package itself imports nothing heavy."""
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -21,3 +23,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, error: type[Exception], remedy: str) -> dict[str, Any]:
+    """The object in a JSON file; `error`, with what to do about it, if the file holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise error(f"{path} is corrupt ({cause}); {remedy}") from cause
+    if not isinstance(content, dict):
+        raise error(f"{path} is corrupt (not a JSON object); {remedy}")
+    return content

@@ -13,6 +13,7 @@ from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
+from model.condition import get_condition
 from model.error import NetworkError, NetworkNotFoundError
 from model.execution import resolve_memory_format, speed_up
 from model.generate import Generator
@@ -188,7 +189,7 @@ def build_loss(cfg) -> nn.Module:
 
 def describe_prompt(cfg) -> dict:
     """What a saved prompt says of its training, beside what it knows itself."""
-    return {
+    described = {
         "network": cfg.NETWORK.FOLDER,
         "network_fingerprint": fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
         "init": cfg.PROMPT.INIT,
@@ -196,6 +197,9 @@ def describe_prompt(cfg) -> dict:
         "layer": cfg.MATCHER.LAYER,
         "train_timestep": cfg.TRAIN.TIMESTEP,
     }
+    if condition := build_prompt_name(cfg).condition:
+        described["condition_network"] = cfg.CONDITION[f"{get_condition(condition).network}_FOLDER"]
+    return described
 
 
 def load_text(cfg) -> PromptEncoder:

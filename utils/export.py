@@ -6,6 +6,7 @@ from pathlib import Path
 from config import ConfigError
 from model.prompt.card import format_card
 from model.prompt.store import StoredPrompt, write_prompt
+from utils import read_json
 from utils.result import write_text
 
 METRICS_FILE, CARD_FILE = "metrics.json", "README.md"
@@ -22,15 +23,13 @@ def write_own(target: Path, stored: StoredPrompt, metrics: dict) -> list[str]:
 def read_metrics(source: Path, stored: StoredPrompt) -> dict:
     """{"validation": summary, "tests": {name: summary}}: what chose the prompt, and every test beside it."""
     known = source / METRICS_FILE
-    metrics = read_json(known) if known.is_file() else {}
+    metrics = read_result(known) if known.is_file() else {}
     if validation := stored.meta.get("metrics", {}).get("validation"):
         metrics["validation"] = validation
-    tests = {path.stem: read_json(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
+    tests = {path.stem: read_result(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
     return {**metrics, "tests": {**metrics.get("tests", {}), **tests}}
 
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is corrupt ({error}); delete it, or write it again") from error
+def read_result(path: Path) -> dict:
+    """A JSON file that test.py or training wrote; ConfigError names one that is corrupt."""
+    return read_json(path, ConfigError, "delete it, or write it again")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from model.architecture import STABLE_DIFFUSION, default_hub_id
+from model.condition import get_condition
 from model.facts import is_hub_id
 from model.prompt.store import StoredPrompt
 
@@ -62,11 +65,22 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
         "Put this folder, under its name, into `asset/sd4match/prompt/` (or `prompt/` of another `OUTPUT_ROOT`); then",
         "",
         "```sh",
-        f"python test.py --dataset {name.dataset} --prompt_type {name} NETWORK.NAME {name.backbone}",
+        f"python test.py --dataset {name.dataset} --prompt_type {name} {shlex.join(_list_settings(stored))}",
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _list_settings(stored: StoredPrompt) -> list[str]:
+    """KEY VALUE words that give test.py the networks and the layer of the training, as far as they are known."""
+    name, meta = stored.name, stored.meta
+    released = default_hub_id(name.backbone) if name.backbone in STABLE_DIFFUSION else None
+    settings = {"NETWORK.NAME": name.backbone, "NETWORK.FOLDER": meta.get("network", released)}
+    if name.condition:
+        settings[f"CONDITION.{get_condition(name.condition).network}_FOLDER"] = meta.get("condition_network")
+    settings["MATCHER.LAYER"] = meta.get("layer")
+    return [word for key, value in settings.items() if value is not None for word in (key, str(value))]
 
 
 def _format_metrics(metrics: Mapping[str, Any]) -> list[str]:

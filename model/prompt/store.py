@@ -28,7 +28,7 @@ from model.prompt.cpm import ConditionalPrompt, parameter_shapes
 from model.prompt.name import MAX_TOKENS, METHODS, PromptName, parse_prompt_name
 from model.prompt.simple import SINGLE_KEY, SimplePrompt
 from model.text import PromptEncoder
-from utils import atomic_path
+from utils import atomic_path, read_json
 
 META_FILE = "prompt.json"
 OWN_FILE = "prompt.safetensors"
@@ -198,15 +198,7 @@ def _find_tensors(folder: Path, name: PromptName) -> Path:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
-    if not path.is_file():
-        return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PromptError(f"{path} is corrupt ({error}); delete it, or train the prompt again") from error
-    if not isinstance(meta, dict):
-        raise PromptError(f"{path} is corrupt (not a JSON object); delete it, or train the prompt again")
-    return meta
+    return read_json(path, PromptError, "delete it, or train the prompt again") if path.is_file() else {}
 
 
 def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, fingerprint: str | None) -> None:
