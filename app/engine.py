@@ -5,51 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from app.photo import Photo
 from app.session import Point, Session, Settings
+from app.store import Latest
 
 HEAT_SIDE = 160  # px of the longer side of a heat map on its way to the browser
 Report = Callable[[float, str], None]  # share done, what is being done
-Value = TypeVar("Value")
-
-
-class Latest(Generic[Value]):
-    """At most `limit` values by key; the one that was not used for longest goes first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def find(self, key: Hashable) -> Value | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def find_or_make(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key. Room is made before a new one: never are there more than `limit` in memory."""
-        value = self.find(key)
-        if value is None:
-            with self._lock:
-                while len(self._values) >= self.limit:
-                    self._values.popitem(last=False)
-            value = make()
-            with self._lock:
-                self._values[key] = value
-        return value
 
 
 class Engine:

@@ -4,16 +4,18 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.engine import Engine, Latest, paint_heat
+from app.engine import Engine, paint_heat
 from app.example import render_examples
 from app.photo import describe, open_photo, shrink
-from app.session import MAX_POINTS, PlaceError, Session, Sessions, Settings
+from app.session import MAX_POINTS, PlaceError, Session, Settings
+from app.store import Latest
 from config import ROOT, load_config
 from sd4match import demo
 from utils.image import ImageError
@@ -175,12 +177,33 @@ def test_latest_forgets_what_was_not_used_for_longest():
     assert latest.find("a") == "a" and latest.find("b") is None and len(latest) == 2
 
 
-def test_sessions_are_bounded():
-    sessions = Sessions(2)
-    first = sessions.get("a")
-    assert sessions.get("a") is first
-    sessions.get("b"), sessions.get("c")
-    assert len(sessions) == 2 and sessions.get("a") is not first
+def test_a_value_that_several_ask_for_at_once_is_made_once():
+    """A new browser's first requests get one session."""
+    latest, made = Latest(2), []
+
+    def make():
+        time.sleep(0.2)  # time for the other one to come in between
+        made.append(Session())
+        return made[-1]
+
+    threads = [threading.Thread(target=latest.find_or_make, args=["a", make]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 1 and latest.find("a") is made[0]
+
+
+def test_the_page_remembers_so_many_browsers(ready):
+    page = pytest.importorskip("app.page", reason="gradio is not installed: pip install -r requirements-app.txt")
+    _, engine, _ = ready
+    actions = page.Actions(engine, Latest(2))
+    browsers = [SimpleNamespace(session_hash=name) for name in "abc"]
+    names = [actions.clear(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
+    assert names[0] == names[1] and len(set(names)) == 3 and len(actions.sessions) == 2
+    assert actions.clear(browsers[0])["session"] not in names
+    actions.leave(browsers[0])
+    assert actions.sessions.find("a") is None and actions.sessions.find("c") is not None
 
 
 def test_bad_files_are_refused_without_their_folder(tmp_path):
