@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.engine import Engine, paint_heat
@@ -43,7 +44,7 @@ class FakePair:
 class FakeMatcher:
     """Counts what is computed; `gate` holds it back."""
 
-    config = SimpleNamespace(TEST=SimpleNamespace(TIMESTEP=50))
+    prompt_name = "text"
 
     def __init__(self):
         self.encoded, self.gate = [], threading.Event()
@@ -73,7 +74,7 @@ def photos(tmp_path):
 def ready(photos):
     """A session with two photos whose features are known, its engine and its matcher."""
     matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
+    engine = Engine(lambda method: matcher)
     session.load(*photos, SETTINGS)
     engine.prepare(session)
     return session, engine, matcher
@@ -119,7 +120,7 @@ def test_swap_asks_for_what_was_found_and_computes_nothing(ready):
 
 def test_points_placed_while_features_are_computed_are_not_lost(photos):
     matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
+    engine = Engine(lambda method: matcher)
     session.load(*photos, SETTINGS)
     matcher.gate.clear()
     thread = threading.Thread(target=engine.prepare, args=[session])
@@ -133,7 +134,7 @@ def test_points_placed_while_features_are_computed_are_not_lost(photos):
 
 def test_a_change_during_the_computation_is_not_overwritten(photos):
     matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
+    engine = Engine(lambda method: matcher)
     session.load(*photos, SETTINGS)
     matcher.gate.clear()
     thread = threading.Thread(target=engine.prepare, args=[session])
@@ -156,7 +157,7 @@ def test_points_survive_new_settings_but_not_new_photos(ready, photos):
 
 def test_known_pairs_are_shared_and_bounded(photos):
     matcher = FakeMatcher()
-    engine = Engine(lambda method, prompt: matcher, max_pairs=1)
+    engine = Engine(lambda method: matcher, max_pairs=1)
     for _ in range(2):
         session = Session()
         session.load(*photos, SETTINGS)
@@ -168,6 +169,46 @@ def test_known_pairs_are_shared_and_bounded(photos):
     assert len(engine._pairs) == 1
     engine.match(session, session.place(1, 1))  # its pair was forgotten and is made again
     assert session.points[0].found is not None
+
+
+@pytest.fixture
+def loaded(world, monkeypatch):
+    """A matcher of tiny networks in an engine of the app, and the parts of Stable Diffusion that are read from disk."""
+    import model.load
+    from sd4match import Matcher
+
+    parts, load_part = [], model.load._load_part
+    monkeypatch.setattr(model.load, "_load_part", lambda *args: parts.append(args[1]) or load_part(*args))
+    args = SimpleNamespace(network=str(world.root / "sd"), prompt=None, device="cpu", max_pairs=4)
+    first = Matcher.from_pretrained(args.network, device=args.device, image_size=64, ensemble=1)
+    return first, demo.build_engine(args, first), parts
+
+
+def test_another_prompt_does_not_load_the_networks_again(loaded, photos):
+    first, engine, parts = loaded
+    assert {"unet", "vae"} <= set(parts)
+    parts.clear()
+    features = {}
+    for prompt in ("text", "empty", "text"):
+        session = Session()
+        session.load(*photos, Settings("stable_diffusion", prompt, "", 50, "nn"))
+        engine.prepare(session)
+        features[prompt] = engine.find_pair(session).src_feat
+    assert set(parts) <= {"text_encoder", "tokenizer"} and len(parts) <= 2  # what the empty prompt is written with
+    assert not torch.equal(features["text"], features["empty"])
+    expected = first.with_prompt("empty").at(timestep=50).encode(photos[0].read()).feature
+    assert torch.equal(features["empty"], expected)
+
+
+def test_a_method_without_prompt_is_loaded_once(photos):
+    matcher, loads = FakeMatcher(), []
+    matcher.prompt_name = None
+    engine = Engine(lambda method: loads.append(method) or matcher)
+    for prompt in ("text", "empty"):
+        session = Session()
+        session.load(*photos, Settings("dinov2", prompt, "", 50, "nn"))
+        engine.prepare(session)
+    assert loads == ["dinov2"] and session.ready
 
 
 def test_latest_forgets_what_was_not_used_for_longest():
