@@ -70,14 +70,41 @@ def photos(tmp_path):
     return [open_photo(str(tmp_path / f"{name}.png")) for name in "ab"]
 
 
+def open_session(source, target, prompt="text", method="stable_diffusion"):
+    session = Session()
+    session.load(source, target, Settings(method, prompt, "", 50, "nn"))
+    return session
+
+
 @pytest.fixture
-def ready(photos):
-    """A session with two photos whose features are known, its engine and its matcher."""
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method: matcher)
-    session.load(*photos, SETTINGS)
+def opened(photos):
+    """A session with two photos, its engine and its matcher; nothing is computed yet."""
+    matcher = FakeMatcher()
+    return open_session(*photos), Engine(lambda method: matcher), matcher
+
+
+@pytest.fixture
+def ready(opened):
+    """The features are known."""
+    session, engine, _ = opened
     engine.prepare(session)
-    return session, engine, matcher
+    return opened
+
+
+@pytest.fixture
+def computing(opened):
+    """The features are being computed, until the function that comes with the session and its engine is called."""
+    session, engine, matcher = opened
+    matcher.gate.clear()
+    thread = threading.Thread(target=engine.prepare, args=[session])
+    thread.start()
+
+    def finish():
+        matcher.gate.set()
+        thread.join(10)
+
+    yield session, engine, finish
+    finish()
 
 
 def test_points_are_found_in_pixels_of_the_originals(ready):
@@ -118,30 +145,18 @@ def test_swap_asks_for_what_was_found_and_computes_nothing(ready):
     assert len(matcher.encoded) == 2
 
 
-def test_points_placed_while_features_are_computed_are_not_lost(photos):
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method: matcher)
-    session.load(*photos, SETTINGS)
-    matcher.gate.clear()
-    thread = threading.Thread(target=engine.prepare, args=[session])
-    thread.start()
+def test_points_placed_while_features_are_computed_are_not_lost(computing):
+    session, engine, finish = computing
     engine.match(session, session.place(30, 10))
     assert session.points[0].found is None
-    matcher.gate.set()
-    thread.join(10)
+    finish()
     assert session.points[0].found == (15, 20)
 
 
-def test_a_change_during_the_computation_is_not_overwritten(photos):
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method: matcher)
-    session.load(*photos, SETTINGS)
-    matcher.gate.clear()
-    thread = threading.Thread(target=engine.prepare, args=[session])
-    thread.start()
+def test_a_change_during_the_computation_is_not_overwritten(computing, photos):
+    session, _, finish = computing
     session.load(photos[1], photos[0], SETTINGS)
-    matcher.gate.set()
-    thread.join(10)
+    finish()
     assert not session.ready
 
 
@@ -159,13 +174,10 @@ def test_known_pairs_are_shared_and_bounded(photos):
     matcher = FakeMatcher()
     engine = Engine(lambda method: matcher, max_pairs=1)
     for _ in range(2):
-        session = Session()
-        session.load(*photos, SETTINGS)
+        session = open_session(*photos)
         engine.prepare(session)
     assert len(matcher.encoded) == 2
-    other = Session()
-    other.load(photos[0], photos[0], SETTINGS)
-    engine.prepare(other)
+    engine.prepare(open_session(photos[0], photos[0]))
     assert len(engine._pairs) == 1
     engine.match(session, session.place(1, 1))  # its pair was forgotten and is made again
     assert session.points[0].found is not None
@@ -190,8 +202,7 @@ def test_another_prompt_does_not_load_the_networks_again(loaded, photos):
     parts.clear()
     features = {}
     for prompt in ("text", "empty", "text"):
-        session = Session()
-        session.load(*photos, Settings("stable_diffusion", prompt, "", 50, "nn"))
+        session = open_session(*photos, prompt)
         engine.prepare(session)
         features[prompt] = engine.find_pair(session).src_feat
     assert set(parts) <= {"text_encoder", "tokenizer"} and len(parts) <= 2  # what the empty prompt is written with
@@ -205,8 +216,7 @@ def test_a_method_without_prompt_is_loaded_once(photos):
     matcher.prompt_name = None
     engine = Engine(lambda method: loads.append(method) or matcher)
     for prompt in ("text", "empty"):
-        session = Session()
-        session.load(*photos, Settings("dinov2", prompt, "", 50, "nn"))
+        session = open_session(*photos, prompt, "dinov2")
         engine.prepare(session)
     assert loads == ["dinov2"] and session.ready
 
