@@ -5,63 +5,50 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from app.photo import Photo
 from app.session import Point, Session, Settings
+from app.store import Latest
 
 HEAT_SIDE = 160  # px of the longer side of a heat map on its way to the browser
 Report = Callable[[float, str], None]  # share done, what is being done
-Value = TypeVar("Value")
 
 
-class Latest(Generic[Value]):
-    """At most `limit` values by key; the one that was not used for longest goes first."""
+class Family:
+    """A matcher and those that share its networks: at most `max_prompts` prompts, each at any timestep."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, first: Any, max_prompts: int = 4) -> None:
+        self._first = first
+        self._prompts: Latest[dict[int | None, Any]] = Latest(max_prompts)  # by timestep; None: as it was made
 
-    def __len__(self) -> int:
-        return len(self._values)
+    def find(self, prompt: str, timestep: int) -> Any:
+        """The matcher in this setting; a method that takes no prompt ignores it."""
+        by_timestep = self._prompts.find_or_make(prompt, lambda: {None: self._under(prompt)})
+        if timestep not in by_timestep:
+            by_timestep[timestep] = by_timestep[None].at(timestep=timestep)
+        return by_timestep[timestep]
 
-    def find(self, key: Hashable) -> Value | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def find_or_make(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key. Room is made before a new one: never are there more than `limit` in memory."""
-        value = self.find(key)
-        if value is None:
-            with self._lock:
-                while len(self._values) >= self.limit:
-                    self._values.popitem(last=False)
-            value = make()
-            with self._lock:
-                self._values[key] = value
-        return value
+    def _under(self, prompt: str) -> Any:
+        return self._first if self._first.prompt_name in (None, prompt) else self._first.with_prompt(prompt)
 
 
 class Engine:
     """Answers questions about points.
 
-    load: (method, prompt) -> sd4match.Matcher. Networks run one at a time, whoever asks; matching points on
+    load: method -> sd4match.Matcher under any prompt. Networks run one at a time, whoever asks; matching points on
     known features does not wait for them.
     """
 
-    def __init__(self, load: Callable[[str, str], Any], max_matchers: int = 2, max_pairs: int = 16) -> None:
+    def __init__(self, load: Callable[[str], Any], max_methods: int = 2, max_pairs: int = 16) -> None:
         self._load = load
-        self._matchers: Latest[dict[int, Any]] = Latest(max_matchers)  # of one prompt by timestep: they share networks
+        self._families: Latest[Family] = Latest(max_methods)
         self._pairs = Latest(max_pairs)
         self._images = Latest(2 * max_pairs)
         self._networks = threading.RLock()
@@ -124,7 +111,8 @@ class Engine:
             return swapped.swap()
         method, prompt, timestep, category = key
         report(0.05, "loading the networks")
-        matcher = self._find_matcher(method, prompt, timestep)
+        family = self._families.find_or_make(method, lambda: Family(self._load(method)))
+        matcher = family.find(prompt, timestep)
         features = []
         for number, (photo, name) in enumerate(((source, "source"), (target, "target"))):
             report(0.3 + 0.3 * number, f"features of the {name} image")
@@ -132,16 +120,6 @@ class Engine:
             features.append(self._images.find_or_make((key, photo), encode))
         report(0.9, "putting them together")
         return matcher.pair(*features)
-
-    def _find_matcher(self, method: str, prompt: str, timestep: int) -> Any:
-        def load() -> dict[int, Any]:
-            matcher = self._load(method, prompt)
-            return {matcher.config.TEST.TIMESTEP: matcher}
-
-        by_timestep = self._matchers.find_or_make((method, prompt), load)
-        if timestep not in by_timestep:
-            by_timestep[timestep] = next(iter(by_timestep.values())).at(timestep=timestep)
-        return by_timestep[timestep]
 
 
 def _encode(matcher: Any, photo: Photo, category: str) -> Any:

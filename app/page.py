@@ -17,7 +17,8 @@ from app.engine import Engine  # noqa: E402
 from app.example import Example  # noqa: E402
 from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
-from app.session import Session, Sessions, Settings  # noqa: E402
+from app.session import Session, Settings  # noqa: E402
+from app.store import Latest  # noqa: E402
 from utils.errors import USER_ERRORS, explain  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
 
@@ -49,7 +50,7 @@ class Choices:
 
 def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], max_sessions: int = 32) -> gr.Blocks:
     """The app, to be launched."""
-    actions = Actions(engine, Sessions(max_sessions))
+    actions = Actions(engine, Latest(max_sessions))
     with gr.Blocks(title="SD4Match", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as page:
         gr.Markdown(
             f"## SD4Match: the same point in two photos\n**1.** Choose two images. **2.** Click on the source. "
@@ -154,7 +155,7 @@ def _connect_points(actions, stage, all_parts) -> None:
 class Actions:
     """What the page's events do. Each gets the browser's request, and gives what the stage shows."""
 
-    def __init__(self, engine: Engine, sessions: Sessions) -> None:
+    def __init__(self, engine: Engine, sessions: Latest[Session]) -> None:
         self.engine, self.sessions = engine, sessions
 
     def prepare(
@@ -170,7 +171,7 @@ class Actions:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ):
         """Take images and settings, compute the features, match the points again."""
-        session = self.sessions.get(request.session_hash)
+        session = self._session(request)
         settings = Settings(method, prompt, category.strip(), int(timestep or 0), localiser)
         photos, problem = [], ""
         for path in (source, target):
@@ -198,7 +199,7 @@ class Actions:
         return self._change(request, lambda session: session.clear())
 
     def swap(self, request: gr.Request):
-        session = self.sessions.get(request.session_hash)
+        session = self._session(request)
         session.swap()
         problem = self._try(lambda: session.ready and self.engine.prepare(session))
         paths = [photo.path if photo else None for photo in (session.source, session.target)]
@@ -206,7 +207,7 @@ class Actions:
 
     def overlay(self, request: gr.Request):
         """The whole target laid over the source."""
-        session = self.sessions.get(request.session_hash)
+        session = self._session(request)
         try:
             pair = self.engine.find_pair(session)
             shown = pair and build_overlay(pair)
@@ -219,6 +220,10 @@ class Actions:
     def leave(self, request: gr.Request) -> None:
         self.sessions.drop(request.session_hash)
 
+    def _session(self, request: gr.Request) -> Session:
+        """What the browser has on its screen; nothing if it is new or was forgotten."""
+        return self.sessions.find_or_make(request.session_hash, Session)
+
     def _open(self, path: str | None) -> tuple[Photo | None, str]:
         """A photo, or what is wrong with the file."""
         try:
@@ -230,7 +235,7 @@ class Actions:
         self.engine.match(session, session.place(x, y))
 
     def _change(self, request: gr.Request, change: Callable[[Session], Any]):
-        session = self.sessions.get(request.session_hash)
+        session = self._session(request)
         return self._show(session, self._try(partial(change, session)))
 
     def _try(self, action: Callable[[], Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -126,28 +125,3 @@ class Session:
 
     def _forget_points(self) -> None:
         self.points, self.selected, self._numbers = [], None, itertools.count(1)
-
-
-class Sessions:
-    """The latest sessions by key; the one that was idle longest goes first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def get(self, key: str) -> Session:
-        """The session of a browser, new if it is not known (any more)."""
-        with self._lock:
-            session = self._sessions.setdefault(key, Session())
-            self._sessions.move_to_end(key)
-            while len(self._sessions) > self.limit:
-                self._sessions.popitem(last=False)
-            return session
-
-    def drop(self, key: str) -> None:
-        with self._lock:
-            self._sessions.pop(key, None)

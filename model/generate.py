@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.load import StableDiffusion
 from model.prompt.base import Prompt
@@ -33,6 +33,12 @@ class Generator:
             requires_safety_checker=False,
         )
         self._pipeline.set_progress_bar_config(disable=True)
+
+    def to(self, device: torch.device | str) -> Generator:
+        """Move the networks, in place."""
+        for network in (self._pipeline.vae, self._pipeline.text_encoder, self._pipeline.unet):
+            nn.Module.to(network, device)  # diffusers' own `to` warns of half precision on a CPU, where none runs
+        return self
 
     @torch.no_grad()
     def embed(self, prompt: Prompt, batch: Mapping[str, Any]) -> Tensor:

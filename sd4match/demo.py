@@ -56,9 +56,22 @@ def find_choices(cfg, network: str):
     return Choices(network, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER)
 
 
+def build_engine(args: argparse.Namespace, first):
+    """What answers the page's questions: with `first`, and with other methods' matchers, loaded when asked for."""
+    from app.engine import Engine
+    from sd4match import Matcher
+
+    loaded = {first.config.MATCHER.NAME: first}
+
+    def load(method: str) -> Matcher:
+        ready = loaded.pop(method, None)
+        return ready or Matcher.from_pretrained(args.network, args.prompt, args.device, method=method)
+
+    return Engine(load, max_pairs=args.max_pairs)
+
+
 def serve(args: argparse.Namespace) -> None:
     """Load the networks, then show the page until Ctrl-C."""
-    from app.engine import Engine
     from app.example import render_examples
     from app.page import build_page, build_style
     from sd4match import Matcher
@@ -66,15 +79,8 @@ def serve(args: argparse.Namespace) -> None:
     print(f"loading {args.network} ...", file=sys.stderr)
     first = Matcher.from_pretrained(args.network, args.prompt, args.device)
     choices = find_choices(first.config, args.network)
-    loaded = {(choices.methods[0], first.prompt_name): first}
-
-    def load(method: str, prompt: str) -> Matcher:
-        ready = loaded.pop((method, prompt), None)
-        return ready or Matcher.from_pretrained(args.network, prompt, args.device, method=method)
-
     with tempfile.TemporaryDirectory(prefix="sd4match-") as folder:
-        engine = Engine(load, max_pairs=args.max_pairs)
-        page = build_page(engine, choices, render_examples(Path(folder)), args.max_sessions)
+        page = build_page(build_engine(args, first), choices, render_examples(Path(folder)), args.max_sessions)
         page.launch(
             quiet=True,
             prevent_thread_lock=True,

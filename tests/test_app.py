@@ -3,16 +3,19 @@
 import importlib.util
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from app.engine import Engine, Latest, paint_heat
+from app.engine import Engine, paint_heat
 from app.example import render_examples
 from app.photo import describe, open_photo, shrink
-from app.session import MAX_POINTS, PlaceError, Session, Sessions, Settings
+from app.session import MAX_POINTS, PlaceError, Session, Settings
+from app.store import Latest
 from config import load_config
 from sd4match import demo
 from utils.image import ImageError
@@ -40,7 +43,7 @@ class FakePair:
 class FakeMatcher:
     """Counts what is computed; `gate` holds it back."""
 
-    config = SimpleNamespace(TEST=SimpleNamespace(TIMESTEP=50))
+    prompt_name = "text"
 
     def __init__(self):
         self.encoded, self.gate = [], threading.Event()
@@ -66,14 +69,41 @@ def photos(tmp_path):
     return [open_photo(str(tmp_path / f"{name}.png")) for name in "ab"]
 
 
+def open_session(source, target, prompt="text", method="stable_diffusion"):
+    session = Session()
+    session.load(source, target, Settings(method, prompt, "", 50, "nn"))
+    return session
+
+
 @pytest.fixture
-def ready(photos):
-    """A session with two photos whose features are known, its engine and its matcher."""
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
-    session.load(*photos, SETTINGS)
+def opened(photos):
+    """A session with two photos, its engine and its matcher; nothing is computed yet."""
+    matcher = FakeMatcher()
+    return open_session(*photos), Engine(lambda method: matcher), matcher
+
+
+@pytest.fixture
+def ready(opened):
+    """The features are known."""
+    session, engine, _ = opened
     engine.prepare(session)
-    return session, engine, matcher
+    return opened
+
+
+@pytest.fixture
+def computing(opened):
+    """The features are being computed, until the function that comes with the session and its engine is called."""
+    session, engine, matcher = opened
+    matcher.gate.clear()
+    thread = threading.Thread(target=engine.prepare, args=[session])
+    thread.start()
+
+    def finish():
+        matcher.gate.set()
+        thread.join(10)
+
+    yield session, engine, finish
+    finish()
 
 
 def test_points_are_found_in_pixels_of_the_originals(ready):
@@ -114,30 +144,18 @@ def test_swap_asks_for_what_was_found_and_computes_nothing(ready):
     assert len(matcher.encoded) == 2
 
 
-def test_points_placed_while_features_are_computed_are_not_lost(photos):
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
-    session.load(*photos, SETTINGS)
-    matcher.gate.clear()
-    thread = threading.Thread(target=engine.prepare, args=[session])
-    thread.start()
+def test_points_placed_while_features_are_computed_are_not_lost(computing):
+    session, engine, finish = computing
     engine.match(session, session.place(30, 10))
     assert session.points[0].found is None
-    matcher.gate.set()
-    thread.join(10)
+    finish()
     assert session.points[0].found == (15, 20)
 
 
-def test_a_change_during_the_computation_is_not_overwritten(photos):
-    matcher, session = FakeMatcher(), Session()
-    engine = Engine(lambda method, prompt: matcher)
-    session.load(*photos, SETTINGS)
-    matcher.gate.clear()
-    thread = threading.Thread(target=engine.prepare, args=[session])
-    thread.start()
+def test_a_change_during_the_computation_is_not_overwritten(computing, photos):
+    session, _, finish = computing
     session.load(photos[1], photos[0], SETTINGS)
-    matcher.gate.set()
-    thread.join(10)
+    finish()
     assert not session.ready
 
 
@@ -153,18 +171,53 @@ def test_points_survive_new_settings_but_not_new_photos(ready, photos):
 
 def test_known_pairs_are_shared_and_bounded(photos):
     matcher = FakeMatcher()
-    engine = Engine(lambda method, prompt: matcher, max_pairs=1)
+    engine = Engine(lambda method: matcher, max_pairs=1)
     for _ in range(2):
-        session = Session()
-        session.load(*photos, SETTINGS)
+        session = open_session(*photos)
         engine.prepare(session)
     assert len(matcher.encoded) == 2
-    other = Session()
-    other.load(photos[0], photos[0], SETTINGS)
-    engine.prepare(other)
+    engine.prepare(open_session(photos[0], photos[0]))
     assert len(engine._pairs) == 1
     engine.match(session, session.place(1, 1))  # its pair was forgotten and is made again
     assert session.points[0].found is not None
+
+
+@pytest.fixture
+def loaded(world, monkeypatch):
+    """A matcher of tiny networks in an engine of the app, and the parts of Stable Diffusion that are read from disk."""
+    import model.load
+    from sd4match import Matcher
+
+    parts, load_part = [], model.load._load_part
+    monkeypatch.setattr(model.load, "_load_part", lambda *args: parts.append(args[1]) or load_part(*args))
+    args = SimpleNamespace(network=str(world.root / "sd"), prompt=None, device="cpu", max_pairs=4)
+    first = Matcher.from_pretrained(args.network, device=args.device, image_size=64, ensemble=1)
+    return first, demo.build_engine(args, first), parts
+
+
+def test_another_prompt_does_not_load_the_networks_again(loaded, photos):
+    first, engine, parts = loaded
+    assert {"unet", "vae"} <= set(parts)
+    parts.clear()
+    features = {}
+    for prompt in ("text", "empty", "text"):
+        session = open_session(*photos, prompt)
+        engine.prepare(session)
+        features[prompt] = engine.find_pair(session).src_feat
+    assert set(parts) <= {"text_encoder", "tokenizer"} and len(parts) <= 2  # what the empty prompt is written with
+    assert not torch.equal(features["text"], features["empty"])
+    expected = first.with_prompt("empty").at(timestep=50).encode(photos[0].read()).feature
+    assert torch.equal(features["empty"], expected)
+
+
+def test_a_method_without_prompt_is_loaded_once(photos):
+    matcher, loads = FakeMatcher(), []
+    matcher.prompt_name = None
+    engine = Engine(lambda method: loads.append(method) or matcher)
+    for prompt in ("text", "empty"):
+        session = open_session(*photos, prompt, "dinov2")
+        engine.prepare(session)
+    assert loads == ["dinov2"] and session.ready
 
 
 def test_latest_forgets_what_was_not_used_for_longest():
@@ -174,12 +227,33 @@ def test_latest_forgets_what_was_not_used_for_longest():
     assert latest.find("a") == "a" and latest.find("b") is None and len(latest) == 2
 
 
-def test_sessions_are_bounded():
-    sessions = Sessions(2)
-    first = sessions.get("a")
-    assert sessions.get("a") is first
-    sessions.get("b"), sessions.get("c")
-    assert len(sessions) == 2 and sessions.get("a") is not first
+def test_a_value_that_several_ask_for_at_once_is_made_once():
+    """A new browser's first requests get one session."""
+    latest, made = Latest(2), []
+
+    def make():
+        time.sleep(0.2)  # time for the other one to come in between
+        made.append(Session())
+        return made[-1]
+
+    threads = [threading.Thread(target=latest.find_or_make, args=["a", make]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 1 and latest.find("a") is made[0]
+
+
+def test_the_page_remembers_so_many_browsers(ready):
+    page = pytest.importorskip("app.page", reason="gradio is not installed: pip install -r requirements-app.txt")
+    _, engine, _ = ready
+    actions = page.Actions(engine, Latest(2))
+    browsers = [SimpleNamespace(session_hash=name) for name in "abc"]
+    names = [actions.clear(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
+    assert names[0] == names[1] and len(set(names)) == 3 and len(actions.sessions) == 2
+    assert actions.clear(browsers[0])["session"] not in names
+    actions.leave(browsers[0])
+    assert actions.sessions.find("a") is None and actions.sessions.find("c") is not None
 
 
 def test_bad_files_are_refused_without_their_folder(tmp_path):

@@ -105,3 +105,15 @@ def test_save_figure_writes_a_png_in_one_step(tmp_path):
 def test_importing_draw_does_not_import_matplotlib():
     code = "import sys, utils.draw; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_prediction_is_marked_on_the_panel_of_its_map():
+    maps = {"text": np.zeros((4, 4)), "learned": np.zeros((4, 4))}
+    without = draw_correlation(GREY, GREY, KPS[0], maps, limits=(0, 1))
+    columns = {}
+    for title in maps:
+        marked = draw_correlation(GREY, GREY, KPS[0], maps, preds={title: KPS[1]}, limits=(0, 1))
+        panels = (marked != without).any(axis=-1)[: -DPI // 2]  # above the legend
+        columns[title] = np.flatnonzero(panels.any(axis=0))
+    width = without.shape[1]
+    assert width / 3 < columns["text"].min() and columns["text"].max() < columns["learned"].min()

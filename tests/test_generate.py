@@ -10,6 +10,8 @@ from model.load import load_stable_diffusion
 from model.prompt import build_prompt
 from model.text import PromptEncoder
 from tests.test_train import NAME, assert_same_state, configure, log_folder, run
+from utils import preview
+from utils.build import build_generator
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,13 @@ def test_learned_prompts_of_both_spaces(generator, text, variant):
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_pictures_of_a_validation_leave_the_run_as_it_is(world, tmp_path):
+def test_pictures_of_a_validation_leave_the_run_as_it_is(world, tmp_path, monkeypatch, networks, text):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    steps = ["TRAIN.MAX_STEPS", "1"]
+    built, places, move = [], [], Generator.to
+    monkeypatch.setattr(preview, "build_generator", lambda *args: built.append(build_generator(*args)) or built[-1])
+    monkeypatch.setattr(Generator, "to", lambda self, device: places.append(str(device)) or move(self, device))
+    steps = ["TRAIN.EPOCHS", "2", "TRAIN.BATCH_SIZE", "6"]
     plain = run(world, tmp_path / "plain", *steps)
     more = ["VAL.PICTURES", "1", "VAL.DENSE", "8", "VAL.GENERATE", "1", "GENERATE.STEPS", "2"]
     drawn = run(world, tmp_path / "drawn", *steps, *more)
@@ -72,3 +77,8 @@ def test_pictures_of_a_validation_leave_the_run_as_it_is(world, tmp_path):
     kinds = {tag.split("/")[0] for tag in events.Tags()["images"]}
     assert kinds == {"val_matches", "val_correlation", "val_dense", "val_generated"}
     assert (tmp_path / "drawn" / "prompt" / NAME).is_dir()
+    assert [image.step for image in events.Images("val_generated/0")] == [1, 2]
+    assert len(built) == 1 and places == ["cpu", "cpu"] * 2  # there and back at each validation
+    embeds = text.encode_text(["a photo of a cat"])
+    fresh = Generator(networks, steps=2)
+    np.testing.assert_array_equal(built[0].generate(embeds, [0])[0], fresh.generate(embeds, [0])[0])

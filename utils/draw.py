@@ -6,7 +6,7 @@ and marker. Matplotlib is imported on first use.
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -302,19 +302,29 @@ def draw_correlation(
     source, target = to_rgb(src_img), to_rgb(trg_img)
     figure, panels, bars = _panel_figure([source.shape, target.shape], len(maps), max_columns)
     show_image(panels[0], source, aspect="auto")
-    mark(panels[0], query_px, "*", QUERY, 13)
     show_image(panels[1], target, aspect="auto")
-    for panel, bar, (title, heat) in zip(panels[2:], bars, maps.items(), strict=True):
+    for panel, bar, heat in zip(panels[2:], bars, maps.values(), strict=True):
         draw_bar(show_heat(panel, target, _numpy(heat), convention, limits), bar)
-        if title in preds:
-            mark(panel, preds[title], "X", WRONG, 8)
     for panel, title in zip(panels, ("source", "target", *maps), strict=True):
         panel.set_title(fit_title(title, panel.bbox.width / figure.dpi, lines=2), fontsize=10)
-    if truth_px is not None:
-        for panel in panels[1:]:
-            draw_ring(panel, _numpy(truth_px))
+    _mark_points(panels, query_px, [preds.get(title) for title in maps], truth_px)
     correlation_legend(figure, truth_px is not None, bool(preds))
     return render(figure)
+
+
+def _mark_points(panels: list["Axes"], query_px: Any, preds: Sequence[Any], truth_px: Any) -> None:
+    """The query on the source's panel, each map's prediction on its own, the truth on all of the target.
+
+    preds: a point for each map, or None; truth_px: None if it is not known.
+    """
+    source, *targets = panels
+    mark(source, query_px, "*", QUERY, 13)
+    for panel, pred in zip(targets[1:], preds, strict=True):
+        if pred is not None:
+            mark(panel, pred, "X", WRONG, 8)
+    if truth_px is not None:
+        for panel in targets:
+            draw_ring(panel, _numpy(truth_px))
 
 
 def _panel_figure(

@@ -231,27 +231,34 @@ def summarise(
     _check_choice("average", average, ("pair", "category"))
     keys = [alpha_key(alpha) for alpha in alphas]
     _check_records(records, localisers, keys)
-    groups = {
-        category: [record for record in records if record["category"] == category]
-        for category in sorted({record["category"] for record in records})
-    }
+    groups = _group_by_category(records)
     scored = {category: [record for record in group if record["n_points"]] for category, group in groups.items()}
-    everything = [record for group in scored.values() for record in group]
-
-    def pck_row(localiser: str, key: str) -> dict[str, float | None]:
-        row = {category: _group_pck(group, localiser, key, by) for category, group in scored.items()}
-        if average == "pair":
-            return row | {"all": _group_pck(everything, localiser, key, by)}
-        return row | {"all": _mean([value for value in row.values() if value is not None])}
-
     return {
         "protocol": records[0]["protocol"] if records else None,
         "by": by,
         "average": average,
         **_count(records),
         "categories": {category: _count(group) for category, group in groups.items()},
-        "pck": {name: {key: pck_row(name, key) for key in keys} for name in localisers},
+        "pck": {name: {key: _pck_row(scored, name, key, by, average) for key in keys} for name in localisers},
     }
+
+
+def _group_by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {category: [] for category in sorted({r["category"] for r in records})}
+    for record in records:
+        groups[record["category"]].append(record)
+    return groups
+
+
+def _pck_row(
+    scored: Mapping[str, Sequence[Record]], localiser: str, key: str, by: str, average: str
+) -> dict[str, float | None]:
+    """PCK of each category's records with points, and of "all"."""
+    row = {category: _group_pck(group, localiser, key, by) for category, group in scored.items()}
+    if average == "pair":
+        everything = [record for group in scored.values() for record in group]
+        return row | {"all": _group_pck(everything, localiser, key, by)}
+    return row | {"all": _mean([value for value in row.values() if value is not None])}
 
 
 def _count(records: Sequence[Record]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from utils.monitor import Monitor
 from utils.pck import alpha_key
 from utils.picture import choose_pairs
 from utils.precompute import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
-from utils.preview import draw_validation
+from utils.preview import Preview
 from utils.report import evaluate_split
 from utils.result import format_overview, write_text
 from utils.runtime import write_provenance
@@ -83,6 +83,7 @@ class TrainingRun:
             self.learner.load_state_dict(self.state["learner"])
         active = self.accelerator.is_main_process
         self.monitor = Monitor(self.folder, active, cfg.LOG_EVERY, first_step=self.learner.step + 1)
+        self.preview = Preview(self.cfg, self.accelerator.device)
         self._announce(len(trn.benchmark))
         return self.learner
 
@@ -122,8 +123,7 @@ class TrainingRun:
             return
         self.monitor.add_pck(self.learner.step, summary)
         positions = choose_pairs(val, self.cfg.VAL.PICTURES)
-        pictures = draw_validation(self.cfg, matcher, val, positions, self.name, self.accelerator.device)
-        self.monitor.add_pictures(self.learner.step, pictures)
+        self.monitor.add_pictures(self.learner.step, self.preview.draw(matcher, val, positions, self.name))
         self.print(f"validation after step {self.learner.step}\n{format_overview(summary)}")
         with open(self.folder / "metrics.jsonl", "a") as file:
             entry = {

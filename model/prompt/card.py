@@ -9,6 +9,7 @@ from typing import Any
 from model.architecture import STABLE_DIFFUSION, default_hub_id
 from model.condition import get_condition
 from model.facts import is_hub_id
+from model.prompt.name import PromptName
 from model.prompt.store import StoredPrompt
 
 _METHODS = {
@@ -24,11 +25,35 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
     metrics: {"validation": summary, "tests": {result name: summary}}, summaries as utils.pck.summarise gives
     them; either may be missing.
     """
+    facts = _list_facts(stored)
+    lines = [
+        *_format_front(str(stored.meta.get("network", ""))),
+        "",
+        f"# {stored.name}",
+        "",
+        "A learned prompt for semantic correspondence with a frozen Stable Diffusion UNet "
+        "([SD4Match](https://arxiv.org/abs/2310.17569)). It only means something to the backbone named here.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in facts.items() if value is not None),
+        "",
+        *_format_metrics(metrics),
+        *_format_use(stored.name),
+    ]
+    return "\n".join(lines)
+
+
+def _format_front(network: str) -> list[str]:
+    lines = ["---", "library_name: sd4match", "tags: [semantic-correspondence, sd4match, stable-diffusion]"]
+    return [*lines, *([f"base_model: {network}"] if is_hub_id(network) else []), "---"]
+
+
+def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
+    """Rows of the card's table; None: not known, or of no meaning for this prompt."""
     name, meta = stored.name, stored.meta
     network = meta.get("network", "")
-    front = ["---", "library_name: sd4match", "tags: [semantic-correspondence, sd4match, stable-diffusion]"]
-    front += [f"base_model: {network}"] if is_hub_id(str(network)) else []
-    facts = {
+    return {
         "method": f"SD4Match-{name.method}: {_METHODS[name.method]}",
         "variant": name.variant,
         "trained on": name.dataset,
@@ -42,16 +67,11 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
         "categories": ", ".join(sorted(stored.tensors)) if name.method == "Class" else None,
         "parameters": f"{sum(value.numel() for value in stored.tensors.values()):,}",
     }
-    lines = [*front, "---", "", f"# {name}", ""]
-    lines += [
-        "A learned prompt for semantic correspondence with a frozen Stable Diffusion UNet "
-        "([SD4Match](https://arxiv.org/abs/2310.17569)). It only means something to the backbone named here.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {what} | {value} |" for what, value in facts.items() if value is not None),
-        "",
-        *_format_metrics(metrics),
+
+
+def _format_use(stored: StoredPrompt) -> list[str]:
+    name = stored.name
+    return [
         "## Use",
         "",
         "```python",
@@ -69,7 +89,6 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
         "```",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _list_settings(stored: StoredPrompt) -> list[str]:
