@@ -9,7 +9,6 @@ from typing import Any
 from model.architecture import STABLE_DIFFUSION, default_hub_id
 from model.condition import get_condition
 from model.facts import is_hub_id
-from model.prompt.name import PromptName
 from model.prompt.store import StoredPrompt
 
 _METHODS = {
@@ -39,7 +38,7 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
         *(f"| {what} | {value} |" for what, value in facts.items() if value is not None),
         "",
         *_format_metrics(metrics),
-        *_format_use(stored.name),
+        *_format_use(stored),
     ]
     return "\n".join(lines)
 
