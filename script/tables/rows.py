@@ -89,11 +89,10 @@ class World:
 
 
 REAL = World("real", "asset/sd4match", untuned=("TEST.TIMESTEP", "261"))
-SHORT_TRAINING = ("TRAIN.SCHEDULER", "piecewise_constant", "TRAIN.STEP_RULES", "1:225,0.2", "TRAIN.MAX_STEPS", "300")
 MINI = World(
     "mini",
     "asset/mini/reproduce",
-    ("CACHE_ROOT", "asset/mini/sd4match/asset", *SHORT_TRAINING, "TEST.ENSEMBLE", "2"),
+    ("CACHE_ROOT", "asset/mini/sd4match/asset"),
     comparable=False,
     timesteps=(0, 50, 100, 200, 300, 500),
 )
