@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sets up what is missing, then the main job on the embedded default: writes the mini benchmark, learns a Class prompt,
-# starting from the words of the text prompt, reports PCK of both on held-out pairs, and draws them.
+# reports PCK of the text prompt and of the learned one on held-out pairs, and draws them.
 # Extra arguments are KEY VALUE settings for the training: sh script/demo.sh TRAIN.MAX_STEPS 20
 . "$(dirname "$0")/setup.sh"
 
