@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.argument import positive  # noqa: E402
 from utils.entry import entry_point  # noqa: E402
 
 MODES = ("train", "test", "features", "localise", "loader", "index", "cache")
@@ -33,16 +34,16 @@ def parse_args() -> argparse.Namespace:
     add("--network", default="mini", help="mini, sd2-1-random or a folder; default: %(default)s")
     add("--device", help="auto (default), cpu, cuda, ...")
     add("--precision", help="auto (default), fp32, bf16 or fp16, of the frozen networks")
-    add("--batch_size", type=_positive, help="pairs (images) per step; default: the config's")
-    add("--image_size", type=_positive, help="pixels per side; default: the config's")
-    add("--ensemble", type=_positive, help="noise draws of test and features; default: the config's")
+    add("--batch_size", type=positive, help="pairs (images) per step; default: the config's")
+    add("--image_size", type=positive, help="pixels per side; default: the config's")
+    add("--ensemble", type=positive, help="noise draws of test and features; default: the config's")
     add("--prompt", choices=("CPM", "text"), default="CPM", help="what test tests; default: %(default)s")
-    add("--repeats", type=_positive, default=10, help="rounds of each side; default: %(default)s")
-    add("--warmup", type=_positive, default=1, help="rounds before the first that counts; default: %(default)s")
-    add("--steps", type=_positive, default=2, help="train: optimiser steps in a round; default: %(default)s")
-    add("--pairs", type=_positive, default=16, help="rendered pairs, or pairs of localise; default: %(default)s")
+    add("--repeats", type=positive, default=10, help="rounds of each side; default: %(default)s")
+    add("--warmup", type=positive, default=1, help="rounds before the first that counts; default: %(default)s")
+    add("--steps", type=positive, default=2, help="train: optimiser steps in a round; default: %(default)s")
+    add("--pairs", type=positive, default=16, help="rendered pairs, or pairs of localise; default: %(default)s")
     add("--pairs_per_s", type=float, help="--count-only: speed of one process that the projection starts from")
-    add("--scale", type=_positive, default=1, help="index, cache: 1/SCALE of the full size; default: %(default)s")
+    add("--scale", type=positive, default=1, help="index, cache: 1/SCALE of the full size; default: %(default)s")
     add("--output", type=Path, help="write the result to this JSON file")
     add("--markdown", action="store_true", help="also print the row for docs/performance.md")
     add("--profile", action="store_true", help="train: where the time of a step goes, instead of a comparison")
@@ -54,13 +55,6 @@ def parse_args() -> argparse.Namespace:
     if args.network not in ("mini", "sd2-1-random") and not Path(args.network).is_dir():
         parser.error(f"--network {args.network}: neither mini nor sd2-1-random, and there is no such folder")
     return args
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

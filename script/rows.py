@@ -39,13 +39,8 @@ from script.tables.rows import (  # noqa: E402
     list_test_settings,
     unique_rows,
 )
+from utils.argument import positive  # noqa: E402
 from utils.entry import entry_point  # noqa: E402
-
-
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
-    return value
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +122,8 @@ class Runner:
         from model.prompt.name import parse_prompt_name
         from utils.precompute import find_condition
 
+        if len(self.crew.slots) > 1 and job.test.DEVICE.startswith("cuda:"):
+            raise ConfigError(f"rows side by side choose their GPU: leave out DEVICE {job.test.DEVICE} or add --jobs 1")
         check_config(job.test, training=False)
         if job.training is not None:
             check_config(job.training, training=True)
@@ -251,7 +248,7 @@ def run_all(runner: Runner, listing: bool) -> int:
             runner.note_failure(key, reason)
     if not waiting:
         return 0
-    clock = Clock(waiting[0].test, runner.state, side_by_side=len(runner.crew.slots))
+    clock = Clock(waiting[0].test, runner.state, runner.crew.rows_per_device)
     print(clock.explain())
     numbers = {job.key: number for number, job in enumerate(waiting, start=1)}
     failed = []

@@ -51,6 +51,7 @@ class Matcher:
         self._prompt = prompt
         self._network = network
         self._sources = sources
+        self._conditions = {prompt.condition: sources["condition"]} if "condition" in sources else {}  # of all prompts
         self._lock = threading.Lock()
         self._owner = object()  # features of another prompt, timestep or network are computed anew
         section = cfg.EVAL
@@ -167,10 +168,12 @@ class Matcher:
         other._prompt = build_open_prompt(other.config, folder)
         other._network = self._network.under(other._prompt.to(self.device)).eval()
         other._owner = object()
-        same = other._prompt.condition == self._prompt.condition
-        kept = {key: compute for key, compute in self._sources.items() if same or key != "condition"}
         needed = find_sources(other.config, other._prompt.condition)
+        kept = {key: compute for key, compute in self._sources.items() if key != "condition"}
+        kept["condition"] = self._conditions.get(other._prompt.condition)
         other._sources = {key: kept.get(key) or source.load(self.device) for key, source in needed.items()}
+        if "condition" in needed:
+            self._conditions[other._prompt.condition] = other._sources["condition"]
         return other
 
     def encode(self, image: ImageSource | ImageFeatures, category: str | None = None) -> ImageFeatures:

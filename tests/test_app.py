@@ -46,13 +46,14 @@ class FakeMatcher:
     prompt_name = "text"
 
     def __init__(self):
-        self.encoded, self.gate = [], threading.Event()
+        self.encoded, self.begun, self.gate = [], threading.Event(), threading.Event()
         self.gate.set()
 
     def at(self, timestep):
         return self
 
     def encode(self, picture, category=None):
+        self.begun.set()
         self.gate.wait(10)
         self.encoded.append(picture.name)
         return picture
@@ -97,6 +98,7 @@ def computing(opened):
     matcher.gate.clear()
     thread = threading.Thread(target=engine.prepare, args=[session])
     thread.start()
+    assert matcher.begun.wait(10)
 
     def finish():
         matcher.gate.set()

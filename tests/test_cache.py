@@ -68,6 +68,20 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(rows) == 7
 
 
+def test_a_run_that_waited_for_another_takes_what_that_has_written(tmp_path):
+    waiting, calls = open_cache(tmp_path), []
+    missing = waiting.missing(HASHES.items())
+    fill(tmp_path, limit=5)
+
+    def compute(names):
+        calls.extend(names)
+        return torch.stack([VALUES[name] for name in names])
+
+    fill_cache(waiting, HASHES, compute, missing=missing, batch_size=4)
+    assert calls == NAMES[5:]
+    assert_complete(open_cache(tmp_path))
+
+
 @pytest.mark.parametrize("cut", [1, 13, 40])
 def test_torn_data_file_costs_only_the_torn_rows(tmp_path, cut):
     fill(tmp_path)

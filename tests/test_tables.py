@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -189,7 +191,8 @@ def test_groups_run_side_by_side_and_their_jobs_in_order(tmp_path):
 
     def do(job, slot):  # the first two groups wait for each other
         wait = f"touch {tmp_path}/{job}; until [ -e {tmp_path}/1 ] && [ -e {tmp_path}/2 ]; do sleep 0.01; done"
-        assert crew.run(["sh", "-c", f"{wait}; echo $NAME; exit 3"], tmp_path / f"{job}.log", slot) == 3
+        command = ["timeout", "20", "sh", "-c", f"{wait}; echo $NAME; exit 3"]
+        assert crew.run(command, tmp_path / f"{job}.log", slot) == 3
         ended.append(job)
 
     crew.work([["1", "1then"], ["2"], ["3"]], do)
@@ -197,33 +200,59 @@ def test_groups_run_side_by_side_and_their_jobs_in_order(tmp_path):
     assert {(tmp_path / f"{job}.log").read_text() for job in "12"} == {"a\n", "b\n"}
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("slots", [1, 2])
-def test_an_interrupted_crew_stops_its_commands_and_starts_no_more(slots, tmp_path):
+def test_ctrl_c_lets_running_commands_save_and_starts_no_more(slots, tmp_path):
     crew, begun = Crew([{}] * slots), []
 
     def do(job, slot):
         begun.append(job)
-        if job == "last":
-            raise KeyboardInterrupt
-        crew.run(["sh", "-c", "sleep 60"] if slots > 1 else ["true"], tmp_path / job, slot)
+        saves = f"trap 'echo {job} >> {tmp_path}/saved; exit' TERM; touch {tmp_path}/{job}; sleep 60 & wait"
+        crew.run(["sh", "-c", saves], tmp_path / f"{job}.log", slot)
+
+    def press():
+        for job in "ab"[:slots]:
+            wait_for(tmp_path / job)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        crew.work([["a", "then"], ["b"], ["never"]], do)
+    assert sorted(begun) == sorted((tmp_path / "saved").read_text().split()) == list("ab"[:slots])
+    with pytest.raises(KeyboardInterrupt):
+        crew.run(["true"], tmp_path / "after", {})
+
+
+def test_the_error_of_one_worker_stops_the_others_and_is_told(tmp_path):
+    crew = Crew([{}, {}])
+
+    def do(job, slot):
+        if job == "full":
+            wait_for(tmp_path / "up")
+            raise OSError("no space left")
+        crew.run(["sh", "-c", f"touch {tmp_path}/up; exec sleep 60"], tmp_path / "log", slot)
 
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        crew.work([["first", "second"], ["last"], ["never"]], do)
+    with pytest.raises(OSError, match="no space left"):
+        crew.work([["long"], ["full"]], do)
     assert time.monotonic() - start < 30
-    assert set(begun) == ({"first", "last"} if slots > 1 else {"first", "second", "last"})
-    if slots > 1:
-        with pytest.raises(KeyboardInterrupt):
-            crew.run(["true"], tmp_path / "after", {})
 
 
 def test_slots_share_the_cores_or_the_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert find_slots() == [{"OMP_NUM_THREADS": "4"}] * 2 and find_slots(1) == [{"OMP_NUM_THREADS": "8"}]
+    assert Crew(find_slots()).rows_per_device == 2
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(3)] == ["4", "6", "4"]
+    assert [Crew(find_slots(count)).rows_per_device for count in (2, 3)] == [1, 2] and find_slots(1) == [{}]
 
 
 def test_a_row_that_fails_is_named_with_its_reason_and_tried_again(small, capsys):

@@ -174,8 +174,11 @@ def fill_cache(
 
     hashes: {identifier: hash of its image file}. compute: identifiers -> (n, *shape) features.
     """
-    batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
     with cache.writer(rank) as write:
+        cache.reload()
+        left = set(cache.missing((name, hashes[name]) for name in missing))  # another run may have been faster
+        missing = [name for name in missing if name in left]
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
         for identifiers in progress(batches):
             for identifier, array in zip(identifiers, compute(identifiers), strict=True):
                 write(identifier, hashes[identifier], array)

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable, Sequence
 
+from utils.argument import positive
+
 
 def add_pair_arguments(parser: argparse.ArgumentParser, pairs: int = 4) -> None:
     """Which columns and which rows."""
@@ -23,13 +25,6 @@ def add_pair_arguments(parser: argparse.ArgumentParser, pairs: int = 4) -> None:
         help="rows: so many pairs, one category after the other; default: %(default)s",
     )
     chosen.add_argument("--pair_ids", nargs="+", default=[], help="rows: the pairs of these ids (see a result's CSV)")
-
-
-def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def build_positions(args: argparse.Namespace) -> Callable[[object], list[int]]:

@@ -95,10 +95,10 @@ def _count_parts(folder: str, init: str, architecture: str, image_size: tuple, l
 class Clock:
     """TFLOP to seconds of one row, from what finished rows took."""
 
-    def __init__(self, cfg, state: State, side_by_side: int = 1) -> None:
+    def __init__(self, cfg, state: State, rows_per_device: int = 1) -> None:
         device = resolve_device(cfg.DEVICE)
         peak = measure_matmul_peak(device, resolve_dtype(cfg.PRECISION, device))
-        self.first = FIRST_SHARE * peak / (side_by_side if device.type == "cpu" else 1)
+        self.first = FIRST_SHARE * peak / rows_per_device
         self.speeds: dict[str, list[float]] = {stage: [] for stage in STAGES}
         for entry in state.rows.values():
             for stage in STAGES:
