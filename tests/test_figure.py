@@ -42,6 +42,9 @@ def make_dense(image=None, shift=0.0):
     return DensePair(image, image, "boat", box, places + shift, torch.zeros(places.shape[:2]))
 
 
+MEASURE = "PCK@0.1, kernelsoftmax, spair val all (%)"  # as long as sweep_timestep.py writes it
+
+
 def colour_count(picture, hex_colour):
     rgb = np.array([int(hex_colour[i : i + 2], 16) for i in (1, 3, 5)])
     return int((np.abs(picture.astype(int) - rgb).max(axis=-1) <= 3).sum())
@@ -56,7 +59,9 @@ def build_all(names):
         "dense": plot_dense([{name: make_dense() for name in names}]),
         "generated": plot_generated([generated] * 2),
         "features": plot_feature_colours([make_image()] * 2, {name: [torch.rand(4, 6, 6)] * 2 for name in names}),
-        "curves": plot_curves({name: {0: 1.0, 50: 2.0} for name in names}, "timestep", "PCK@0.1 (%)"),
+        "curves": plot_curves(
+            {name: {0: 1.0, 50: 2.0} for name in names}, "timestep", "PCK@0.1, kernelsoftmax, spair val all (%)"
+        ),
     }
 
 

@@ -1,5 +1,6 @@
 """Plots about methods rather than single matches: curves, and feature maps as colours."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def plot_curves(
     for number, (name, values) in enumerate(curves.items()):
         label, every = "\n".join(wrap_name(name, 26)), max(1, len(values) // 10)
         axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markevery=every, **style(number))
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 32))
     axes.set_ylim(bottom=0 if from_zero else None)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
