@@ -24,7 +24,7 @@ from config import ROOT, ConfigError, check_config, load_config
 from script import analyse
 from script.tables.crew import Crew, find_slots
 from script.tables.estimate import Clock, count_tflop, format_duration
-from script.tables.layout import PAPER, Cell, fill, to_csv, to_latex, to_markdown
+from script.tables.layout import PAPER, Cell, describe_measure, fill, to_csv, to_latex, to_markdown
 from script.tables.report import write_report
 from script.tables.results import State, find_result, make_job, relevant_settings
 from script.tables.rows import MINI, REAL, SHOWN, SMOKE, build_tables, load_row, unique_rows
@@ -292,6 +292,15 @@ def test_a_table_shows_the_numbers_of_the_test_itself(small, capsys):
     for column, cell in zip(filled.columns, filled.blocks[0].cells, strict=True):
         values = [summary["pck"]["kernelsoftmax"][f"{column.alpha:g}"]["all"] for summary in expected]
         assert cell.measured == pytest.approx(100 * sum(values) / 2, abs=1e-12) and cell.seeds == 2
+    two = fill(tables["table2"], world, find, {}, Measure())
+    assert describe_measure(two).endswith("95 % interval over seeds (Student's t)")
+    only_text = table_script.make_finder(world, state, (0,), opts)
+    mixed = fill(
+        tables["table2"], world, lambda row: only_text(row) if row.key == "text/spair" else find(row), {}, Measure()
+    )
+    assert describe_measure(mixed).endswith(
+        "over pairs (bootstrap), of rows with several seeds over these (Student's t)"
+    )
     one = fill(tables["table2"], world, table_script.make_finder(world, state, (0,), opts), {}, Measure())
     found = one.blocks[3].cells[-1]
     assert found.measured == 100 * expected[0]["pck"]["kernelsoftmax"]["0.1"]["all"]

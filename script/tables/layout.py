@@ -122,8 +122,10 @@ def _percent(found: Spread) -> Spread:
 def describe_measure(filled: Filled) -> str:
     """What the numbers are."""
     measure = filled.measure
-    seeds = max((cell.seeds for block in filled.blocks for cell in block.cells if cell), default=0)
-    interval = "over seeds (Student's t)" if seeds > 1 else "over pairs (bootstrap)"
+    several = {cell.seeds > 1 for block in filled.blocks for cell in block.cells if cell and cell.seeds}
+    interval = "over seeds (Student's t)" if several == {True} else "over pairs (bootstrap)"
+    if len(several) > 1:
+        interval += ", of rows with several seeds over these (Student's t)"
     average = ", macro over categories" if measure.average == "category" else ""
     return f"PCK per {measure.by}{average}, {measure.localiser}, percent, with 95 % interval {interval}"
 
