@@ -207,6 +207,15 @@ def wait_for(path):
         time.sleep(0.01)
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A test run in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 @pytest.mark.parametrize("slots", [1, 2])
 def test_ctrl_c_lets_running_commands_save_and_starts_no_more(slots, tmp_path):
     crew, begun = Crew([{}] * slots), []
