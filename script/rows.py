@@ -44,12 +44,13 @@ from utils.entry import entry_point  # noqa: E402
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
-    """What script/table*.sh give both to this script and to script/table.py, which needs all but --jobs."""
+    """What script/table*.sh give both to this script and to script/table.py, which ignores --only and --jobs."""
     parser.add_argument("--mini", action="store_true", help="on the mini world")
     parser.add_argument("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category")
     parser.add_argument("--output", help="folder of everything that is written; default: that of the world")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="run only these rows")
     parser.add_argument(
         "--jobs", type=positive, help="rows that run side by side; default: one per GPU, without a GPU two"
     )
@@ -81,7 +82,6 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="such as table1, table4, length; default: all")
     add_row_arguments(parser)
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="only these rows")
     parser.add_argument("--list", action="store_true", help="print the plan with its commands, run nothing")
     return parser.parse_args()
 
