@@ -8,8 +8,9 @@ train.py and test.py do this by themselves for the images that they need; this d
 import argparse
 import sys
 
-from config import check_config, load_config
-from utils.entry import entry_point
+from config import load_config
+from engine.check import check_config
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,8 +25,8 @@ def parse_args() -> argparse.Namespace:
 
 def compute(config_file: str | None, opts: list[str], names: list[str] | None, condition: str) -> None:
     """Fill the condition's cache for every image of the named benchmarks."""
-    from utils.build import build_accelerator, build_all_splits, find_datasets
-    from utils.precompute import condition_source, fill_from_source, hash_images, unique_images
+    from engine.build import build_accelerator, build_all_splits, find_datasets
+    from engine.precompute import condition_source, fill_from_source, hash_images, unique_images
 
     for name in names or find_datasets(load_config(config_file, opts)):
         cfg = load_config(config_file, opts, {"DATASET.NAME": name})

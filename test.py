@@ -12,8 +12,9 @@ import argparse
 import os
 import sys
 
-from config import check_config, dump_config, load_config
-from utils.entry import entry_point
+from config import dump_config, load_config
+from engine.check import check_config
+from engine.entry import entry_point
 
 FLAGS = {  # flag -> the config key it sets
     "dataset": "DATASET.NAME",
@@ -21,7 +22,7 @@ FLAGS = {  # flag -> the config key it sets
     "category": "DATASET.CATEGORY",
     "prompt_type": "PROMPT.TYPE",
     "timestep": "TEST.TIMESTEP",
-    "layer": "MATCHER.LAYER",
+    "layer": "METHOD.LAYER",
     "batch_size": "EVAL.BATCH_SIZE",
 }
 
@@ -38,8 +39,8 @@ def parse_args() -> argparse.Namespace:
 
 def test(cfg) -> None:
     """Evaluate the configured prompt; print its tables and write them beside the prompt."""
-    from utils.build import build_test
-    from utils.report import evaluate_split, report
+    from engine.build import build_test
+    from engine.report import evaluate_split, report
 
     accelerator, pairs, matcher = build_test(cfg)
     summary, records = evaluate_split(cfg, matcher, pairs, accelerator)

@@ -11,8 +11,9 @@ import os
 import sys
 import time
 
-from config import check_config, dump_config, load_config
-from utils.entry import entry_point
+from config import dump_config, load_config
+from engine.check import check_config
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,10 +29,17 @@ def parse_args() -> argparse.Namespace:
 
 def train(cfg, overwrite: bool) -> int:
     """Run the training that a checked config describes; the exit status of the process."""
-    from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee, build_validator
-    from utils.precompute import build_caches
-    from utils.run import TrainingRun
-    from utils.runtime import StopRequest
+    from engine.build import (
+        build_accelerator,
+        build_loss,
+        build_new_prompt,
+        build_pairs,
+        build_trainee,
+        build_validator,
+    )
+    from engine.precompute import build_caches
+    from engine.process import StopRequest
+    from engine.run import TrainingRun
 
     accelerator = build_accelerator(cfg, cfg.TRAIN.ACCUMULATION)
     run = TrainingRun(cfg, accelerator, overwrite)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.mini.categories import CATEGORIES
-from dataset.mini.render import instance_seed, render_scene
-from utils import atomic_path
+from mini.render.categories import CATEGORIES
+from mini.render.render import instance_seed, render_scene
+from utils.store import atomic_path
 
 FAVOURITES = ("boat", "car", "dog", "chair", "person", "aeroplane")
 SIZES = {"source": (240, 320), "target": (320, 280)}  # (H, W)

@@ -19,7 +19,7 @@ from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
 from app.session import Session, Settings  # noqa: E402
 from app.store import Latest  # noqa: E402
-from utils.errors import USER_ERRORS, explain  # noqa: E402
+from engine.errors import USER_ERRORS, explain  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
 
 STATIC = Path(__file__).parent / "static"

@@ -16,9 +16,9 @@ import numpy as np
 from config import ConfigError, change_config, load_config
 from dataset import MissingDataError
 from dataset.pair_dataset import PairDataset
-from utils.build import build_pairs
+from engine.build import build_pairs
+from engine.result import read_pairs_csv, read_predictions_csv, write_text
 from utils.pck import Record
-from utils.result import read_pairs_csv, read_predictions_csv, write_text
 
 TEMPLATE = Path(__file__).parent / "static" / "viewer.html"
 PAIRS = "_pairs.csv"

@@ -1,9 +1,8 @@
 """Configuration: default < file < `KEY value` on the command line, then checked and frozen."""
 
-from config.check import ConfigError, check_config
 from config.default import get_default_config
 from config.effect import WITHOUT_EFFECT
-from config.load import change_config, dump_config, iter_keys, load_config
+from config.load import ConfigError, change_config, dump_config, iter_keys, load_config
 from config.path import ROOT, resolve_network, resolve_path
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "WITHOUT_EFFECT",
     "ConfigError",
     "change_config",
-    "check_config",
     "dump_config",
     "get_default_config",
     "iter_keys",

@@ -39,22 +39,22 @@ _C.CONDITION.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub 
 _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transformers folder or hub id
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
-_C.MATCHER = CN()
-_C.MATCHER.NAME = "stable_diffusion"  # "stable_diffusion" (SD4Match, DIFT), "dinov2", "sd_dino", "cleandift"
-_C.MATCHER.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
-_C.MATCHER.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
+_C.METHOD = CN()
+_C.METHOD.NAME = "sd4match"  # "sd4match" (SD4Match, DIFT), "dinov2", "sd_dino", "cleandift"
+_C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
+_C.METHOD.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
 # of the matchers with DINOv2
-_C.MATCHER.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id; also -small, -large, -giant
-_C.MATCHER.DINO_SIZE = (672, 672)  # (H, W) pixels that DINOv2 sees, multiples of its patch; one cell per patch
-_C.MATCHER.DINO_LAYER = -1  # transformer block whose patch tokens are taken, 0..; -1 is the last
-_C.MATCHER.DINO_NORM = True  # the network's final layer norm follows that block
-_C.MATCHER.DINO_INPUT = "normalised"  # mean and deviation of the folder's image processor; "release": [-1, 1] as SD
-_C.MATCHER.SD_WEIGHT = 0.5  # sd_dino: factor of Stable Diffusion's half, after its L2 normalisation
-_C.MATCHER.DINO_WEIGHT = 0.5  # sd_dino: factor of DINOv2's half
+_C.METHOD.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id; also -small, -large, -giant
+_C.METHOD.DINO_SIZE = (672, 672)  # (H, W) pixels that DINOv2 sees, multiples of its patch; one cell per patch
+_C.METHOD.DINO_LAYER = -1  # transformer block whose patch tokens are taken, 0..; -1 is the last
+_C.METHOD.DINO_NORM = True  # the network's final layer norm follows that block
+_C.METHOD.DINO_INPUT = "normalised"  # mean and deviation of the folder's image processor; "release": [-1, 1] as SD
+_C.METHOD.SD_WEIGHT = 0.5  # sd_dino: factor of Stable Diffusion's half, after its L2 normalisation
+_C.METHOD.DINO_WEIGHT = 0.5  # sd_dino: factor of DINOv2's half
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()
-_C.PROMPT.METHOD = "CPM"  # what train.py learns: "Single", "Class", "CPM"
+_C.PROMPT.KIND = "CPM"  # what train.py learns: "Single", "Class", "CPM"
 _C.PROMPT.SPACE = "TokenEmbeds"  # Single/Class: "TokenEmbeds" (before the text transformer) or "HiddenState" (after)
 _C.PROMPT.LENGTH = 75  # learnable tokens of a TokenEmbeds prompt, 1..75
 # G global and C conditional tokens, G + C <= 75; noN: Pair-Feat without the layer across patches

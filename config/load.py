@@ -7,9 +7,12 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode as CN
 
-from config.check import ConfigError
 from config.default import get_default_config
 from config.path import resolve_path
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key and what to change."""
 
 
 def iter_keys(node: CN, prefix: str = "") -> Iterator[tuple[str, object]]:

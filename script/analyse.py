@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.entry import entry_point  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 ROW = "{:<28}{:>8}{:>10}{:>22}"
 
@@ -71,7 +71,7 @@ def format_analysis(found: dict) -> str:
 
 def run(args: argparse.Namespace) -> dict:
     """Print everything; the numbers by file."""
-    from utils.result import read_pairs_csv
+    from engine.result import read_pairs_csv
     from utils.statistics import Measure, compare
 
     measure = Measure(args.localiser, args.alpha, args.by, args.average)
@@ -100,7 +100,7 @@ def main() -> int:
     args = parse_args()
     content = run(args)
     if args.json:
-        from utils.result import write_text
+        from engine.result import write_text
 
         write_text(args.json, json.dumps(content, indent=1) + "\n")
     return 0

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.argument import positive  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
+from engine.argument import positive  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 MODES = ("train", "test", "features", "localise", "loader", "index", "cache")
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown:
         print(f"\n{report.MARKDOWN_HEAD}\n{report.format_markdown(result)}")
     if args.output:
-        from utils.result import write_text
+        from engine.result import write_text
 
         write_text(args.output, report.format_json(result))
     return 0 if result["check"]["passed"] else 1

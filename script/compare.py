@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, check_config, load_config, resolve_path  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config, resolve_path  # noqa: E402
+from engine.check import check_config  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,8 +26,8 @@ def parse_args() -> argparse.Namespace:
 
 def read_summary(cfg) -> dict:
     """What test.py wrote for the configured prompt."""
-    from utils.export import read_result
-    from utils.report import build_result_stem
+    from engine.export import read_result
+    from engine.report import build_result_stem
 
     path = Path(f"{build_result_stem(cfg)}.json")
     if not path.is_file():
@@ -52,9 +53,9 @@ def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
 
 def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     """Match lines per prompt, and one picture of all prompts' correlation maps, for each chosen pair."""
+    from engine.picture import choose_pairs, draw_pair_correlation, draw_pair_matches, match_pair
     from script.figures.rows import collect
     from utils.draw import save_figure
-    from utils.picture import choose_pairs, draw_pair_correlation, draw_pair_matches, match_pair
 
     rows = collect(configs, lambda pairs: choose_pairs(pairs, n_pairs), match_pair)
     for number, by_prompt in enumerate(rows):

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,8 +33,8 @@ def parse_args() -> argparse.Namespace:
 
 def convert(source: Path, output: Path, form: str, name: str | None) -> Path:
     """Write the prompt in `source` to output/NAME in the format; returns that folder."""
+    from engine.export import read_metrics, write_own
     from model.prompt.store import META_FILE, read_prompt, tensor_file, write_prompt
-    from utils.export import read_metrics, write_own
 
     stored = read_prompt(source, name)
     target = output / str(stored.name)

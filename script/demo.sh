@@ -10,7 +10,7 @@ prompt=Class_spair_mini_TokenEmbeds75
 step() { printf '\n== %s\n' "$*"; }
 
 step "the mini benchmark (SPair-71k's layout, rendered)"
-"$PYTHON" -m dataset.mini --root asset/mini/data --only spair
+"$PYTHON" -m mini.render --root asset/mini/data --only spair
 step "learn a prompt: $prompt"
 "$PYTHON" train.py --config_file $config "$@"
 for tested in text $prompt; do

@@ -11,9 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, check_config, load_config, resolve_path  # noqa: E402
+from config import ConfigError, load_config, resolve_path  # noqa: E402
+from engine.check import check_config  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 from script.figures import FIGURES  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,11 +31,11 @@ def parse_args() -> argparse.Namespace:
 
 def load_columns(args: argparse.Namespace) -> dict:
     """{title: checked config} of the columns that the arguments ask for; a matcher without a prompt is one itself."""
-    from model.matcher import MATCHERS
+    from model.method import METHODS
 
     asked = [(name, ["PROMPT.TYPE", name]) for name in getattr(args, "prompts", [])]
-    matcher = load_config(args.config_file, args.opts).MATCHER.NAME
-    if matcher in MATCHERS and not MATCHERS[matcher].takes_prompt and hasattr(args, "prompts"):
+    matcher = load_config(args.config_file, args.opts).METHOD.NAME
+    if matcher in METHODS and not METHODS[matcher].takes_prompt and hasattr(args, "prompts"):
         asked = [(matcher, opts) for _, opts in asked] or [(matcher, [])] * (not args.column)
     asked += [(title, opts) for title, *opts in getattr(args, "column", [])]
     columns = {title: load_config(args.config_file, [*args.opts, *opts]) for title, opts in asked}

@@ -105,7 +105,7 @@ part_3() {
     benchmark test 120 test $few
     benchmark features 80 features $few
     [ -n "$quick" ] && data="DATASET.ROOT $work/data DATASET.IMAGE_SIZE [64,64] VAL.PICTURES 0 TEST.ENSEMBLE 1"
-    job render_mini 100 "$PYTHON" -m dataset.mini --root "$work/data" --only spair || return 0
+    job render_mini 100 "$PYTHON" -m mini.render --root "$work/data" --only spair || return 0
     job precision 100 "$PYTHON" script/precision.py --config_file $mini --pairs $pairs --output "$work/json/precision.json" \
         --opts DEVICE "$device" OUTPUT_ROOT "$work/precision" $data
     for precision in bf16 fp16; do

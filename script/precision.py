@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import check_config, load_config  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
+from config import load_config  # noqa: E402
+from engine.check import check_config  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SETTINGS = (*PRECISIONS, *(f"{name}+compile" for name in PRECISIONS))
@@ -49,11 +50,11 @@ def run_setting(cfg, accelerator, pairs, prompt, n_pairs: int) -> tuple[list[dic
     """Records and losses of the pairs, by index."""
     import torch
 
-    from utils.build import build_loss, build_tester
-    from utils.evaluate import extract_pairs
+    from engine.build import build_loss, build_tester
+    from engine.evaluate import extract_pairs
+    from engine.report import build_protocol
     from utils.localise import localise
     from utils.pck import PCKEvaluator
-    from utils.report import build_protocol
 
     protocol, loss_fn, losses = build_protocol(cfg), build_loss(cfg), {}
     evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.image_size)
@@ -111,9 +112,9 @@ def format_table(rows: list[dict], measure) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from utils.build import build_accelerator, build_pairs, build_tested_prompt
-    from utils.precompute import build_caches
-    from utils.result import write_text
+    from engine.build import build_accelerator, build_pairs, build_tested_prompt
+    from engine.precompute import build_caches
+    from engine.result import write_text
     from utils.statistics import Measure
 
     configs = load_variants(args)

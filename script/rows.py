@@ -23,7 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ROOT, ConfigError, check_config, load_config, resolve_path  # noqa: E402
+from config import ROOT, ConfigError, load_config, resolve_path  # noqa: E402
+from engine.argument import positive  # noqa: E402
+from engine.check import check_config  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 from script.tables.crew import Crew, Slot, find_slots  # noqa: E402
 from script.tables.rows import (  # noqa: E402
     MINI,
@@ -39,8 +42,6 @@ from script.tables.rows import (  # noqa: E402
     list_test_settings,
     unique_rows,
 )
-from utils.argument import positive  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +101,9 @@ class Runner:
 
     def plan(self, rows: Sequence[Row], seeds: Sequence[int]) -> None:
         """Sets the jobs, cheap ones first; notes the rows that cannot run."""
+        from engine.errors import USER_ERRORS, explain
         from script.tables.estimate import count_tflop
         from script.tables.results import make_job
-        from utils.errors import USER_ERRORS, explain
 
         for seed in seeds:
             for row in rows:
@@ -118,9 +119,9 @@ class Runner:
 
     def _refuse_missing(self, job) -> None:
         """ConfigError for settings that cannot work, and for a network that the offline world does not have."""
-        from model.facts import is_hub_id
+        from engine.precompute import find_condition
+        from model.backbone.facts import is_hub_id
         from model.prompt.name import parse_prompt_name
-        from utils.precompute import find_condition
 
         if len(self.crew.slots) > 1 and job.test.DEVICE.startswith("cuda:"):
             raise ConfigError(f"rows side by side choose their GPU: leave out DEVICE {job.test.DEVICE} or add --jobs 1")

@@ -5,8 +5,8 @@ here=$(dirname "$0")
 
 render_mini() {
     case " $* " in
-        *" --smoke "*) "$PYTHON" -m dataset.mini --root asset/mini/data --only spair ;;
-        *" --mini "*) "$PYTHON" -m dataset.mini --root asset/mini/data ;;
+        *" --smoke "*) "$PYTHON" -m mini.render --root asset/mini/data --only spair ;;
+        *" --mini "*) "$PYTHON" -m mini.render --root asset/mini/data ;;
     esac
 }
 

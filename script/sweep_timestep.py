@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, change_config, check_config, dump_config, load_config, resolve_path  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
+from config import ConfigError, change_config, dump_config, load_config, resolve_path  # noqa: E402
+from engine.check import check_config  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 
 COLUMNS = ("prompt", "timestep", "pck")
 Scores = dict[tuple[str, int], float]
@@ -35,9 +36,9 @@ def parse_args() -> argparse.Namespace:
 
 def sweep(cfg, timesteps: list[int]) -> Iterator[tuple[int, float]]:
     """(timestep, PCK in percent of the picture's localiser and alpha of config section EVAL), one after the other."""
-    from utils.build import build_test
+    from engine.build import build_test
+    from engine.report import evaluate_split
     from utils.pck import alpha_key
-    from utils.report import evaluate_split
 
     accelerator, pairs, matcher = build_test(cfg)
     for timestep in timesteps:
@@ -73,7 +74,7 @@ def group_scores(scores: Scores) -> dict[str, dict[int, float]]:
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    from utils import atomic_path
+    from utils.store import atomic_path
 
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -83,7 +84,7 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 def recall(stem: Path, cfg, overwrite: bool) -> Scores:
     """What an earlier sweep with the same settings has written; ConfigError if its settings were others."""
-    from utils.result import write_text
+    from engine.result import write_text
 
     table, settings = Path(f"{stem}.csv"), Path(f"{stem}.yaml")
     text = dump_config(change_config(cfg, {"PROMPT.TYPE": "text"}))

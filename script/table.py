@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
+from engine.entry import entry_point  # noqa: E402
 from script.rows import add_row_arguments, choose_world  # noqa: E402
-from utils.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,11 +51,11 @@ def make_finder(world, state, seeds, more):
 
 
 def run(args: argparse.Namespace) -> None:
+    from engine.result import write_text
     from script.tables.layout import FORMATS, fill
     from script.tables.report import write_report
     from script.tables.results import State
     from script.tables.rows import Row, build_tables
-    from utils.result import write_text
     from utils.statistics import Measure
 
     world = choose_world(args)

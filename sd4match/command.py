@@ -17,8 +17,8 @@ import json
 import sys
 from pathlib import Path
 
+from engine.entry import entry_point
 from sd4match.error import PointError
-from utils.entry import entry_point
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,8 +58,8 @@ def parse_point(text: str) -> tuple[float, float]:
 
 def choose_network() -> str:
     """sd2-1 if its weights are on this machine, else mini; says so."""
-    from model.architecture import default_hub_id
-    from model.facts import local_folder
+    from model.backbone.architecture import default_hub_id
+    from model.backbone.facts import local_folder
 
     folder = local_folder(default_hub_id("sd2-1"))
     if folder is not None and (folder / "unet").is_dir():

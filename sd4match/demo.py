@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from utils.entry import entry_point, tell
+from engine.entry import entry_point, tell
 
 INSTALL = "the app needs the package gradio: pip install -r requirements-app.txt"
 
@@ -41,7 +41,7 @@ def find_choices(cfg, network: str):
     """What the page offers, first what the config of the loaded matcher says."""
     from app.page import Choices
     from config import load_config, resolve_path
-    from model.matcher import MATCHERS
+    from model.method import METHODS
     from model.prompt.name import BASELINES
     from model.prompt.store import list_prompts
     from sd4match.source import find_settings, is_prompt
@@ -52,7 +52,7 @@ def find_choices(cfg, network: str):
     for name in others if not is_prompt(network) else ():
         found = find_settings(network, name)
         prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
-    methods = dict.fromkeys([cfg.MATCHER.NAME, *MATCHERS])
+    methods = dict.fromkeys([cfg.METHOD.NAME, *METHODS])
     return Choices(network, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER)
 
 
@@ -61,7 +61,7 @@ def build_engine(args: argparse.Namespace, first):
     from app.engine import Engine
     from sd4match import Matcher
 
-    loaded = {first.config.MATCHER.NAME: first}
+    loaded = {first.config.METHOD.NAME: first}
 
     def load(method: str) -> Matcher:
         ready = loaded.pop(method, None)

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import ConfigError, change_config, check_config, load_config
-from model.noise import identifier_seed
+from config import ConfigError, change_config, load_config
+from engine.build import build_open_prompt, build_tester
+from engine.check import check_config
+from engine.precompute import find_sources
+from model.backbone.device import resolve_device
 from model.prompt.base import Prompt
-from model.runtime import resolve_device
 from sd4match.pair import Pair, Setting
 from sd4match.source import find_prompt, find_settings
-from utils.build import build_open_prompt, build_tester
 from utils.image import ImageSource, Picture, read_image
-from utils.precompute import find_sources
+from utils.noise import identifier_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Matcher:
         | None = None,  # "text", "empty", a learned prompt's name, folder or hub id; None: name's, or "text"
         device: str = "auto",  # "auto" (GPU if there is one), or a torch device
         *,
-        method: str | None = None,  # "stable_diffusion" (default), "dinov2", "sd_dino", "cleandift"
+        method: str | None = None,  # "sd4match" (default), "dinov2", "sd_dino", "cleandift"
         timestep: int | None = None,  # diffusion step, 0..999; None: the one that suits the prompt
         ensemble: int | None = None,  # noise draws that are averaged; None: the configuration's
         layer: int | None = None,  # up-block that gives the features; None: the configuration's
@@ -85,7 +86,7 @@ class Matcher:
         given = {
             "TEST.TIMESTEP": timestep,
             "TEST.ENSEMBLE": ensemble,
-            "MATCHER.LAYER": layer,
+            "METHOD.LAYER": layer,
             "EVAL.PICTURE_LOCALISER": localiser,
             "DATASET.IMAGE_SIZE": size,
             "PRECISION": precision,
@@ -127,11 +128,11 @@ class Matcher:
         cfg = self.config
         return {
             "network": cfg.NETWORK.NAME,
-            "method": cfg.MATCHER.NAME,
+            "method": cfg.METHOD.NAME,
             "prompt": self.prompt_name,
             "timestep": cfg.TEST.TIMESTEP,
             "ensemble": cfg.TEST.ENSEMBLE,
-            "layer": cfg.MATCHER.LAYER,
+            "layer": cfg.METHOD.LAYER,
             "localiser": cfg.EVAL.PICTURE_LOCALISER,
             "image_size": list(cfg.DATASET.IMAGE_SIZE),
             "seed": cfg.SEED,
@@ -162,7 +163,7 @@ class Matcher:
         Timestep and ensemble stay. Raises ConfigError if the method takes no prompt.
         """
         if self._prompt is None:
-            raise ConfigError(f"the method {self.config.MATCHER.NAME} takes no prompt")
+            raise ConfigError(f"the method {self.config.METHOD.NAME} takes no prompt")
         name, folder = find_prompt(str(prompt))
         other = self._copy({"PROMPT.TYPE": name})
         other._prompt = build_open_prompt(other.config, folder)

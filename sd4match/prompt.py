@@ -7,10 +7,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 
+from engine.export import read_metrics, write_own
 from model.prompt.card import format_card
 from model.prompt.store import find_name, read_prompt
 from sd4match.source import find_prompt_folder
-from utils.export import read_metrics, write_own
 
 
 class LearnedPrompt(ModelHubMixin):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError, resolve_network, resolve_path
-from model.architecture import STABLE_DIFFUSION, default_hub_id
+from engine.export import METRICS_FILE
+from model.backbone.architecture import STABLE_DIFFUSION, default_hub_id
+from model.backbone.facts import is_hub_id, local_folder, network_facts
 from model.error import PromptNotFoundError
-from model.facts import is_hub_id, local_folder, network_facts
-from model.matcher import MATCHERS
+from model.method import METHODS
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.prompt.store import META_FILE, TENSOR_FILES, find_name
-from utils.export import METRICS_FILE
 
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
@@ -65,9 +65,9 @@ def _find_network(name: str, prompt: str, method: str | None) -> Found:
     type_, folder = find_prompt(prompt)
     settings = {**preset.settings, "PROMPT.TYPE": type_}
     config_file = preset.words_file if prompt in BASELINES else preset.config_file
-    if method not in (None, "stable_diffusion"):
-        settings["MATCHER.NAME"] = method
-        if method in MATCHERS:
+    if method not in (None, "sd4match"):
+        settings["METHOD.NAME"] = method
+        if method in METHODS:
             config_file = preset.method_file.format(method=method)
     return Found(resolve_path(config_file), settings, folder)
 

@@ -18,6 +18,9 @@ from PIL import Image
 from config import ROOT, ConfigError, iter_keys, load_config
 from dataset import BENCHMARKS
 from dataset.pair_dataset import PairDataset, collate
+from engine.build import build_caches, build_open_prompt, build_tested_prompt, build_tester, describe_prompt, load_text
+from engine.process import build_accelerator
+from engine.result import write_summary_json
 from model.error import PromptNotFoundError
 from model.prompt import build_prompt
 from model.prompt.store import save_prompt
@@ -25,10 +28,7 @@ from sd4match import LearnedPrompt, Matcher, PointError
 from sd4match.source import find_settings
 from tests import tiny
 from tests.fixtures_dataset import draw_image
-from utils.build import build_caches, build_open_prompt, build_tested_prompt, build_tester, describe_prompt, load_text
 from utils.localise import localise
-from utils.result import write_summary_json
-from utils.runtime import build_accelerator
 
 CPM = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
 CLASS = "Class_spair_tiny_TokenEmbeds9"
@@ -228,10 +228,10 @@ def test_another_setting_shares_the_networks(matcher, photos):
         matcher.at(timestep=1000)
 
 
-@pytest.mark.parametrize("method", ["stable_diffusion", "sd_dino"])
+@pytest.mark.parametrize("method", ["sd4match", "sd_dino"])
 def test_another_prompt_shares_the_networks_and_equals_a_fresh_matcher(build, world, photos, method):
     size = [56, 56]
-    settings = {"MATCHER.NAME": method, "MATCHER.DINO_FOLDER": str(world.root / "dino"), "MATCHER.DINO_SIZE": size}
+    settings = {"METHOD.NAME": method, "METHOD.DINO_FOLDER": str(world.root / "dino"), "METHOD.DINO_SIZE": size}
     text = build("text", **settings)
     source = text.encode(photos["a"], "cat")
     for name in (CLASS, CPM, "empty"):
@@ -332,14 +332,14 @@ def test_a_network_folder(tiny_folder, photos):
 def test_wrong_arguments_name_the_key(tiny_folder):
     with pytest.raises(ConfigError, match="EVAL.PICTURE_LOCALISER: unknown sift; known: nn"):
         Matcher.from_pretrained(tiny_folder, image_size=64, localiser="sift")
-    with pytest.raises(ConfigError, match="MATCHER.LAYER 7 does not exist"):
+    with pytest.raises(ConfigError, match="METHOD.LAYER 7 does not exist"):
         Matcher.from_pretrained(tiny_folder, image_size=64, layer=7)
     with pytest.raises(ConfigError, match="NETWORK.FOLDER no-such-folder: not a diffusers folder"):
         Matcher.from_pretrained("no-such-folder")
     with pytest.raises(ConfigError, match="PROMPT.TYPE: 'poem' is no prompt name"):
         Matcher.from_pretrained(tiny_folder, "poem", image_size=64)
-    with pytest.raises(ConfigError, match="unknown key MATCHER.LAYERS"):
-        Matcher.from_pretrained(tiny_folder, settings={"MATCHER.LAYERS": 1})
+    with pytest.raises(ConfigError, match="unknown key METHOD.LAYERS"):
+        Matcher.from_pretrained(tiny_folder, settings={"METHOD.LAYERS": 1})
 
 
 @pytest.fixture
@@ -432,7 +432,7 @@ def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
     cpm = "CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
     for prompt, method, file, timestep in (
         (None, None, "dift", 261),
-        ("empty", "stable_diffusion", "dift", 261),
+        ("empty", "sd4match", "dift", 261),
         (cpm, None, "base", 50),
         (None, "sd_dino", "sd_dino", 261),
         (None, "dinov2", "dinov2", 50),
@@ -443,8 +443,8 @@ def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
         assert (
             timestep,
             prompt or "text",
-            method or "stable_diffusion",
-        ) == (cfg.TEST.TIMESTEP, cfg.PROMPT.TYPE, cfg.MATCHER.NAME)
+            method or "sd4match",
+        ) == (cfg.TEST.TIMESTEP, cfg.PROMPT.TYPE, cfg.METHOD.NAME)
         assert cfg.NETWORK.FOLDER == load_config().NETWORK.FOLDER
     assert find_settings("sd1-5", None).settings["NETWORK.NAME"] == "sd1-5"
     mini = find_settings(str(learned), None)

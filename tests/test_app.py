@@ -20,7 +20,7 @@ from config import load_config
 from sd4match import demo
 from utils.image import ImageError
 
-SETTINGS = Settings("stable_diffusion", "text", "", 50, "nn")
+SETTINGS = Settings("sd4match", "text", "", 50, "nn")
 
 
 class FakePair:
@@ -70,7 +70,7 @@ def photos(tmp_path):
     return [open_photo(str(tmp_path / f"{name}.png")) for name in "ab"]
 
 
-def open_session(source, target, prompt="text", method="stable_diffusion"):
+def open_session(source, target, prompt="text", method="sd4match"):
     session = Session()
     session.load(source, target, Settings(method, prompt, "", 50, "nn"))
     return session
@@ -165,7 +165,7 @@ def test_points_survive_new_settings_but_not_new_photos(ready, photos):
     session, engine, _ = ready
     engine.match(session, session.place(30, 10))
     assert not session.load(*photos, SETTINGS) and session.ready
-    assert session.load(*photos, Settings("stable_diffusion", "empty", "", 50, "nn"))
+    assert session.load(*photos, Settings("sd4match", "empty", "", 50, "nn"))
     assert len(session.points) == 1 and session.points[0].found is None and not session.ready
     session.load(photos[1], photos[0], SETTINGS)
     assert session.points == []
@@ -187,11 +187,11 @@ def test_known_pairs_are_shared_and_bounded(photos):
 @pytest.fixture
 def loaded(world, monkeypatch):
     """A matcher of tiny networks in an engine of the app, and the parts of Stable Diffusion that are read from disk."""
-    import model.load
+    import model.backbone.load
     from sd4match import Matcher
 
-    parts, load_part = [], model.load._load_part
-    monkeypatch.setattr(model.load, "_load_part", lambda *args: parts.append(args[1]) or load_part(*args))
+    parts, load_part = [], model.backbone.load._load_part
+    monkeypatch.setattr(model.backbone.load, "_load_part", lambda *args: parts.append(args[1]) or load_part(*args))
     args = SimpleNamespace(network=str(world.root / "sd"), prompt=None, device="cpu", max_pairs=4)
     first = Matcher.from_pretrained(args.network, device=args.device, image_size=64, ensemble=1)
     return first, demo.build_engine(args, first), parts
@@ -301,7 +301,7 @@ def test_prompts_of_this_network_are_offered_with_their_timesteps(tmp_path):
     overrides = {"OUTPUT_ROOT": str(tmp_path), "PROMPT.TYPE": "empty", "TEST.TIMESTEP": 7}
     choices = demo.find_choices(load_config("config/mini/base.yaml", overrides=overrides), "mini")
     assert list(choices.prompts) == ["empty", "text", "Single_spair_mini_TokenEmbeds75"]
-    assert choices.prompts["empty"] == 7 and choices.methods[0] == "stable_diffusion"
+    assert choices.prompts["empty"] == 7 and choices.methods[0] == "sd4match"
 
 
 def test_bad_flags_are_refused(monkeypatch, capsys):

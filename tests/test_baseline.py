@@ -12,21 +12,22 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, CLIPTextConfig, CLIPTextModel, Dinov2Model
 
 import test as test_script
-from config import ConfigError, check_config, load_config
+from config import ConfigError, load_config
 from dataset import ImageRef
 from dataset.pair_dataset import load_image
-from model.dino import compute_dino_map
+from engine.check import check_config
+from engine.report import build_result_stem
+from model.backbone.dino import compute_dino_map
+from model.backbone.facts import dino_facts, find_unet, network_facts, network_fingerprint
+from model.backbone.load import load_stable_diffusion, load_vision
+from model.backbone.tokenizer import build_byte_tokenizer
+from model.backbone.vae import draw_latents
 from model.error import NetworkError
-from model.facts import dino_facts, find_unet, network_facts, network_fingerprint
-from model.load import load_stable_diffusion, load_vision
-from model.matcher import MATCHERS, build_matcher
-from model.matcher.cleandift import without_noise
-from model.noise import derive_seeds, draw_noise
+from model.method import METHODS, build_method
+from model.method.cleandift import without_noise
 from model.prompt import build_prompt
-from model.tokenizer import build_byte_tokenizer
-from model.vae import draw_latents
 from tests import tiny
-from utils.report import build_result_stem
+from utils.noise import derive_seeds, draw_noise
 
 CATEGORIES = ["bird", "cat"]
 
@@ -54,14 +55,14 @@ def sd1(tmp_path_factory):
     return str(folder)
 
 
-def build(folder, name="stable_diffusion", prompt_name="text", unet="", **settings):
-    networks = load_stable_diffusion(folder, parts=MATCHERS[name].parts, unet=unet)
-    from model.text import PromptEncoder
+def build(folder, name="sd4match", prompt_name="text", unet="", **settings):
+    networks = load_stable_diffusion(folder, parts=METHODS[name].parts, unet=unet)
+    from model.backbone.text import PromptEncoder
 
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     shape = tiny.DINO_SHAPE
     prompt = build_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=shape)
-    return build_matcher(name, networks, prompt, **settings)
+    return build_method(name, networks, prompt, **settings)
 
 
 def make_pairs(n=2, dino_cells=(5, 7)):
@@ -158,7 +159,7 @@ def test_dino_settings_are_checked(dino, tmp_path):
 
 
 def test_the_dinov2_matcher_gives_what_the_cache_holds():
-    matcher = build_matcher("dinov2", None, None)
+    matcher = build_method("dinov2", None, None)
     batch, seeds = make_pairs()
     src, trg = matcher.at(50, 8).extract_pair(batch, seeds)
     assert src.dtype == torch.float32
@@ -275,7 +276,9 @@ def test_a_unet_is_found_in_the_hubs_cache(world, clean_unet, tmp_path, monkeypa
     (repository / "snapshots" / "abc").mkdir(parents=True)
     (repository / "snapshots" / "abc" / "weights.safetensors").symlink_to(weights)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("model.load.hf_hub_download", lambda owner, file: str(tmp_path / find_unet(f"{owner}/{file}")))
+    monkeypatch.setattr(
+        "model.backbone.load.hf_hub_download", lambda owner, file: str(tmp_path / find_unet(f"{owner}/{file}"))
+    )
     folder, unet = str(world.root / "sd"), "owner/clean/weights.safetensors"
     assert network_fingerprint(folder, ("unet",), unet=unet) == network_fingerprint(
         folder, ("unet",), unet=str(weights)
@@ -289,7 +292,7 @@ def test_a_unet_is_found_in_the_hubs_cache(world, clean_unet, tmp_path, monkeypa
 
 
 def settings_of(world, output, *more):
-    dino = ("MATCHER.DINO_FOLDER", str(world.root / "dino"), "MATCHER.DINO_SIZE", "[56, 56]")
+    dino = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "METHOD.DINO_SIZE", "[56, 56]")
     return load_config(None, world.opts(output, *dino, "TEST.ENSEMBLE", "1", *more))
 
 
@@ -300,19 +303,19 @@ def run_test(cfg):
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-@pytest.mark.parametrize("name", list(MATCHERS))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
-    cfg = settings_of(world, tmp_path, "MATCHER.NAME", name)
+    cfg = settings_of(world, tmp_path, "METHOD.NAME", name)
     summary = run_test(cfg)
     assert summary["pairs"] == 4
     caches = {path.parent.name for path in (tmp_path / "asset").glob("*/spair")}
     folders = {"moments": "VAE-tiny", "dino": "DINOv2-map"}
-    assert caches == {folders[kind] for kind in MATCHERS[name].caches}
+    assert caches == {folders[kind] for kind in METHODS[name].caches}
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_dinov2_alone_needs_no_stable_diffusion(world, tmp_path):
-    more = ["MATCHER.NAME", "dinov2", "NETWORK.FOLDER", "/nowhere", "DATASET.IMAGE_SIZE", "[50, 70]"]
+    more = ["METHOD.NAME", "dinov2", "NETWORK.FOLDER", "/nowhere", "DATASET.IMAGE_SIZE", "[50, 70]"]
     cfg = settings_of(world, tmp_path, *more)
     assert run_test(cfg)["pairs"] == 4
     assert build_result_stem(cfg).parent == tmp_path / "prompt" / "dinov2"
@@ -322,11 +325,11 @@ def test_dinov2_alone_needs_no_stable_diffusion(world, tmp_path):
 def test_a_prompt_is_learned_on_fused_features(world, tmp_path):
     from tests.test_train import run
 
-    dino = ("MATCHER.DINO_FOLDER", str(world.root / "dino"), "MATCHER.DINO_SIZE", "[56, 56]")
-    run(world, tmp_path, "MATCHER.NAME", "sd_dino", *dino, "TRAIN.MAX_STEPS", "1")
+    dino = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "METHOD.DINO_SIZE", "[56, 56]")
+    run(world, tmp_path, "METHOD.NAME", "sd_dino", *dino, "TRAIN.MAX_STEPS", "1")
     (folder,) = (tmp_path / "prompt").iterdir()
     assert json.loads((folder / "prompt.json").read_text())["matcher"] == "sd_dino"
-    assert run_test(settings_of(world, tmp_path, "MATCHER.NAME", "sd_dino", "PROMPT.TYPE", folder.name))["pairs"] == 4
+    assert run_test(settings_of(world, tmp_path, "METHOD.NAME", "sd_dino", "PROMPT.TYPE", folder.name))["pairs"] == 4
 
 
 def test_result_names_of_the_default_matcher_are_the_documented_ones(world, tmp_path):
@@ -342,23 +345,23 @@ def test_whatever_changes_a_number_changes_the_result_name(world, tmp_path):
         "DATASET.IMAGE_SIZE": "[64, 32]", "PROMPT.TEMPLATE": "the {category}",
     }  # fmt: skip
     diffusion = {
-        "MATCHER.LAYER": "0", "MATCHER.POSTERIOR": "mode", "TEST.TIMESTEP": "7", "TEST.ENSEMBLE": "2", "SEED": "3",
+        "METHOD.LAYER": "0", "METHOD.POSTERIOR": "mode", "TEST.TIMESTEP": "7", "TEST.ENSEMBLE": "2", "SEED": "3",
         "NETWORK.NAME": "other", "NETWORK.UNET": "some/unet",
     }  # fmt: skip
     dino = {
-        "MATCHER.DINO_FOLDER": "facebook/dinov2-large", "MATCHER.DINO_SIZE": "[70, 56]", "MATCHER.DINO_LAYER": "1",
-        "MATCHER.DINO_NORM": "False", "MATCHER.DINO_INPUT": "release",
+        "METHOD.DINO_FOLDER": "facebook/dinov2-large", "METHOD.DINO_SIZE": "[70, 56]", "METHOD.DINO_LAYER": "1",
+        "METHOD.DINO_NORM": "False", "METHOD.DINO_INPUT": "release",
     }  # fmt: skip
-    weights = {"MATCHER.SD_WEIGHT": "0.7", "MATCHER.DINO_WEIGHT": "0.7"}
+    weights = {"METHOD.SD_WEIGHT": "0.7", "METHOD.DINO_WEIGHT": "0.7"}
     own = {
-        "stable_diffusion": {**shared, **diffusion},
+        "sd4match": {**shared, **diffusion},
         "cleandift": {**shared, **diffusion},
         "sd_dino": {**shared, **diffusion, **dino, **weights},
         "dinov2": {key: shared[key] for key in shared if not key.startswith("PROMPT")} | dino,
     }
     stems = set()
     for name, changes in own.items():
-        matcher = ("MATCHER.NAME", name)
+        matcher = ("METHOD.NAME", name)
         names = [build_result_stem(settings_of(world, tmp_path, *matcher)).name]
         names += [build_result_stem(settings_of(world, tmp_path, *matcher, *item)).name for item in changes.items()]
         assert len(set(names)) == len(names) and max(map(len, names)) < 200
@@ -374,20 +377,20 @@ def test_whatever_changes_a_number_changes_the_result_name(world, tmp_path):
 @pytest.mark.parametrize(
     ("training", "more", "message"),
     [
-        (True, ["MATCHER.NAME", "dinov2"], r"MATCHER.NAME dinov2 takes no prompt, so there is nothing to learn"),
-        (False, ["MATCHER.NAME", "dinov2", "PROMPT.TYPE", "Single_spair_tiny_HiddenState"], r"leave PROMPT.TYPE out"),
-        (False, ["MATCHER.NAME", "cleandift", "TEST.ENSEMBLE", "8"], r"TEST.ENSEMBLE must be 1, got 8: cleandift adds"),
-        (True, ["MATCHER.NAME", "cleandift", "VAL.ENSEMBLE", "2"], r"VAL.ENSEMBLE must be 1, got 2"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_SIZE", "[57, 70]"], r"multiples of 14 px; .* \(56, 70\)"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_SIZE", "[56]"], r"DINO_SIZE must be two positive numbers"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_LAYER", "2"], r"DINO_LAYER 2 does not exist: blocks are 0..1"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_LAYER", "-2"], r"DINO_LAYER must be at least -1"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_FOLDER", "/none"], r"DINO_FOLDER /none: not a transformers"),
-        (False, ["MATCHER.NAME", "dinov2", "MATCHER.DINO_INPUT", "raw"], r"DINO_INPUT must be one of normalised, rel"),
-        (False, ["MATCHER.NAME", "sd_dino", "MATCHER.SD_WEIGHT", "-1.0"], r"SD_WEIGHT must be at least 0"),
-        (False, ["MATCHER.NAME", "sd_dino", "MATCHER.SD_WEIGHT", ".nan"], r"SD_WEIGHT must be at least 0"),
-        (False, ["MATCHER.NAME", "sd_dino", "MATCHER.SD_WEIGHT", "0", "MATCHER.DINO_WEIGHT", "0"], r"not both 0"),
-        (False, ["MATCHER.NAME", "sd_dino", "MATCHER.LAYER", "9"], r"MATCHER.LAYER 9 does not exist"),
+        (True, ["METHOD.NAME", "dinov2"], r"METHOD.NAME dinov2 takes no prompt, so there is nothing to learn"),
+        (False, ["METHOD.NAME", "dinov2", "PROMPT.TYPE", "Single_spair_tiny_HiddenState"], r"leave PROMPT.TYPE out"),
+        (False, ["METHOD.NAME", "cleandift", "TEST.ENSEMBLE", "8"], r"TEST.ENSEMBLE must be 1, got 8: cleandift adds"),
+        (True, ["METHOD.NAME", "cleandift", "VAL.ENSEMBLE", "2"], r"VAL.ENSEMBLE must be 1, got 2"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[57, 70]"], r"multiples of 14 px; .* \(56, 70\)"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[56]"], r"DINO_SIZE must be two positive numbers"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "2"], r"DINO_LAYER 2 does not exist: blocks are 0..1"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "-2"], r"DINO_LAYER must be at least -1"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_FOLDER", "/none"], r"DINO_FOLDER /none: not a transformers"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_INPUT", "raw"], r"DINO_INPUT must be one of normalised, rel"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "-1.0"], r"SD_WEIGHT must be at least 0"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", ".nan"], r"SD_WEIGHT must be at least 0"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "0", "METHOD.DINO_WEIGHT", "0"], r"not both 0"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.LAYER", "9"], r"METHOD.LAYER 9 does not exist"),
         (False, ["NETWORK.UNET", "/nowhere"], r"NETWORK.UNET /nowhere: no UNet folder"),
         (False, ["NETWORK.UNET", "README.md"], r"only .safetensors files are read"),
         (False, ["NETWORK.UNET", "docs"], r"the folder lacks config.json"),
@@ -401,14 +404,14 @@ def test_meaningless_settings_are_refused_by_name(world, tmp_path, training, mor
 
 
 def test_a_replaced_unet_may_not_go_by_a_released_name_in_training():
-    more = ["NETWORK.UNET", "CompVis/cleandift/cleandift_sd21_unet.safetensors", "MATCHER.NAME", "cleandift"]
+    more = ["NETWORK.UNET", "CompVis/cleandift/cleandift_sd21_unet.safetensors", "METHOD.NAME", "cleandift"]
     with pytest.raises(ConfigError, match="choose another, such as sd2-1-cleandift"):
         check_config(load_config("config/spair/base.yaml", more), training=True)
     check_config(load_config("config/spair/base.yaml", [*more, "NETWORK.NAME", "sd2-1-cleandift"]), training=True)
 
 
 def test_a_name_with_every_setting_still_fits_a_file(world, tmp_path):
-    many = ("MATCHER.NAME", "sd_dino", "NETWORK.UNET", "u" * 150, "MATCHER.DINO_INPUT", "release", "EVAL.BETA", "0.08")
+    many = ("METHOD.NAME", "sd_dino", "NETWORK.UNET", "u" * 150, "METHOD.DINO_INPUT", "release", "EVAL.BETA", "0.08")
     names = [build_result_stem(settings_of(world, tmp_path, *many, "TEST.TIMESTEP", t)).name for t in ("50", "261")]
     names += [build_result_stem(settings_of(world, tmp_path, *many, "PRECISION", "fp32")).name]
     assert len(set(names)) == 3

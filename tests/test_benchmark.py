@@ -105,7 +105,7 @@ def test_profile_and_counts_are_tables(monkeypatch, world, capsys):
         (["train", "--repeats", "0"], "at least 1"),
         (["train", "--network", "sd2-1-random", "--image_size", "100"], "multiples of 64 px"),
         (["train", "--network", "sd2-1-random", "NETWORK.COLOUR", "red"], "unknown key NETWORK.COLOUR"),
-        (["train", "--network", "sd2-1-random", "PROMPT.METHOD", "Single"], "PROMPT.METHOD CPM"),
+        (["train", "--network", "sd2-1-random", "PROMPT.KIND", "Single"], "PROMPT.KIND CPM"),
     ],
 )
 def test_wrong_arguments_are_explained(monkeypatch, capsys, arguments, message):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import ROOT, WITHOUT_EFFECT, ConfigError, check_config, dump_config, iter_keys, load_config
+from config import ROOT, WITHOUT_EFFECT, ConfigError, dump_config, iter_keys, load_config
+from engine.check import check_config
 
 FILES = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
 BASELINES = {"dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "cleandift"}  # tested as they are
@@ -76,11 +77,11 @@ def test_wrong_settings_name_the_key(opts, message):
     [
         (["PROMPT.CPM", "Pair-DINO-Feat-G50-C50"], r"PROMPT.CPM.*75"),
         (["PROMPT.CPM", "Pair-DINO-Feat"], r"PROMPT.CPM"),
-        (["MATCHER.LAYER", "7"], r"MATCHER.LAYER 7 does not exist.*up_blocks 0\.\."),
+        (["METHOD.LAYER", "7"], r"METHOD.LAYER 7 does not exist.*up_blocks 0\.\."),
         (["DATASET.IMAGE_SIZE", "(97, 96)"], r"IMAGE_SIZE.*multiples of"),
         (["NETWORK.COMPILE", "fast"], r"NETWORK.COMPILE must be one of none, default"),
         (["NETWORK.MEMORY_FORMAT", "nhwc"], r"NETWORK.MEMORY_FORMAT must be one of auto, contiguous"),
-        (["PROMPT.METHOD", "single"], r"PROMPT.METHOD must be one of Single, Class, CPM"),
+        (["PROMPT.KIND", "single"], r"PROMPT.KIND must be one of Single, Class, CPM"),
         (["TRAIN.TIMESTEP", "1000"], r"TRAIN.TIMESTEP must be in 0..999"),
         (["TRAIN.STEP_RULES", "x", "TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES must look like"),
         (["NETWORK.NAME", "my_net"], r"NETWORK.NAME: 'my_net' cannot be a backbone"),
@@ -117,10 +118,10 @@ def test_prompt_of_another_backbone_is_refused():
 
 
 def test_all_problems_are_told_at_once():
-    cfg = load_config("config/mini/sd4match_cpm.yaml", ["TRAIN.LR", "-1.0", "MATCHER.LAYER", "9"])
+    cfg = load_config("config/mini/sd4match_cpm.yaml", ["TRAIN.LR", "-1.0", "METHOD.LAYER", "9"])
     with pytest.raises(ConfigError) as error:
         check_config(cfg, training=True)
-    assert "TRAIN.LR" in str(error.value) and "MATCHER.LAYER" in str(error.value)
+    assert "TRAIN.LR" in str(error.value) and "METHOD.LAYER" in str(error.value)
 
 
 def test_broken_file_is_named(tmp_path):
@@ -133,9 +134,9 @@ def test_broken_file_is_named(tmp_path):
 
 
 def test_every_key_is_read_somewhere():
-    folders = ("dataset", "loss", "model", "script", "utils")
+    folders = ("dataset", "engine", "loss", "model", "script", "utils")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    files += [ROOT / name for name in ("train.py", "test.py", "pre_compute_dino_feature.py", "config/check.py")]
+    files += [ROOT / name for name in ("train.py", "test.py", "pre_compute_dino_feature.py", "engine/check.py")]
     text = "\n".join(path.read_text() for path in files)
     unread = [key for key, _ in iter_keys(load_config()) if not re.search(rf"\.{key.split('.')[-1]}\b", text)]
     assert not unread
@@ -156,7 +157,7 @@ def test_experiment_files_list_only_differences():
         named = {f"{s}.{k}" for s, v in content.items() if isinstance(v, dict) for k in v}
         named |= {k for k, v in content.items() if not isinstance(v, dict)}
         repeated = [key for key in named if merged[key] == before[key]]
-        assert set(repeated) <= {"DATASET.NAME", "PROMPT.METHOD", "PROMPT.TYPE"}, f"{path}: {repeated}"
+        assert set(repeated) <= {"DATASET.NAME", "PROMPT.KIND", "PROMPT.TYPE"}, f"{path}: {repeated}"
 
 
 def test_works_from_any_folder(tmp_path):

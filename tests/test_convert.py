@@ -14,18 +14,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import test as test_script
-from config import ConfigError, check_config, load_config
+from config import ConfigError, load_config
+from engine.build import describe_prompt
+from engine.check import check_config
+from engine.report import build_result_stem
+from model.backbone.load import load_stable_diffusion
+from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
-from model.load import load_stable_diffusion
 from model.prompt import build_prompt
 from model.prompt.cpm import ConditionalPrompt, parameter_shapes
 from model.prompt.name import parse_prompt_name
 from model.prompt.store import list_prompts, load_prompt, read_prompt, save_prompt, write_prompt
-from model.text import PromptEncoder
 from script.convert_prompt import convert, main
 from tests import tiny
-from utils.build import describe_prompt
-from utils.report import build_result_stem
 
 D = tiny.TEXT_WIDTH
 CPM = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
@@ -124,7 +125,7 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeypatch, name):
     prompt = build_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
-    training = "PROMPT.METHOD", parse_prompt_name(name).method, "MATCHER.LAYER", "0"
+    training = "PROMPT.KIND", parse_prompt_name(name).method, "METHOD.LAYER", "0"
     meta = describe_prompt(load_config(None, world.opts(tmp_path, *training)))
     convert(save_prompt(tmp_path / "in" / name, prompt, meta), tmp_path / "prompt", "own", None)
     card = (tmp_path / "prompt" / name / "README.md").read_text()
@@ -134,7 +135,7 @@ def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", [*command, *data, *here])
     assert test_script.main() == 0
     (result,) = (tmp_path / "prompt" / name).glob("*_result_*.yaml")
-    assert yaml.safe_load(result.read_text())["MATCHER"]["LAYER"] == 0
+    assert yaml.safe_load(result.read_text())["METHOD"]["LAYER"] == 0
 
 
 def test_one_folder_holds_one_prompt(text, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from config import ROOT, ConfigError
 from dataset import MissingDataError
-from utils.entry import entry_point
+from engine.entry import entry_point
 
 COMMANDS = ["train.py", "test.py", "pre_compute_dino_feature.py", "match.py", "demo.py"]
 COMMANDS += [

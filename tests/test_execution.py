@@ -5,11 +5,11 @@ import warnings
 import pytest
 import torch
 
-from model.execution import CompiledForward, RowLimit, plan_rows, resolve_memory_format, speed_up
+from engine.host_copy import HostCopy
+from engine.transfer import FeatureStore
+from model.backbone.execution import CompiledForward, RowLimit, plan_rows, resolve_memory_format, speed_up
 from tests import tiny
 from tests.test_matcher import PAIR, build, close, make_pairs
-from utils.host_copy import HostCopy
-from utils.transfer import FeatureStore
 
 CPU = torch.device("cpu")
 
@@ -136,10 +136,10 @@ def test_host_copies_are_the_tensors():
 def test_every_image_goes_through_the_unet_once_per_draw(world, tmp_path, folder, prompt):
     """Over a whole test split, whatever the number of pairs that an image is in."""
     from config import load_config
-    from utils.build import build_accelerator, build_pairs
-    from utils.evaluate import evaluate
-    from utils.precompute import build_caches
-    from utils.report import build_protocol
+    from engine.build import build_accelerator, build_pairs
+    from engine.evaluate import evaluate
+    from engine.precompute import build_caches
+    from engine.report import build_protocol
 
     cfg = load_config(None, world.opts(tmp_path))
     pairs = build_pairs(cfg, "trn")
@@ -163,7 +163,7 @@ def test_a_stop_is_heard_by_all_one_call_late():
             self.calls += 1
             return tensor + (self.calls == 2)
 
-    from utils.runtime import StopRequest
+    from engine.process import StopRequest
 
     pair, stop = Pair(), StopRequest()
     assert [stop.agreed(pair) for _ in range(3)] == [False, False, True]

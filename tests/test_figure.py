@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from config import ROOT, ConfigError, load_config
+from engine.figure import Grid, paint, plot_correlations, plot_dense, plot_generated, plot_matches
+from engine.picture import DensePair, MatchedPair
 from script import compare as compare_script
 from script import figure as figure_script
 from script.figures import FIGURES
 from script.sweep_timestep import read_curves
 from tests.test_test import evaluate
 from utils.draw import QUERY, RIGHT, WRONG, find_format, render, save_figure
-from utils.figure import Grid, paint, plot_correlations, plot_dense, plot_generated, plot_matches
-from utils.picture import DensePair, MatchedPair
 from utils.plot import plot_curves, plot_feature_colours
 from utils.warp import CORNERS, inside, pixel_places, place_colours, warp_image
 
@@ -191,7 +191,7 @@ def test_each_kind_from_the_command_line(monkeypatch, world, tmp_path, kind, fla
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
-    from utils.build import build_test
+    from engine.build import build_test
 
     cfg = load_config(None, world.opts(tmp_path), {"PROMPT.TYPE": "text"})
     _, pairs, _ = build_test(cfg, lambda pairs: [2])
@@ -210,7 +210,7 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
         ([], "nothing to show: give --prompts or --column"),
         (["--prompts", "text", "text"], "two columns have the same title"),
         (["--prompts", "text", "--pair_ids", "nothing"], "no pair nothing in this split; one is 000001-"),
-        (["--column", "DIFT", "PROMPT.KIND", "text"], "unknown key PROMPT.KIND"),
+        (["--column", "DIFT", "PROMPT.WHAT", "text"], "unknown key PROMPT.WHAT"),
     ],
 )
 def test_mistakes_are_named(monkeypatch, world, tmp_path, capsys, flags, message):

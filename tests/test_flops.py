@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.architecture import STABLE_DIFFUSION
+from model.backbone.architecture import STABLE_DIFFUSION
 from script.speed.flops import (
     TERA,
     Work,

@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from model.generate import Generator
-from model.load import load_stable_diffusion
+from engine import preview
+from engine.build import build_generator
+from model.backbone.generate import Generator
+from model.backbone.load import load_stable_diffusion
+from model.backbone.text import PromptEncoder
 from model.prompt import build_prompt
-from model.text import PromptEncoder
 from tests.test_train import NAME, assert_same_state, configure, log_folder, run
-from utils import preview
-from utils.build import build_generator
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from model.execution import RowLimit, speed_up
+from engine.host_copy import HostCopy
+from engine.transfer import FeatureStore, move_batch
+from model.backbone.execution import RowLimit, speed_up
 from tests import tiny
 from tests.test_execution import features_and_gradient
 from tests.test_matcher import build, close, make_pairs
-from utils.host_copy import HostCopy
-from utils.transfer import FeatureStore, move_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 CUDA = torch.device("cuda")

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from model.facts import network_facts
-from model.load import load_stable_diffusion
-from model.matcher import build_matcher
-from model.matcher.stable_diffusion import expand_prompt
-from model.noise import derive_seeds, draw_noise, noise_seeds
+from model.backbone.facts import network_facts
+from model.backbone.load import load_stable_diffusion
+from model.backbone.text import PromptEncoder
+from model.backbone.vae import draw_latents
+from model.method import build_method
+from model.method.sd4match import expand_prompt
 from model.prompt import build_prompt
-from model.text import PromptEncoder
-from model.vae import draw_latents
 from tests import tiny
+from utils.noise import derive_seeds, draw_noise, noise_seeds
 
 CATEGORIES = ["cat", "dog"]
 PER_IMAGE = [
@@ -34,7 +34,7 @@ def build(folder, prompt_name=PAIR, dtype=torch.float32, **settings):
     networks = load_stable_diffusion(folder, parts=("unet", "text_encoder", "tokenizer", "scheduler"), dtype=dtype)
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     prompt = build_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
-    return build_matcher("stable_diffusion", networks, prompt, **{"layer": 1, "timestep": 261, **settings})
+    return build_method("sd4match", networks, prompt, **{"layer": 1, "timestep": 261, **settings})
 
 
 def make_pairs(n=3, seed=0):
@@ -218,10 +218,10 @@ def test_wrong_settings_are_refused(folder):
         build(folder, "empty", posterior="mean")
     with pytest.raises(ValueError, match="layer must be one of"):
         build(folder, "empty", layer=3)
-    with pytest.raises(ValueError, match="unknown matcher 'sift'; known: cleandift, dinov2, sd_dino, stable_diffusion"):
-        build_matcher("sift", None, None)
+    with pytest.raises(ValueError, match="unknown method 'sift'; known: cleandift, dinov2, sd4match, sd_dino"):
+        build_method("sift", None, None)
     with pytest.raises(ValueError, match="with the parts unet, scheduler"):
-        build_matcher("stable_diffusion", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)
+        build_method("sd4match", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)
     matcher = build(folder, "empty")
     with pytest.raises(ValueError, match="the batch has no src_moments: .*cache"):
         matcher.extract_pair({}, torch.zeros(1, 2, dtype=torch.int64))

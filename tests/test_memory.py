@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.architecture import STABLE_DIFFUSION
+from model.backbone.architecture import STABLE_DIFFUSION
 from script.speed.flops import Work
 from script.speed.measure import GIB
 from script.speed.memory import MemoryTracker, _build_networks, predict_training_peak, run_step

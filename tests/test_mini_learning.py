@@ -5,15 +5,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from config import load_config
-from dataset.mini.write import install
 from dataset.pair_dataset import collate
-from model.noise import noise_seeds
-from script.mini.baselines import forget_weights
-from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
-from utils.evaluate import evaluate
+from engine.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
+from engine.evaluate import evaluate
+from engine.precompute import build_caches
+from engine.report import build_protocol
+from mini.baselines import forget_weights
+from mini.render.write import install
+from utils.noise import noise_seeds
 from utils.pck import summarise
-from utils.precompute import build_caches
-from utils.report import build_protocol
 
 pytestmark = [pytest.mark.usefixtures("fresh_accelerator"), pytest.mark.slow]
 SPLITS = {"trn": 24, "val": 10, "test": 2}
@@ -26,7 +26,7 @@ def dogs(tmp_path_factory):
     """Settings for the mini world with a small benchmark of one category."""
     root = tmp_path_factory.mktemp("dogs")
     install(root / "data", "spair", images=SPLITS, pairs=PAIRS, categories=("dog",))
-    more = {"DATASET.ROOT": str(root / "data"), "OUTPUT_ROOT": str(root / "out"), "PROMPT.METHOD": "Single"}
+    more = {"DATASET.ROOT": str(root / "data"), "OUTPUT_ROOT": str(root / "out"), "PROMPT.KIND": "Single"}
     return load_config("config/mini/base.yaml", [], {**more, "PROMPT.SPACE": "HiddenState", "PROMPT.INIT": WORDS})
 
 

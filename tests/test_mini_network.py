@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from script.mini.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
-from script.mini.proxy import nearest_cells, part_transfer
-from script.mini.scenes import to_cells, to_parts
+from mini.pretrain.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
+from mini.pretrain.proxy import nearest_cells, part_transfer
+from mini.pretrain.scenes import to_cells, to_parts
 
 ROOT = Path(__file__).parents[1] / "asset" / "mini"
 SD, DINO = ROOT / "stable-diffusion", ROOT / "dinov2"
@@ -121,7 +121,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def scenes():
-    from script.mini.scenes import HELD_OUT, build_held_out_store
+    from mini.pretrain.scenes import HELD_OUT, build_held_out_store
 
     return build_held_out_store(3, HELD_OUT + 500)
 
@@ -139,7 +139,7 @@ def test_pipeline_has_the_contract_of_stable_diffusion(pipeline):
 
 @needs_networks
 def test_latents_have_stride_four_and_unit_deviation(pipeline, scenes):
-    from script.mini.vae import encode
+    from mini.pretrain.vae import encode
 
     moments = encode(pipeline.vae, scenes.image, torch.device("cpu"))
     assert moments.shape[1:] == (8, 24, 24)
@@ -161,9 +161,9 @@ def test_pipeline_draws_an_image(pipeline):
 
 @needs_networks
 def test_text_grounds_the_features_better_than_no_text_and_random_weights(pipeline, scenes):
-    from script.mini.diffusion import build_unet, predict
-    from script.mini.proxy import encode_text, grounding_scores
-    from script.mini.vae import encode
+    from mini.pretrain.diffusion import build_unet, predict
+    from mini.pretrain.proxy import encode_text, grounding_scores
+    from mini.pretrain.vae import encode
 
     latents = (
         pipeline.vae.config.scaling_factor * encode(pipeline.vae, scenes.image, torch.device("cpu"))[:, :4].float()
@@ -190,7 +190,7 @@ def test_text_grounds_the_features_better_than_no_text_and_random_weights(pipeli
 
 @needs_networks
 def test_features_for_matching_are_24_by_24(pipeline):
-    from script.mini.diffusion import predict
+    from mini.pretrain.diffusion import predict
 
     x = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(0))
     tokens = torch.zeros(2, 77, pipeline.unet.config.cross_attention_dim)
@@ -204,8 +204,8 @@ def test_features_for_matching_are_24_by_24(pipeline):
 def test_dinov2_knows_the_categories_of_unseen_scenes():
     from transformers import AutoImageProcessor, Dinov2Model
 
-    from script.mini.dino import class_tokens, knn_accuracy
-    from script.mini.scenes import HELD_OUT, build_held_out_store
+    from mini.pretrain.dino import class_tokens, knn_accuracy
+    from mini.pretrain.scenes import HELD_OUT, build_held_out_store
 
     network = Dinov2Model.from_pretrained(DINO, local_files_only=True).eval()
     scenes = build_held_out_store(15, HELD_OUT + 500)

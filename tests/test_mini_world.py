@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from dataset.mini import CATEGORIES, SPLITS, instance_seed, render_scene
-from dataset.mini.appearance import Draws
-from dataset.mini.detail import part_cuts
-from dataset.mini.geometry import look_at
-from dataset.mini.primitives import WORLD, Builder
-from dataset.mini.raster import aim, rasterise, to_camera
-from dataset.mini.write import (
+from mini.render import CATEGORIES, SPLITS, instance_seed, render_scene
+from mini.render.appearance import Draws
+from mini.render.detail import part_cuts
+from mini.render.geometry import look_at
+from mini.render.primitives import WORLD, Builder
+from mini.render.raster import aim, rasterise, to_camera
+from mini.render.write import (
     PASCAL_CLASSES,
     SPAIR_CLASSES,
     install,

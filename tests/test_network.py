@@ -19,17 +19,17 @@ from transformers import (
     Dinov2Model,
 )
 
-from model.architecture import STABLE_DIFFUSION, VISION
-from model.condition import compute_condition
+from model.backbone.architecture import STABLE_DIFFUSION, VISION
+from model.backbone.condition import compute_condition
+from model.backbone.device import resolve_device, resolve_dtype
+from model.backbone.diffusion import cut_unet
+from model.backbone.facts import condition_facts, network_facts, network_fingerprint
+from model.backbone.load import load_stable_diffusion, load_vision
+from model.backbone.tokenizer import build_byte_tokenizer
+from model.backbone.vae import draw_latents, encode_moments
 from model.error import NetworkError, NetworkNotFoundError
-from model.facts import condition_facts, network_facts, network_fingerprint
-from model.load import load_stable_diffusion, load_vision
-from model.noise import derive_seeds, draw_noise, identifier_seed, noise_seeds
-from model.runtime import resolve_device, resolve_dtype
-from model.tokenizer import build_byte_tokenizer
-from model.unet import cut_unet
-from model.vae import draw_latents, encode_moments
 from tests import tiny
+from utils.noise import derive_seeds, draw_noise, identifier_seed, noise_seeds
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 
 from config import load_config
 from dataset.pair_dataset import collate
-from utils.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
-from utils.precompute import build_caches
+from engine.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
+from engine.precompute import build_caches
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CPMS = [
@@ -54,6 +54,6 @@ def test_cpm_lowers_the_loss(world, output, variant):
 
 @pytest.mark.parametrize(("method", "space", "init"), SIMPLE)
 def test_single_and_class_lower_the_loss(world, output, method, space, init):
-    more = ["PROMPT.METHOD", method, "PROMPT.SPACE", space, "PROMPT.INIT", init, "PROMPT.LENGTH", "8"]
+    more = ["PROMPT.KIND", method, "PROMPT.SPACE", space, "PROMPT.INIT", init, "PROMPT.LENGTH", "8"]
     first, last = overfit(world, output, *more)
     assert last < 0.99 * first

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
+from model.backbone.load import load_stable_diffusion
+from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
-from model.load import load_stable_diffusion
 from model.prompt import build_prompt
 from model.prompt.name import format_prompt, parse_cpm, parse_prompt_name
 from model.prompt.simple import SimplePrompt
 from model.prompt.store import list_prompts, load_prompt, save_prompt
-from model.text import PromptEncoder
 from tests import tiny
 
 D = tiny.TEXT_WIDTH
@@ -115,7 +115,7 @@ def test_backbones_without_underscore_only():
 
 
 def test_names_and_facts_import_no_torch():
-    code = "import sys, model.prompt.name, model.prompt, model.matcher, model.facts, model.error; "
+    code = "import sys, model.prompt.name, model.prompt, model.method, model.backbone.facts, model.error; "
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

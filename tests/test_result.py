@@ -6,9 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from utils import atomic_path
-from utils.pck import summarise
-from utils.result import (
+from engine.result import (
     describe,
     format_category_table,
     format_overview,
@@ -19,6 +17,8 @@ from utils.result import (
     write_summary_json,
     write_text,
 )
+from utils.pck import summarise
+from utils.store import atomic_path
 
 
 def make_record(index, category, hits, points, flags=None):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.sampler import EpochBatches
+from engine.sampler import EpochBatches
 
 
 def steps(batches):

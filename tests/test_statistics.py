@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.result import read_pairs_csv, write_pairs_csv
 from utils.pck import PCKEvaluator, alpha_key, judge_errors, summarise
-from utils.result import read_pairs_csv, write_pairs_csv
 from utils.statistics import (
     ALPHAS,
     Measure,

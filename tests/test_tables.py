@@ -20,7 +20,10 @@ import script.sweep_timestep as sweep_script
 import script.table as table_script
 import test as test_script
 import train as train_script
-from config import ROOT, ConfigError, check_config, load_config
+from config import ROOT, ConfigError, load_config
+from engine.build import find_caches
+from engine.check import check_config
+from engine.result import read_pairs_csv, write_pairs_csv
 from script import analyse
 from script.tables.crew import Crew, find_slots
 from script.tables.estimate import Clock, count_tflop, format_duration
@@ -29,8 +32,6 @@ from script.tables.report import write_report
 from script.tables.results import State, find_result, make_job, relevant_settings
 from script.tables.rows import MINI, REAL, SHOWN, SMOKE, build_tables, load_row, unique_rows
 from tests.test_statistics import make_records
-from utils.build import find_caches
-from utils.result import read_pairs_csv, write_pairs_csv
 from utils.statistics import Interval, Measure
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -86,7 +87,7 @@ def test_the_ablations_ask_for_what_they_say():
     assert training("single-train-t50/spair").TRAIN.TIMESTEP == 50
     assert training("single-10/spair").PROMPT.LENGTH == 10
     assert load_row(by_key["text-384/spair"], REAL)[1].DATASET.IMAGE_SIZE == (384, 384)
-    assert load_row(by_key["text-layer2/spair"], REAL)[1].MATCHER.LAYER == 2
+    assert load_row(by_key["text-layer2/spair"], REAL)[1].METHOD.LAYER == 2
     assert load_row(by_key["text/spair"], REAL)[1].TEST.TIMESTEP == 261
     assert load_row(by_key["cpm-pfpascal/spair"], REAL)[1].PROMPT.TYPE == "CPM_pfpascal_sd2-1_Pair-DINO-Feat-G25-C50"
     assert load_row(by_key["cpm-spair/spair"], REAL)[1].TEST.TIMESTEP == 50

@@ -7,11 +7,12 @@ import shutil
 import pytest
 
 import test as test_script
-from config import ROOT, ConfigError, check_config, load_config
+from config import ROOT, ConfigError, load_config
+from engine.check import check_config
+from engine.precompute import condition_source
+from engine.result import read_pairs_csv
 from model.error import PromptError, PromptNotFoundError
 from tests.test_train import CPM, NAME, launch, run
-from utils.precompute import condition_source
-from utils.result import read_pairs_csv
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 ALPHAS = ("0.05", "0.1", "0.15")
@@ -65,10 +66,10 @@ def test_result_files_agree_with_each_other(world, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        ["PROMPT.METHOD", "Single", "PROMPT.LENGTH", "5"],
-        ["PROMPT.METHOD", "Class", "PROMPT.LENGTH", "5"],
-        ["PROMPT.METHOD", "Single", "PROMPT.SPACE", "HiddenState"],
-        ["PROMPT.METHOD", "Class", "PROMPT.SPACE", "HiddenState"],
+        ["PROMPT.KIND", "Single", "PROMPT.LENGTH", "5"],
+        ["PROMPT.KIND", "Class", "PROMPT.LENGTH", "5"],
+        ["PROMPT.KIND", "Single", "PROMPT.SPACE", "HiddenState"],
+        ["PROMPT.KIND", "Class", "PROMPT.SPACE", "HiddenState"],
         *(
             ["PROMPT.CPM", f"{scope}-{network}-{feature}-G{count}-C4"]
             for scope in ("Img", "Pair")
@@ -89,16 +90,16 @@ def test_every_kind_of_prompt_trains_and_tests(world, tmp_path, more):
 
 
 def test_features_once_per_image_equal_features_per_pair(world, tmp_path, monkeypatch):
-    from model.matcher.stable_diffusion import StableDiffusionMatcher
+    from model.method.sd4match import SD4Match
 
     by_image = evaluate(world, tmp_path / "a", "text")["summary"]["pck"]
-    original = StableDiffusionMatcher.__init__
+    original = SD4Match.__init__
 
     def per_pair(self, *args, **kwargs):
         original(self, *args, **kwargs)
         self.per_image = False
 
-    monkeypatch.setattr(StableDiffusionMatcher, "__init__", per_pair)
+    monkeypatch.setattr(SD4Match, "__init__", per_pair)
     assert evaluate(world, tmp_path / "b", "text")["summary"]["pck"] == by_image
 
 
@@ -183,4 +184,4 @@ def test_every_script_of_the_readme_exists():
         for data in ("spair", "pfpascal"):
             text = (ROOT / f"script/{data}/sd4match_{name}.sh").read_text()
             config = text.split("train ")[-1].split()[0]
-            assert load_config(config).PROMPT.METHOD.lower() == name
+            assert load_config(config).PROMPT.KIND.lower() == name

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import train as train_script
-from config import ROOT, ConfigError, check_config, load_config
+from config import ROOT, ConfigError, load_config
+from engine.check import check_config
 from utils.checkpoint import CheckpointError, load_checkpoint
 
 CPM = "Pair-DINO-Feat-G3-C4"
@@ -33,7 +34,7 @@ def run(world, output, *more, overwrite=False):
 
 
 def log_folder(cfg, output):
-    from utils.build import build_prompt_name
+    from engine.build import build_prompt_name
 
     return output / "log" / cfg.DATASET.NAME / f"{build_prompt_name(cfg)}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
 
@@ -97,10 +98,10 @@ def read_tensorboard(folder):
 
 def test_only_the_prompt_changes(world, tmp_path, monkeypatch):
     """Every weight of every frozen network is the same before and after, and none ever gets a gradient."""
-    from model.matcher.stable_diffusion import StableDiffusionMatcher
+    from model.method.sd4match import SD4Match
 
     seen = {}
-    original = StableDiffusionMatcher.extract_pair
+    original = SD4Match.extract_pair
 
     def spy(self, *args, **kwargs):
         frozen = {name: p for name, p in self.named_parameters() if not name.startswith("prompt.")}
@@ -110,7 +111,7 @@ def test_only_the_prompt_changes(world, tmp_path, monkeypatch):
             assert torch.equal(value, values[name])
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(StableDiffusionMatcher, "extract_pair", spy)
+    monkeypatch.setattr(SD4Match, "extract_pair", spy)
     first = run(world, tmp_path / "a", "TRAIN.MAX_STEPS", "1")
     second = run(world, tmp_path / "b", "TRAIN.MAX_STEPS", "3")
     prompts = [state["learner"]["prompt"] for state in (first, second)]
@@ -119,7 +120,7 @@ def test_only_the_prompt_changes(world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["CPM", "Single"])
 def test_resume_equals_uninterrupted_bit_for_bit(world, tmp_path, method):
-    more = ["PROMPT.METHOD", method, "PROMPT.LENGTH", "5"]
+    more = ["PROMPT.KIND", method, "PROMPT.LENGTH", "5"]
     whole = run(world, tmp_path / "whole", *more, "TRAIN.EPOCHS", "2")
     for steps in ("1", "3", "4"):  # inside the first epoch, at its end, inside the second
         run(world, tmp_path / "parts", *more, "TRAIN.EPOCHS", "2", "TRAIN.MAX_STEPS", steps)
@@ -172,7 +173,7 @@ def test_overwrite_forgets_the_old_run_before_the_first_step(world, tmp_path, mo
 
 
 def test_killed_in_validation_goes_on_with_the_validation(world, tmp_path, monkeypatch):
-    from utils.run import TrainingRun
+    from engine.run import TrainingRun
 
     original = TrainingRun.validate
 
@@ -207,13 +208,13 @@ def test_a_step_needs_no_vae_no_images_and_no_dino_once_cached(world, tmp_path, 
     run(world, tmp_path, "TRAIN.MAX_STEPS", "1")
     from PIL import Image
 
-    import utils.precompute
+    import engine.precompute
 
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
 
     for name in ("encode_moments", "compute_condition", "resize_image", "load_pil", "load_vision"):
-        monkeypatch.setattr(utils.precompute, name, refuse)
+        monkeypatch.setattr(engine.precompute, name, refuse)
     monkeypatch.setattr(Image, "open", refuse)
     run(world, tmp_path, "TRAIN.MAX_STEPS", "3")
 

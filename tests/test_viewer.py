@@ -12,9 +12,9 @@ import pytest
 from app.serve import build_server
 from app.viewer import build_pages, find_results
 from config import ConfigError
+from engine.result import read_pairs_csv
 from script import view_results
 from tests.test_test import evaluate
-from utils.result import read_pairs_csv
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils import atomic_path
+from utils.store import atomic_path
 
 DTYPE = np.dtype(np.float16)
 

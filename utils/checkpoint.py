@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils import atomic_path
+from utils.store import atomic_path
 
 NAME = "state.pt"
 

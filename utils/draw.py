@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils import atomic_path
 from utils.geometry import cell_to_px
+from utils.store import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

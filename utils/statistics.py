@@ -1,6 +1,6 @@
 """What per-pair results say beyond their mean: curves, breakdowns, intervals, and whether two methods differ.
 
-Everything is computed from the records of `utils.result.read_pairs_csv`; a mean is always that of
+Everything is computed from the records of `engine.result.read_pairs_csv`; a mean is always that of
 `utils.pck.summarise`. Resampling is over pairs, within the categories if these are averaged.
 """
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from model.prompt.name import PromptName, parse_prompt_name
 
 if TYPE_CHECKING:
+    from model.backbone.text import PromptEncoder
     from model.prompt.base import Prompt
-    from model.text import PromptEncoder
 
 __all__ = ["BUILDERS", "build_prompt"]
 
@@ -22,7 +22,7 @@ def build_prompt(
     *,
     categories: Sequence[str] = (),  # of the data set; for Class and text prompts
     condition_shape: tuple[int, int]
-    | None = None,  # (tokens, features) per image, see model.facts.condition_facts; for CPM
+    | None = None,  # (tokens, features) per image, see model.backbone.facts.condition_facts; for CPM
     init: str = "random",  # "random"; Single and Class also "empty" or "text:<a sentence>", Class with {category}
     seed: int = 0,  # of the start
     template: str = TEMPLATE,  # of the text prompt
@@ -59,8 +59,8 @@ def _build_simple(name: PromptName, text: PromptEncoder, settings: dict) -> Prom
 
 
 def _build_cpm(name: PromptName, text: PromptEncoder, settings: dict) -> Prompt:
-    from model.noise import seeded
     from model.prompt.cpm import ConditionalPrompt
+    from utils.noise import seeded
 
     if settings["init"] != "random":
         raise ValueError(f"{name} can only start at random; init {settings['init']!r} is for Single and Class prompts")

@@ -15,7 +15,7 @@ class Prompt(nn.Module):
 
     depends_on: what decides the prompt, "nothing", "category", "image" or "pair". All but the last let features be
     computed once per image. space: "token" (to be run through the text transformer) or "hidden" (the UNet's condition
-    itself). condition: name in model.facts.CONDITIONS of the tensor it reads from the batch ("condition"), or None.
+    itself). condition: name in CONDITIONS of the tensor it reads from the batch ("condition"), or None.
 
     forward(batch) -> (P, L, D): P = 1 for "nothing"; the number of pairs (or images, for an image batch) for
     "category"; the number of pairs for "pair"; for "image" one row per image, which for a pair batch means

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from model.architecture import STABLE_DIFFUSION, default_hub_id
-from model.condition import get_condition
-from model.facts import is_hub_id
+from model.backbone.architecture import STABLE_DIFFUSION, default_hub_id
+from model.backbone.condition import get_condition
+from model.backbone.facts import is_hub_id
 from model.prompt.store import StoredPrompt
 
 _METHODS = {
@@ -97,7 +97,7 @@ def _list_settings(stored: StoredPrompt) -> list[str]:
     settings = {"NETWORK.NAME": name.backbone, "NETWORK.FOLDER": meta.get("network", released)}
     if name.condition:
         settings[f"CONDITION.{get_condition(name.condition).network}_FOLDER"] = meta.get("condition_network")
-    settings["MATCHER.LAYER"] = meta.get("layer")
+    settings["METHOD.LAYER"] = meta.get("layer")
     return [word for key, value in settings.items() if value is not None for word in (key, str(value))]
 
 

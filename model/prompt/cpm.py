@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt
 from model.prompt.name import CPMVariant, PromptName
-from model.text import PromptEncoder
 
 
 class ConditionalPrompt(Prompt):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 MAX_TOKENS = 75  # learnable slots of a 77-token sequence
-METHODS = ("Single", "Class", "CPM")
+KINDS = ("Single", "Class", "CPM")
 BASELINES = ("text", "empty")
 
 _CPM = re.compile(r"(Img|Pair)-(DINO|CLIP)-(Feat|Head)-G(\d+)-C(\d+)(-noN)?")
@@ -52,7 +52,7 @@ class CPMVariant:
 
     @property
     def condition(self) -> str:
-        """Name in model.facts.CONDITIONS of what the prompt reads from an image."""
+        """Name in model.backbone.facts.CONDITIONS of what the prompt reads from an image."""
         return f"{self.network}-{self.feature}"
 
 
@@ -86,7 +86,7 @@ class PromptName:
 
     @property
     def condition(self) -> str | None:
-        """Name in model.facts.CONDITIONS of the condition that the prompt needs, or None."""
+        """Name in model.backbone.facts.CONDITIONS of the condition that the prompt needs, or None."""
         return self.cpm.condition if self.cpm else None
 
 
@@ -96,15 +96,15 @@ def parse_prompt_name(text: str) -> PromptName:
         return PromptName(text)
     method, _, rest = text.partition("_")
     dataset, backbone, variant = (["", "", *rest.rsplit("_", 2)])[-3:]
-    if method not in METHODS or not dataset or not backbone or re.search(r"[^\w.-]", text, re.ASCII):
+    if method not in KINDS or not dataset or not backbone or re.search(r"[^\w.-]", text, re.ASCII):
         raise ValueError(f"{text!r} is no prompt name: text, empty, {_EXAMPLES}")
     return format_prompt(method, dataset, backbone, variant)
 
 
 def format_prompt(method: str, dataset: str, backbone: str, variant: str) -> PromptName:
     """A learned prompt's name from its parts, for example ("Single", "spair", "sd2-1", "TokenEmbeds75")."""
-    if method not in METHODS:
-        raise ValueError(f"prompt method must be one of {', '.join(METHODS)}; got {method!r}")
+    if method not in KINDS:
+        raise ValueError(f"prompt method must be one of {', '.join(KINDS)}; got {method!r}")
     for word, what in ((dataset, "data set"), (backbone, "backbone")):
         if not re.fullmatch(r"[\w.-]+", word, re.ASCII) or (what == "backbone" and "_" in word):
             raise ValueError(f"{word!r} cannot be a {what} in a prompt name (letters, digits, '.', '-')")

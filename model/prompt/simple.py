@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.noise import seeded
+from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
-from model.text import PromptEncoder
+from utils.noise import seeded
 
 SINGLE_KEY = "dataset"  # the one row of a Single prompt, as its file calls it
 

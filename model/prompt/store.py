@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
 from model.prompt.base import Prompt
 from model.prompt.cpm import ConditionalPrompt, parameter_shapes
-from model.prompt.name import MAX_TOKENS, METHODS, PromptName, parse_prompt_name
+from model.prompt.name import KINDS, MAX_TOKENS, PromptName, parse_prompt_name
 from model.prompt.simple import SINGLE_KEY, SimplePrompt
-from model.text import PromptEncoder
-from utils import atomic_path, read_json
+from utils.store import atomic_path, read_json
 
 META_FILE = "prompt.json"
 OWN_FILE = "prompt.safetensors"
@@ -60,7 +60,7 @@ def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | No
 
     meta: what else prompt.json should say (network fingerprint, init, metrics, ...), JSON values.
     """
-    if prompt.name.method not in METHODS:
+    if prompt.name.method not in KINDS:
         raise ValueError(f"the prompt {prompt.name} has nothing to save")
     shape = {"condition_shape": list(prompt.condition_shape)} if isinstance(prompt, ConditionalPrompt) else {}
     return write_prompt(folder, StoredPrompt(prompt.name, _tensors(prompt), {**shape, **(meta or {})}))
@@ -179,7 +179,7 @@ def _read_name(folder: Path, text: str) -> PromptName:
         name = parse_prompt_name(text)
     except ValueError as error:
         raise PromptError(f"{folder}: {error}") from error
-    if name.method not in METHODS:
+    if name.method not in KINDS:
         raise PromptError(f"{folder}: {name} is a prompt in words, not a learned one")
     return name
 

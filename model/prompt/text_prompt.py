@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from model.backbone.text import PromptEncoder, find_ids
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
-from model.text import PromptEncoder, find_ids
 
 
 class TextPrompt(Prompt):

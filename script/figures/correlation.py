@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build(args: argparse.Namespace, columns: dict):
     from config import ConfigError
-    from utils.figure import plot_correlations
-    from utils.picture import choose_point, match_pair
+    from engine.figure import plot_correlations
+    from engine.picture import choose_point, match_pair
 
     rows = collect(columns, build_positions(args), match_pair)
     counts = [len(next(iter(row.values())).src_kps) for row in rows]

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build(args: argparse.Namespace, columns: dict):
     from config import ConfigError
-    from utils.figure import plot_dense
-    from utils.picture import match_pair_densely
+    from engine.figure import plot_dense
+    from engine.picture import match_pair_densely
 
     if args.grid < 2:
         raise ConfigError(f"--grid must be at least 2, got {args.grid}")

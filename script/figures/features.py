@@ -21,8 +21,8 @@ def _extract(cfg, matcher, pairs, position: int, device) -> tuple:
     """Images and feature maps, source and target."""
     import torch
 
-    from utils.evaluate import extract_pairs
-    from utils.generate import load_pair_images
+    from engine.evaluate import extract_pairs
+    from engine.generate import load_pair_images
 
     with torch.no_grad():
         _, *maps = next(extract_pairs(matcher, pairs, [position], cfg.SEED, 1, device))

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(args: argparse.Namespace, columns: dict):
-    from utils.figure import plot_generated
+    from engine.figure import plot_generated
 
     rows = {}
     for title, cfg in columns.items():
@@ -25,12 +25,12 @@ def build(args: argparse.Namespace, columns: dict):
 def _generate(cfg, choose_positions, seeds: list[int]):
     """((position, category), (source, target), images) of each pair under one prompt."""
     from config import ConfigError
-    from utils.build import build_generator, build_test
-    from utils.generate import generate_for_pair, load_pair_images
+    from engine.build import build_generator, build_test
+    from engine.generate import generate_for_pair, load_pair_images
 
     accelerator, pairs, matcher = build_test(cfg, choose_positions)
     if (prompt := matcher.prompt) is None:
-        raise ConfigError(f"MATCHER.NAME {cfg.MATCHER.NAME} takes no prompt, so there is nothing to generate from")
+        raise ConfigError(f"METHOD.NAME {cfg.METHOD.NAME} takes no prompt, so there is nothing to generate from")
     del matcher  # its network is cut; the whole one is loaded now
     generator = build_generator(cfg, accelerator.device)
     for position, record in enumerate(pairs.benchmark):

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(args: argparse.Namespace, columns: dict):
-    from utils.figure import plot_matches
-    from utils.picture import match_pair
+    from engine.figure import plot_matches
+    from engine.picture import match_pair
 
     return plot_matches(collect(columns, build_positions(args), match_pair))

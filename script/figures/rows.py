@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from utils.argument import positive
+from engine.argument import positive
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser, pairs: int = 4) -> None:
@@ -34,7 +34,7 @@ def build_positions(args: argparse.Namespace) -> Callable[[object], list[int]]:
 
 def collect(columns: dict, choose: Callable[[object], Sequence[int]], extract: Callable) -> list[dict]:
     """For each pair that `choose` picks from a split, {title: extract(config, matcher, pairs, position, device)}."""
-    from utils.build import build_test
+    from engine.build import build_test
 
     rows: dict[int, dict] = {}
     for title, cfg in columns.items():
@@ -46,7 +46,7 @@ def collect(columns: dict, choose: Callable[[object], Sequence[int]], extract: C
 
 
 def _choose(pairs, n_pairs: int) -> list[int]:
-    from utils.picture import choose_pairs
+    from engine.picture import choose_pairs
 
     return choose_pairs(pairs, n_pairs)
 

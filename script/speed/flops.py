@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
+from model.backbone.diffusion import cut_unet
+from model.backbone.facts import compute_facts, find_configs
+from model.backbone.load import StableDiffusion
+from model.backbone.text import PromptEncoder
 from model.error import NetworkNotFoundError
-from model.facts import compute_facts, find_configs
-from model.load import StableDiffusion
-from model.matcher import build_matcher
+from model.method import build_method
 from model.prompt.cpm import ConditionalPrompt
 from model.prompt.name import format_prompt
-from model.text import PromptEncoder
-from model.unet import cut_unet
 from script.speed import reference
 from utils.localise import localise
 
@@ -57,7 +57,7 @@ StubTokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)  # all that a pr
 
 
 def require_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
-    """`model.facts.find_configs`; NetworkNotFoundError if there are none."""
+    """`model.backbone.facts.find_configs`; NetworkNotFoundError if there are none."""
     if (configs := find_configs(folder, init=init, architecture=architecture)) is None:
         raise NetworkNotFoundError(f"no network at {folder!r}: neither a folder nor a known hub id")
     return configs
@@ -144,7 +144,7 @@ def count_prompt_keys(work: Work) -> int:
 
 def count_training_pair(work: Work) -> int:
     """Operations per pair of this repository's training step, forward and backward."""
-    matcher, batch = _build_matcher(work), make_batch(work)
+    matcher, batch = _build_method(work), make_batch(work)
 
     def extract() -> None:
         features = matcher.extract_pair(batch, make_seeds(work), matcher.prompt(batch))
@@ -167,7 +167,7 @@ def count_reference_training_pair(work: Work) -> int:
 @torch.no_grad()
 def count_test_pair(work: Work) -> int:
     """Operations per pair of testing a pair prompt here, localisers included."""
-    matcher, batch = _build_matcher(work), make_batch(work)
+    matcher, batch = _build_method(work), make_batch(work)
     maps, kps = _make_features(work), torch.ones(1, work.n_points, 2)
     extraction = count(lambda: matcher.extract_pair(batch, make_seeds(work))) // work.batch_size
     return extraction + count(lambda: localise(*maps, kps, work.image_size))
@@ -223,9 +223,9 @@ def _count_loss(work: Work) -> tuple[int, int]:
     return count_both(lambda: loss_fn(*maps, kps, kps, mask, work.image_size))
 
 
-def _build_matcher(work: Work):
+def _build_method(work: Work):
     settings = {"layer": work.layer, "ensemble": work.ensemble}
-    return build_matcher("stable_diffusion", build_networks(work.configs), build_cpm(work).to(META), **settings)
+    return build_method("sd4match", build_networks(work.configs), build_cpm(work).to(META), **settings)
 
 
 def _build_reference(work: Work, networks: StableDiffusion) -> reference.ReferenceExtractor:

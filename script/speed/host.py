@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from dataset import build_benchmark
-from dataset.mini.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index
 from dataset.pair_dataset import PairDataset, drop_padding
-from model.facts import compute_facts
-from model.load import resolve_device
+from engine.build import build_pairs
+from engine.precompute import unique_images
+from engine.report import build_protocol
+from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index
+from model.backbone.facts import compute_facts
+from model.backbone.load import resolve_device
 from script.speed import reference
 from script.speed.inputs import SPLIT, keep_condition, make_config, make_work, render_pairs
 from script.speed.measure import Side, interleave, quartiles
 from script.speed.reference import DictCache
 from script.speed.report import check_close, make_result
 from script.speed.training import build_endless_loader, repeat
-from utils.build import build_pairs
 from utils.cache import FeatureCache
 from utils.localise import localise
 from utils.pck import PCKEvaluator
-from utils.precompute import unique_images
-from utils.report import build_protocol
 
 MAX_KPS = 30  # SPair's padding
 VALID_KPS = (3, 13)  # range of the keypoints of a pair

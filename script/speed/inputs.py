@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import ConfigError, check_config, load_config
-from dataset.mini.write import write_spair
+from config import ConfigError, load_config
 from dataset.pair_dataset import PairDataset
-from model.facts import network_facts
-from model.load import load_stable_diffusion
-from model.noise import identifier_seed
+from engine.build import build_accelerator, build_new_prompt, build_pairs, build_tested_prompt
+from engine.check import check_config
+from engine.precompute import build_caches, condition_shape, find_stable_diffusion, unique_images
+from mini.render.write import write_spair
+from model.backbone.facts import network_facts
+from model.backbone.load import load_stable_diffusion
 from model.prompt.base import Prompt
 from script.speed.flops import Work, require_configs
 from script.speed.measure import held_bytes
 from script.speed.reference import DictCache, ReferenceExtractor, draw_image_noise
-from utils.build import build_accelerator, build_new_prompt, build_pairs, build_tested_prompt
-from utils.precompute import build_caches, condition_shape, find_stable_diffusion, unique_images
+from utils.noise import identifier_seed
 
 PRESETS = {  # --network -> config file, settings
     "mini": ("config/mini/base.yaml", {}),
@@ -52,8 +53,8 @@ def make_config(args: argparse.Namespace, root: str = "", prompt_type: str = "CP
     }
     cfg = load_config(config_file, args.opts, overrides)
     check_config(cfg, training=True)
-    if cfg.PROMPT.METHOD != "CPM":
-        raise ConfigError("the benchmark trains PROMPT.METHOD CPM; leave the key at its default")
+    if cfg.PROMPT.KIND != "CPM":
+        raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg
 
 
@@ -64,7 +65,7 @@ def make_work(cfg, ensemble: int = 1, n_points: int = 30) -> Work:
         configs=require_configs(**where),
         image_size=tuple(cfg.DATASET.IMAGE_SIZE),
         condition_shape=condition_shape(cfg, "DINO-Feat"),
-        layer=cfg.MATCHER.LAYER,
+        layer=cfg.METHOD.LAYER,
         variant=cfg.PROMPT.CPM,
         ensemble=ensemble,
         n_points=n_points,
@@ -117,7 +118,7 @@ def build_reference(world: World, timestep: int, ensemble: int, dtype: torch.dty
     """The plain extractor, and the bytes that its networks hold on the device."""
     before, cfg = held_bytes(world.device), world.cfg
     networks = load_stable_diffusion(device=world.device, seed=cfg.SEED, **find_stable_diffusion(cfg))
-    settings = {"layer": cfg.MATCHER.LAYER, "timestep": timestep, "ensemble": ensemble, "dtype": dtype}
+    settings = {"layer": cfg.METHOD.LAYER, "timestep": timestep, "ensemble": ensemble, "dtype": dtype}
     extractor = ReferenceExtractor(networks, **settings)
     return extractor, held_bytes(world.device) - before
 

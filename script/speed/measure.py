@@ -97,7 +97,7 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float
 
 def describe_machine(device: torch.device) -> dict:
     """Hardware, versions and how busy the machine was."""
-    from utils.runtime import describe_environment
+    from engine.process import describe_environment
 
     environment = describe_environment(device)
     if device.type == "cpu":

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
-from model.text import PromptEncoder
-from model.unet import cut_unet
+from model.backbone.diffusion import cut_unet
+from model.backbone.text import PromptEncoder
 from script.speed.flops import StubTokenizer, Work, build_cpm
 from script.speed.scaling import gradient_bytes
 

@@ -7,10 +7,10 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from engine.transfer import move_batch
 from script.speed.inputs import open_world
 from script.speed.measure import describe_machine, synchronise
 from script.speed.training import OurTrainer, make_seeds
-from utils.transfer import move_batch
 
 TOP = 12  # operators shown
 STAGES = ("data", "prompt module", "text transformer", "UNet, forward", "loss", "backward", "optimiser")

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.load import StableDiffusion
-from model.noise import derive_seeds, draw_noise
-from model.text import PromptEncoder
+from model.backbone.load import StableDiffusion
+from model.backbone.text import PromptEncoder
+from utils.noise import derive_seeds, draw_noise
 
 EPS = 1e-6  # added to norms
 CORNER_CLAMP = 1e-5  # cells

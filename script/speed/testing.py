@@ -7,17 +7,17 @@ import argparse
 import torch
 
 from dataset.pair_dataset import ImageDataset, collate
-from model.load import resolve_dtype
+from engine.build import build_tester
+from engine.evaluate import evaluate, extract_images, extract_pairs
+from engine.precompute import unique_images
+from engine.report import build_protocol
+from engine.transfer import build_loader, move_batch
+from model.backbone.load import resolve_dtype
 from script.speed import reference
 from script.speed.flops import count_image, count_reference_test_pair, count_test_pair
 from script.speed.inputs import World, build_reference, make_work, open_world
 from script.speed.measure import Side, held_bytes, interleave, measure_matmul_peak, quartiles
 from script.speed.report import check_close, make_result
-from utils.build import build_tester
-from utils.evaluate import evaluate, extract_images, extract_pairs
-from utils.precompute import unique_images
-from utils.report import build_protocol
-from utils.transfer import build_loader, move_batch
 
 FEATURE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative
 HIT_TOLERANCES = {torch.float32: 0.001, torch.bfloat16: 0.05, torch.float16: 0.05}  # share of keypoints

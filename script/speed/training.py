@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset.pair_dataset import PairDataset, collate
-from model.load import resolve_dtype
-from model.noise import identifier_seed
+from engine.build import build_loss, build_trainee
+from engine.learner import Learner
+from engine.transfer import build_loader, move_batch
+from model.backbone.load import resolve_dtype
 from script.speed import reference
 from script.speed.flops import count_reference_training_pair, count_training_pair
 from script.speed.inputs import World, build_reference, make_work, open_world
 from script.speed.measure import GIB, Side, held_bytes, interleave, measure_matmul_peak, quartiles
 from script.speed.memory import predict_training_peak
 from script.speed.report import check_close, make_result
-from utils.build import build_loss, build_trainee
-from utils.learner import Learner
-from utils.transfer import build_loader, move_batch
+from utils.noise import identifier_seed
 
 LOSS_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative
 GRADIENT_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-1, torch.float16: 5e-2}

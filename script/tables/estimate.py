@@ -14,12 +14,12 @@ from functools import cache
 
 from config import resolve_network
 from dataset import build_benchmark
-from model.load import resolve_device, resolve_dtype
+from engine.build import build_prompt_name, find_caches, find_folder
+from model.backbone.load import resolve_device, resolve_dtype
 from model.prompt.name import PromptName, parse_prompt_name
 from script.speed.flops import TERA, Work, count_parts, require_configs
 from script.speed.measure import measure_matmul_peak
 from script.tables.results import Job, State
-from utils.build import build_prompt_name, find_caches, find_folder
 
 FIRST_SHARE = 0.3  # of the matmul peak, assumed until a row has been measured
 STARTUP_S = 10.0  # imports and loading
@@ -79,7 +79,7 @@ def _count_split(name: str, folder: str, split: str, category: str, index: str) 
 def _parts_of(cfg) -> dict[str, tuple[float, float]]:
     section = cfg.NETWORK
     return _count_parts(
-        resolve_network(section.FOLDER), section.INIT, section.ARCHITECTURE, cfg.DATASET.IMAGE_SIZE, cfg.MATCHER.LAYER
+        resolve_network(section.FOLDER), section.INIT, section.ARCHITECTURE, cfg.DATASET.IMAGE_SIZE, cfg.METHOD.LAYER
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from engine.process import describe_repository
+from engine.result import write_text
 from script.sweep_timestep import read_curves
 from script.tables.estimate import format_duration
 from script.tables.figures import draw_difficulty, draw_intervals, draw_lines, draw_pck_curves
@@ -25,12 +27,10 @@ from script.tables.layout import (
 )
 from script.tables.results import State
 from script.tables.rows import CPM, Row, World, build_tables, unique_rows
-from utils import atomic_path
-from utils.result import write_text
-from utils.runtime import describe_repository
 from utils.statistics import Measure, compare
+from utils.store import atomic_path
 
-METHODS = {  # of the figures: row on SPair -> name
+SHOWN = {  # of the figures: row on SPair -> name
     "text/spair": "text (DIFT)",
     "dinov2/spair": "DINOv2",
     "sd_dino/spair": "SD+DINO",
@@ -88,7 +88,7 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
     """Those figures whose rows have been run."""
     where = filled[0].title("spair")
     by_key = {row.key: row for table in filled for row in table.table.rows}
-    results = {name: find(by_key[key])[0] for key, name in METHODS.items() if key in by_key and find(by_key[key])}
+    results = {name: find(by_key[key])[0] for key, name in SHOWN.items() if key in by_key and find(by_key[key])}
     for table in filled:
         column = next(
             (i for i, c in enumerate(table.columns) if (c.test_on, c.alpha, c.category) == ("spair", 0.1, "all")), None

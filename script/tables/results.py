@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from config import WITHOUT_EFFECT, ConfigError, iter_keys, resolve_path
-from model.facts import network_fingerprint
-from model.matcher import MATCHERS
+from engine.precompute import find_condition, find_dino, find_stable_diffusion, find_unet
+from engine.report import build_result_stem
+from engine.result import read_pairs_csv, write_text
+from model.backbone.facts import network_fingerprint
+from model.method import METHODS
 from model.prompt.name import parse_prompt_name
 from model.prompt.store import TENSOR_FILES
 from script.tables.rows import Row, World, load_row
 from utils.pck import Record
-from utils.precompute import find_condition, find_dino, find_stable_diffusion, find_unet
-from utils.report import build_result_stem
-from utils.result import read_pairs_csv, write_text
 
 STATE_FILE = "rows.json"
 TRAINING_ONLY = (
     "LOSS.",
     "TRAIN.",
     "VAL.",
-    "PROMPT.METHOD",
+    "PROMPT.KIND",
     "PROMPT.SPACE",
     "PROMPT.LENGTH",
     "PROMPT.CPM",
@@ -152,7 +152,7 @@ def digest_training(job: Job) -> str:
 
 def digest_weights(cfg, prompt: str) -> str:
     """Identifies the weights of the networks that a prompt's test runs; "" if not all are on this machine."""
-    entry, condition, networks = MATCHERS[cfg.MATCHER.NAME], parse_prompt_name(prompt).condition, []
+    entry, condition, networks = METHODS[cfg.METHOD.NAME], parse_prompt_name(prompt).condition, []
     try:
         if entry.parts:
             where = find_stable_diffusion(cfg) | find_unet(cfg)

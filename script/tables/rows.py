@@ -130,7 +130,7 @@ def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) ->
     test_settings = list_test_settings(row, world, seed, more)
     if not row.train_on:
         return None, load_config(file, test_settings)
-    from utils.build import build_prompt_name
+    from engine.build import build_prompt_name
 
     train_cfg = load_config(file, list_settings(row, world, seed, more))
     prompt = str(build_prompt_name(train_cfg))
@@ -150,7 +150,7 @@ def build_tables(world: World) -> dict[str, Table]:
         _length_table(),
         _train_timestep_table(base.TRAIN.TIMESTEP),
         _size_table(*base.DATASET.IMAGE_SIZE),
-        _layer_table(base.MATCHER.LAYER),
+        _layer_table(base.METHOD.LAYER),
     )
     return {table.name: table for table in tables}
 
@@ -308,7 +308,7 @@ def _size_table(height: int, width: int) -> Table:
 
 def _layer_table(default: int) -> Table:
     def line(n: int) -> Line:
-        opts = () if n == default else ("MATCHER.LAYER", str(n))
+        opts = () if n == default else ("METHOD.LAYER", str(n))
         rows = _untuned("text", *opts, key="text" if n == default else f"text-layer{n}", data=("spair",))
         return Line(f"text prompt, up-block {n}{' (default)' * (n == default)}", rows)
 

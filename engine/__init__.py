@@ -1,0 +1,1 @@
+"""What drives the rest: from the config to objects, training, evaluation, reports, processes."""

@@ -1,0 +1,128 @@
+"""The process that runs: accelerator, where results go, what made them, and how it is asked to stop."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from config import ROOT
+from engine.host_copy import HostCopy
+from engine.result import write_text
+from utils.pck import Record, merge_records
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
+
+
+def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) -> Accelerator:
+    """One process or many, as launched. fp16 brings a gradient scaler; frozen networks are cast by their loader."""
+    if device not in ("auto", "cpu", "cuda"):  # with those, each process finds its own
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    precision = "fp16" if dtype == torch.float16 else "no"
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulation)
+
+
+def gather_records(records: list[Record]) -> list[Record]:
+    """The records of all processes, sorted, each pair once. Every process must call this."""
+    return merge_records(gather_object(records))
+
+
+def describe_environment(device: torch.device) -> dict:
+    """What a result depends on beside its config: commit, uncommitted changes, versions, hardware, command."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "device": f"{device}: {name}",
+        "cpu_count": os.cpu_count(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def describe_repository() -> str:
+    """The commit that runs, and whether it was changed."""
+    changed = " with uncommitted changes" if _git("status", "--porcelain") else ""
+    return f"Commit {_git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
+
+
+def write_provenance(folder: str | Path, config_text: str, device: torch.device) -> None:
+    """config.yaml and env.json beside the results in a folder."""
+    write_text(Path(folder) / "config.yaml", config_text)
+    write_text(Path(folder) / "env.json", json.dumps(describe_environment(device), indent=2) + "\n")
+
+
+class StopRequest:
+    """Notes SIGINT (Ctrl-C) or SIGTERM, so that the step under way is finished; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._saved = False
+        self._last: HostCopy | None = None
+
+    @contextmanager
+    def listening(self):
+        """Catch the two signals inside the block."""
+        old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def everything_saved(self):
+        """Inside the block a signal ends the process at once: the state on disk is up to date."""
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+        self._saved = True
+        try:
+            yield
+        finally:
+            self._saved = False
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop before the last call; every process must call this at the same steps.
+
+        Of several processes each hears of a signal one call late: so none waits for its device, nor for the others.
+        """
+        if accelerator.num_processes == 1:
+            return self.signal is not None
+        asked = torch.full((), int(self.signal is not None), device=accelerator.device)
+        last, self._last = self._last, HostCopy({"asked": accelerator.reduce(asked)})
+        return last is not None and bool(last.get()["asked"])
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        when = "now" if self._saved else "after this step"
+        print(f"\nstopping {when}; the state is saved and the same command goes on from it", file=sys.stderr)
+        if self._saved:
+            raise SystemExit(128 + number)
+        self.signal = number
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For a data loader's worker: signals reach the whole process group, but the main process decides what to do.
+
+    A worker ends when its parent says so, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,130 @@
+"""From a matcher and pairs to printed tables and result files."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from config import dump_config, get_default_config, iter_keys, resolve_path
+from dataset.pair_dataset import PairDataset
+from engine.evaluate import Protocol, evaluate
+from engine.picture import choose_pairs, draw_pairs
+from engine.process import describe_environment, gather_records
+from engine.result import (
+    format_category_table,
+    format_overview,
+    write_pairs_csv,
+    write_predictions_csv,
+    write_summary_json,
+    write_text,
+)
+from model.method import METHODS
+from utils.draw import save_figure
+from utils.pck import Record, summarise
+
+LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
+
+
+def build_protocol(cfg) -> Protocol:
+    """How the config wants predictions made and judged."""
+    section = cfg.EVAL
+    return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL)
+
+
+def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -> tuple[dict, list[Record]]:
+    """Summary and per-pair records over all processes; every process must call this and gets both."""
+    quiet = not accelerator.is_main_process or not sys.stderr.isatty()
+    records = evaluate(
+        matcher,
+        pairs,
+        build_protocol(cfg),
+        seed=cfg.SEED,
+        batch_size=cfg.EVAL.BATCH_SIZE,
+        device=accelerator.device,
+        num_workers=cfg.DATASET.NUM_WORKERS,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        feature_gib=cfg.EVAL.FEATURE_GIB,
+        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", disable=quiet),
+    )
+    records = gather_records(records)
+    summary = summarise(records, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
+    return summary, records
+
+
+def build_result_name(cfg) -> str:
+    """What the results are of: the prompt, or the matcher if it takes none."""
+    return cfg.PROMPT.TYPE if METHODS[cfg.METHOD.NAME].takes_prompt else cfg.METHOD.NAME
+
+
+def build_result_stem(cfg) -> Path:
+    """Where the results of a test go, without suffix: beside the prompt. Whatever changes a number is in the name.
+
+    The release's settings come first, as it names them; what it does not know appears only where it is not at its
+    default. The end of a name that is too long for a file is a digest of the whole.
+    """
+    name, height, width = build_result_name(cfg), *cfg.DATASET.IMAGE_SIZE
+    settings = [*_name_matcher(cfg), f"{height}x{width}", cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
+    settings += _name_rare_settings(cfg)
+    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(settings)}"
+    if len(stem) > LONGEST_STEM:
+        stem = f"{stem[: LONGEST_STEM - 17]}-{hashlib.blake2b(stem.encode(), digest_size=8).hexdigest()}"
+    return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
+
+
+def _name_matcher(cfg) -> list[str]:
+    """The matcher and the settings that it reads; the default matcher's name is left out."""
+    entry, section, default = METHODS[cfg.METHOD.NAME], cfg.METHOD, get_default_config().METHOD
+    words = [section.NAME] if entry.takes_prompt and section.NAME != default.NAME else []
+    if entry.parts:
+        words += [f"Layer{section.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
+        words += [f"Seed{cfg.SEED}", cfg.NETWORK.NAME, section.POSTERIOR]
+        words += [f"UNet{Path(cfg.NETWORK.UNET).stem}{_hash(cfg.NETWORK.UNET)}"] if cfg.NETWORK.UNET else []
+    if "dino" in entry.caches:
+        words += [Path(section.DINO_FOLDER).name, "x".join(map(str, section.DINO_SIZE))]
+        words += [f"Block{section.DINO_LAYER}"] if section.DINO_LAYER != default.DINO_LAYER else []
+        words += [] if section.DINO_NORM else ["unnormed"]
+        words += [section.DINO_INPUT] if section.DINO_INPUT != default.DINO_INPUT else []
+    if "dino_weight" in entry.settings:
+        words += [f"Weights{section.SD_WEIGHT:g}+{section.DINO_WEIGHT:g}"]
+    return words
+
+
+def _name_rare_settings(cfg) -> list[str]:
+    """Localiser, precision, start weights and template, where they are not the defaults."""
+    default = get_default_config()
+    words = [f"Beta{cfg.EVAL.BETA:g}"] if cfg.EVAL.BETA != default.EVAL.BETA else []
+    words += [f"Sigma{cfg.EVAL.SIGMA:g}"] if cfg.EVAL.SIGMA != default.EVAL.SIGMA else []
+    words += [cfg.PRECISION] if cfg.PRECISION != default.PRECISION else []
+    words += [f"init{cfg.NETWORK.INIT}"] if cfg.NETWORK.INIT != default.NETWORK.INIT else []
+    if build_result_name(cfg) == "text" and cfg.PROMPT.TEMPLATE != default.PROMPT.TEMPLATE:
+        words.append(f"Template{_hash(cfg.PROMPT.TEMPLATE)}")
+    return words
+
+
+def _hash(text: str) -> str:
+    """Tells texts apart that are too long for a name: 8 hex digits."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDataset, device: torch.device) -> None:
+    """Print the tables; write them as text, pairs and predicted points as CSV, the summary as JSON, and pictures."""
+    table = format_category_table(summary)
+    print(f"\n{table}\n{format_overview(summary)}")
+    stem = build_result_stem(cfg)
+    write_text(f"{stem}.txt", table)
+    write_pairs_csv(f"{stem}_pairs.csv", records)
+    write_predictions_csv(f"{stem}_predictions.csv", records)
+    write_summary_json(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
+    write_text(f"{stem}.yaml", dump_config(cfg))
+    positions = choose_pairs(pairs, cfg.TEST.PICTURES)
+    for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):
+        for kind, picture in pictures.items():
+            save_figure(f"{stem}_{number}_{kind}.png", picture)
+    print(
+        f"written: {stem}.txt, _pairs.csv, _predictions.csv, .json, .yaml"
+        + (f", {len(positions)} x 2 pictures" if positions else "")
+    )

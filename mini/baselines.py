@@ -1,0 +1,99 @@
+"""Trivial guesses on a split of the mini benchmark, under the same evaluation as test.py.
+
+    python -m mini.baselines --config_file config/mini/base.yaml [--split test] [KEY VALUE ...]
+
+box      the same place in the target's true box as in the source's (looks at no pixel, but is told both boxes)
+colour   nearest neighbour of raw colour patches, one per feature cell
+random   the UNet with random weights, text prompt
+"""
+
+import argparse
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from config import load_config, resolve_network
+from dataset.pair_dataset import PairDataset, collate, compute_scale, load_image
+from engine.build import build_test
+from engine.check import check_config
+from engine.evaluate import evaluate
+from engine.precompute import unique_images
+from engine.report import build_protocol
+from engine.result import format_overview
+from model.backbone.facts import network_facts
+from utils.pck import PCKEvaluator, Record, summarise
+
+PATCH = 3  # cells
+
+
+class ColourPatches:
+    """A matcher whose features are the colours around each cell, (3 * PATCH^2, h, w)."""
+
+    per_image = True
+
+    def __init__(self, pairs: PairDataset, cells: tuple[int, int]):
+        self.refs = {ref.identifier: ref for ref in unique_images([pairs])}
+        self.size, self.cells = pairs.image_size, cells
+
+    def extract(self, batch: dict, seeds: torch.Tensor) -> torch.Tensor:
+        images = torch.stack([load_image(self.refs[name], self.size) for name in batch["identifier"]])
+        small = F.adaptive_avg_pool2d(images, self.cells)
+        padded = F.pad(small, (PATCH // 2,) * 4, mode="replicate")
+        return F.unfold(padded, PATCH).unflatten(2, self.cells)
+
+
+def predict_by_box(pairs: PairDataset, position: int) -> torch.Tensor:
+    """(1, N, 2) px of the resized frame: source keypoints carried from box to box."""
+    record, size = pairs.benchmark[position], pairs.image_size
+    scale = {side: compute_scale(getattr(record, side).size, size) for side in ("src", "trg")}
+    src_box, trg_box = (
+        torch.as_tensor(box).reshape(2, 2) * torch.as_tensor(scale[side])
+        for side, box in (("src", record.src_bbox), ("trg", record.trg_bbox))
+    )
+    place = (pairs[position]["src_kps"] - src_box[0]) / (src_box[1] - src_box[0])
+    return (trg_box[0] + place * (trg_box[1] - trg_box[0]))[None]
+
+
+def score_box(cfg, pairs: PairDataset) -> list[Record]:
+    """Records of the box guess, the same for every localiser."""
+    protocol = build_protocol(cfg)
+    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.image_size)
+    for position in range(len(pairs)):
+        guess = predict_by_box(pairs, position)
+        evaluator.update(collate([pairs[position]]), dict.fromkeys(protocol.localisers, guess))
+    return evaluator.records()
+
+
+def forget_weights(module: nn.Module, seed: int) -> None:
+    """Draw every layer's weights anew, as at the start of a training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in module.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config_file", default="config/mini/base.yaml")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE")
+    args = parser.parse_args()
+    cfg = load_config(args.config_file, args.opts, {"TEST.SPLIT": args.split, "PROMPT.TYPE": "text"})
+    check_config(cfg, training=False)
+    accelerator, pairs, matcher = build_test(cfg)
+    options = {"seed": cfg.SEED, "batch_size": cfg.EVAL.BATCH_SIZE, "device": accelerator.device}
+
+    records = {"box": score_box(cfg, pairs)}
+    _, *cells = network_facts(resolve_network(cfg.NETWORK.FOLDER)).feature_shape(pairs.image_size, cfg.METHOD.LAYER)
+    records["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, build_protocol(cfg), **options)
+    forget_weights(matcher.unet, cfg.SEED)
+    records["random"] = evaluate(matcher, pairs, build_protocol(cfg), **options)
+    for name, rows in records.items():
+        summary = summarise(rows, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
+        print(f"{name}\n{format_overview(summary)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pretraining of the mini world's networks: `python -m mini.pretrain.pretrain`."""

@@ -1,0 +1,261 @@
+"""The mini Stable Diffusion: v-prediction plus a text-grounded objective on the features used for matching.
+
+The grounded objective asks the features of `up_blocks[1]` for the part labels that the caption names, through
+a throw-away classifier on cosine similarity, the matcher's own metric.
+"""
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mini.pretrain.captions import CaptionSampler, LabelSpace
+from mini.pretrain.loop import Run, Schedule, Scores, change_config, first_process_first, fit, load_as_float32
+from mini.pretrain.proxy import encode_text, grounding_scores
+from mini.pretrain.scenes import SceneStore, to_cells
+from mini.pretrain.tokenizer import POSITIONS, VOCABULARY_FILES, tokenize
+from mini.pretrain.vae import encode
+
+WIDTH = 96  # of the text condition
+FEATURE_BLOCK = 1  # up block whose output is matched
+STEPS = 1000
+TIMESTEP_SHARES = {150: 0.7, 400: 0.2, STEPS: 0.1}  # share of the timesteps drawn below each limit
+GROUNDING = 1.0  # weight of the grounded objective
+ASKING = 2.0  # weight of telling from the text alone which labels it asks for
+TAU = 0.08  # temperature of the cosine classifier
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Return an untrained UNet on 24 x 24 latents with levels at 24 x 24 and 12 x 12.
+
+    The second up block works at 24 x 24: about as many cells across an object as Stable Diffusion 2-1
+    has. Computed at 12 x 12, its features could not resolve half of the parts. The first level has no
+    self attention, which over 576 positions would cost half the training time.
+    """
+    return UNet2DConditionModel(
+        sample_size=24,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(64, 96),
+        layers_per_block=(0, 1),
+        norm_num_groups=16,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 4),
+        only_cross_attention=(True, False),
+        use_linear_projection=True,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained CLIP text transformer for a tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Return Stable Diffusion 2-1's noise schedule."""
+    return DDIMScheduler(
+        num_train_timesteps=STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def predict(
+    unet: UNet2DConditionModel, x_t: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted v (n, 4, 24, 24) and the feature maps (n, C, 24, 24) under tokens (n, 77, D)."""
+    kept = []
+    block = unet.up_blocks[FEATURE_BLOCK]
+    handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        velocity = unet(x_t, timesteps, tokens).sample
+    finally:
+        handle.remove()
+    return velocity, kept[0]
+
+
+class GroundedDiffusion(nn.Module):
+    """UNet and text encoder with the throw-away classifiers they are trained with."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, labels: int):
+        super().__init__()
+        self.unet = build_unet()
+        self.text_encoder = build_text_encoder(tokenizer)
+        channels = self.unet.config.block_out_channels[::-1][FEATURE_BLOCK]
+        self.prototype = nn.Parameter(torch.randn(labels, channels))
+        self.asked = nn.Linear(WIDTH, labels)
+
+    def grounding_loss(self, feat: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the balanced cross-entropy of feature maps (n, C, h, w) against labels (n, h, w)."""
+        prototype = F.normalize(self.prototype, dim=1)
+        logits = torch.einsum("nchw,kc->nkhw", F.normalize(feat, dim=1), prototype) / TAU
+        weights = balance(labels, len(prototype))
+        return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
+
+    def asking_loss(self, tokens: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Return how badly text tokens (n, 77, D) tell the labels asked for, multi-hot (n, labels)."""
+        return F.binary_cross_entropy_with_logits(self.asked(tokens.mean(1)), asked)
+
+
+def balance(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Return weights (n, h, w): one over the root of the label's area in its image, mean 1 per image."""
+    flat = labels.flatten(1)
+    area = torch.zeros(len(flat), count, device=flat.device)
+    area = area.scatter_add_(1, flat, torch.ones_like(flat, dtype=area.dtype))
+    weights = area.gather(1, flat).rsqrt()
+    return (weights / weights.mean(1, keepdim=True)).view_as(labels)
+
+
+def draw_timesteps(batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw timesteps (batch,), each uniform below one of the limits of TIMESTEP_SHARES."""
+    limits, shares = (torch.tensor(list(values)) for values in (TIMESTEP_SHARES, TIMESTEP_SHARES.values()))
+    limit = limits[torch.multinomial(shares, batch, replacement=True, generator=generator)]
+    return (torch.rand(batch, generator=generator) * limit).long()
+
+
+class Batches:
+    """Draws noisy latents, captions and label maps from the pre-encoded scenes."""
+
+    def __init__(self, store: SceneStore, moments: torch.Tensor, scale: float, space: LabelSpace, categories):
+        self.objects, self.space = store.objects, space
+        self.detail, self.instance = to_cells(store.detail, store.instance)
+        self.moments, self.scale = moments, scale
+        self.sampler = CaptionSampler(categories)
+
+    def latents(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draw scaled latents (n, 4, 24, 24) from the posteriors of scenes."""
+        mean, logvar = self.moments[rows].float().chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=generator)
+        return self.scale * (mean + torch.exp(0.5 * logvar) * noise)
+
+    def captions(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+        """Draw captions: texts, label maps (n, 24, 24), multi-hot labels asked for (n, labels)."""
+        rng = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
+        texts, labels, asked = [], [], torch.zeros(len(rows), self.space.size)
+        for i, row in enumerate(rows.tolist()):
+            caption = self.sampler.draw(rng, self.objects[row])
+            names = [o["category"] for o in self.objects[row]]
+            texts.append(caption.text)
+            asked[i, self.space.asked(caption)] = 1.0
+            labels.append(self.space.label_map(caption, self.detail[row], self.instance[row], names))
+        return texts, torch.from_numpy(np.stack(labels)), asked
+
+
+def train_diffusion(
+    store: SceneStore,
+    held_out: SceneStore,
+    categories,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    schedule: Schedule,
+    folder: Path,
+    out: Path,
+    device,
+) -> None:
+    """Train UNet and text encoder together and save the whole pipeline to `out`."""
+    space, scheduler, scale = LabelSpace(categories), build_scheduler(), vae.config.scaling_factor
+    with first_process_first():
+        moments = load_moments(vae, store, folder / "moments.pt", device)
+    batches = Batches(store, moments, scale, space, categories)
+    held_out_latents = scale * encode(vae, held_out.image, device)[:, :4].float().to(device)
+    networks = GroundedDiffusion(tokenizer, space.size).to(device)
+
+    def compute_loss(networks: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
+        rows = torch.randint(len(store), (schedule.local_batch,), generator=generator)
+        texts, labels, asked = batches.captions(rows, generator)
+        z, timesteps = batches.latents(rows, generator), draw_timesteps(schedule.local_batch, generator)
+        noise = torch.randn(z.shape, generator=generator)
+        x_t, target = scheduler.add_noise(z, noise, timesteps), scheduler.get_velocity(z, noise, timesteps)
+        tokens = networks.text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
+        velocity, feat = predict(networks.unet, x_t.to(device), timesteps.to(device), tokens)
+        losses = {
+            "denoising": F.mse_loss(velocity, target.to(device)),
+            "grounding": networks.grounding_loss(feat, labels.to(device)),
+            "asking": networks.asking_loss(tokens, asked.to(device)),
+        }
+        loss = losses["denoising"] + GROUNDING * losses["grounding"] + ASKING * losses["asking"]
+        return loss, {name: value.item() for name, value in losses.items()}
+
+    def evaluate(networks: nn.Module) -> Scores:
+        return grounding_scores(
+            lambda *inputs: predict(networks.unet, *inputs)[1],
+            lambda texts: encode_text(tokenizer, networks.text_encoder, texts),
+            scheduler,
+            held_out_latents,
+            held_out,
+        )
+
+    def export(networks: nn.Module) -> None:
+        save_pipeline(vae, networks, tokenizer, scheduler, folder / "tokenizer", out)
+
+    fit(Run("diffusion", networks, schedule, folder), compute_loss, evaluate, export)
+
+
+def load_moments(vae: AutoencoderKL, store: SceneStore, path: Path, device) -> torch.Tensor:
+    """Encode every scene once (n, 8, 24, 24), or read what an earlier run encoded with this VAE."""
+    if path.exists():
+        moments = torch.load(path, weights_only=True)
+        probe = encode(vae, store.image[:4], device)
+        if len(moments) == len(store) and torch.allclose(moments[:4].float(), probe.float(), atol=0.01):
+            return moments
+    moments = encode(vae, store.image, device)
+    temporary = path.with_suffix(".tmp")
+    torch.save(moments, temporary)
+    os.replace(temporary, path)
+    return moments
+
+
+def save_pipeline(
+    vae: AutoencoderKL,
+    networks: GroundedDiffusion,
+    tokenizer: CLIPTokenizer,
+    scheduler,
+    vocabulary: Path,
+    out: Path,
+) -> None:
+    """Write an ordinary half-precision diffusers folder, without the classifiers.
+
+    The tokenizer's `vocabulary` files are added for versions of transformers that do not read tokenizer.json.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=copy.deepcopy(vae).half(),
+        text_encoder=copy.deepcopy(networks.text_encoder).half(),
+        tokenizer=tokenizer,
+        unet=copy.deepcopy(networks.unet).half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out)
+    load_as_float32(out / "text_encoder")
+    change_config(out / "vae", without=("_name_or_path",))  # the folder that it was loaded from
+    for name in VOCABULARY_FILES:
+        shutil.copyfile(vocabulary / name, out / "tokenizer" / name)

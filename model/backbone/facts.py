@@ -1,0 +1,329 @@
+"""Sizes of the frozen networks, from their JSON files alone (no torch): for checks before anything slow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_architecture
+from model.error import NetworkError
+from utils.store import read_json
+
+_MIB = 1 << 20
+_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)/([\w.-]+\.safetensors)")
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Sizes of a Stable Diffusion model.
+
+    up_channels[i] is the channel count of `up_blocks[i]`'s output; up_upsamples[i] says whether it ends in a
+    x2 upsampler.
+    """
+
+    vae_stride: int
+    latent_channels: int
+    scaling_factor: float
+    up_channels: tuple[int, ...]
+    up_upsamples: tuple[bool, ...]
+    n_downsamples: int
+    cross_attention_dim: int
+    text_width: int
+    n_positions: int
+    vocab_size: int
+    n_train_timesteps: int
+    prediction_type: str
+
+    @property
+    def n_up_blocks(self) -> int:
+        return len(self.up_channels)
+
+    @property
+    def image_divisor(self) -> int:
+        """Image sides must be multiples of this: VAE stride times the UNet's total downsampling."""
+        return self.vae_stride * 2**self.n_downsamples
+
+    def feature_shape(self, image_size: tuple[int, int], layer: int) -> tuple[int, int, int]:
+        """(C, h, w) of `up_blocks[layer]`'s output for images of `image_size` (H, W) pixels.
+
+        Raises ValueError for a layer that does not exist or a size that is no multiple of `image_divisor`.
+        """
+        if not 0 <= layer < self.n_up_blocks:
+            raise ValueError(f"layer must be one of {list(range(self.n_up_blocks))}, got {layer}")
+        if any(side <= 0 or side % self.image_divisor for side in image_size):
+            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.image_divisor} px per side")
+        stride = self.image_divisor // 2 ** sum(self.up_upsamples[: layer + 1])
+        return (self.up_channels[layer], image_size[0] // stride, image_size[1] // stride)
+
+
+@dataclass(frozen=True)
+class DinoFacts:
+    """Sizes of a DINOv2 model, and the mean and deviation of the RGB values in [0, 1] that it was trained on."""
+
+    patch_size: int
+    width: int
+    n_layers: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+    def feature_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the patch tokens of images of (H, W) pixels; ValueError unless multiples of the patch."""
+        if any(side <= 0 or side % self.patch_size for side in image_size):
+            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.patch_size} px per side")
+        return (self.width, *(side // self.patch_size for side in image_size))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a conditional prompt: which network, which of its outputs, which cache holds it."""
+
+    network: str  # "DINO" or "CLIP"
+    output: str  # "tokens": last hidden state, class token first; "embedding": one projected image embedding
+    cache: str  # folder name of the cache
+
+
+CONDITIONS: dict[str, Condition] = {
+    "DINO-Feat": Condition("DINO", "tokens", "DINOv2"),
+    "DINO-Head": Condition("DINO", "tokens", "DINOv2"),
+    "CLIP-Feat": Condition("CLIP", "tokens", "CLIP-Feat"),
+    "CLIP-Head": Condition("CLIP", "embedding", "CLIP-Head"),
+}
+CONDITION_ARCHITECTURE = {"DINO": "dinov2-base", "CLIP": "clip-vit-h"}
+
+
+def network_facts(folder: str, *, init: str = "pretrained", architecture: str = "sd2-1") -> NetworkFacts | None:
+    """Sizes of the Stable Diffusion model in `folder`, a local folder or hub id, from its JSON files.
+
+    With init="random", and for the default hub ids, nothing need be on this machine. None for another hub id
+    that has not been downloaded, and for a folder that lacks a file (loading then says what is missing).
+    """
+    configs = find_configs(folder, init=init, architecture=architecture)
+    return None if configs is None else compute_facts(configs)
+
+
+def find_configs(
+    folder: str, *, init: str = "pretrained", architecture: str = "sd2-1"
+) -> dict[str, dict[str, Any]] | None:
+    """The configurations of "vae", "unet", "text_encoder" and "scheduler"; None as `network_facts`."""
+    if init == "random":
+        return get_architecture(STABLE_DIFFUSION, architecture)
+    root = local_folder(folder) or Path(folder)
+    paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
+    paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
+    if all(path.is_file() for path in paths.values()):
+        return {name: read_config(path) for name, path in paths.items()}
+    return STABLE_DIFFUSION.get(HUB_IDS.get(folder, ""))
+
+
+def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "") -> DinoFacts | None:
+    """Facts of the DINOv2 model in `folder`, as `network_facts`; NetworkError for a network of another kind."""
+    config, preprocessor = _vision_configs(CONDITIONS["DINO-Feat"], folder, init, architecture)
+    if config is None:
+        return None
+    if (kind := config.get("model_type")) != "dinov2":
+        raise NetworkError(f"{folder} holds a model of type {kind!r}, not 'dinov2'")
+    return DinoFacts(
+        patch_size=config.get("patch_size", 14),
+        width=config.get("hidden_size", 768),
+        n_layers=config.get("num_hidden_layers", 12),
+        image_mean=tuple(preprocessor["image_mean"]),
+        image_std=tuple(preprocessor["image_std"]),
+    )
+
+
+def condition_facts(
+    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
+) -> tuple[int, int] | None:
+    """(tokens, feature width) of a condition's tensor per image, class token included; None if not known yet.
+
+    DINO-Feat and DINO-Head: (257, 768) for the released network; CLIP-Feat (257, 1280); CLIP-Head (1, 1024).
+    """
+    spec = get_condition(condition)
+    config, preprocessor = _vision_configs(spec, folder, init, architecture)
+    if config is None:
+        return None
+    if spec.output == "embedding":
+        return 1, config.get("projection_dim", 512)
+    patch = config.get("patch_size", 14 if spec.network == "DINO" else 32)
+    crop = preprocessor.get("crop_size", 224)
+    height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+    return 1 + (height // patch) * (width // patch), config.get("hidden_size", 768)
+
+
+def condition_preprocessor(
+    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
+) -> dict[str, Any]:
+    """What the image processor of a condition's network does, as its JSON file says; {} if it is not known yet."""
+    return _vision_configs(get_condition(condition), folder, init, architecture)[1]
+
+
+def get_condition(condition: str) -> Condition:
+    """The entry of CONDITIONS; ValueError lists the known names."""
+    if condition not in CONDITIONS:
+        raise ValueError(f"unknown condition {condition!r}; known: {', '.join(sorted(CONDITIONS))}")
+    return CONDITIONS[condition]
+
+
+def network_fingerprint(
+    folder: str,
+    parts: Sequence[str] = ("",),
+    *,
+    init: str = "pretrained",
+    architecture: str = "",
+    seed: int = 0,
+    unet: str = "",
+) -> str:
+    """16 hex digits that identify a network's weights, for cache stamps and prompt files.
+
+    parts: subfolders ("vae", "unet", "text_encoder"; "" is the folder itself). Hashed are the configuration's
+    bytes and, of each safetensors file that loading would use, name, size and a checksum of the first and
+    last MiB. With init="random" the architecture's name and the seed. unet: what stands for the part "unet", as
+    in model.backbone.load. Raises FileNotFoundError if a part is not, or not wholly, on this machine.
+    """
+    digest = hashlib.sha256()
+    if init == "random":
+        digest.update(f"random {architecture} {seed}".encode())
+        return digest.hexdigest()[:16]
+    root = local_folder(folder)
+    if root is None:
+        raise FileNotFoundError(f"no network at {folder!r}: neither a folder nor a downloaded hub id")
+    for part in parts:
+        if part == "unet" and unet:
+            _hash_unet(digest, unet)
+        else:
+            _hash_part(digest, root / part, part)
+    return digest.hexdigest()[:16]
+
+
+def find_unet(unet: str) -> Path | None:
+    """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
+    path = Path(unet).expanduser()
+    if path.exists():
+        return path
+    if (hub_file := split_hub_file(unet)) is None:
+        return local_folder(unet)
+    repository, name = hub_file
+    folder = local_folder(repository)
+    return folder / name if folder and (folder / name).is_file() else None
+
+
+def split_hub_file(text: str) -> tuple[str, str] | None:
+    """(hub id, file) of owner/name/file.safetensors, or None."""
+    match = _HUB_FILE.fullmatch(text)
+    return None if match is None or Path(text).exists() else (match[1], match[2])
+
+
+def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[str]:
+    """What keeps a UNet of this configuration from taking the place of that in `facts`: one text per entry."""
+    found = {
+        "in_channels": (config.get("in_channels", 4), facts.latent_channels),
+        "cross_attention_dim": (config.get("cross_attention_dim", 1280), facts.cross_attention_dim),
+        "block_out_channels": (tuple(config.get("block_out_channels", ())), tuple(reversed(facts.up_channels))),
+    }
+    return [f"{name} {have}, not {want}" for name, (have, want) in found.items() if have != want]
+
+
+def local_folder(folder: str) -> Path | None:
+    """The folder itself, or where the hub's cache keeps an id owner/name; None if not on this machine."""
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    repository = _hub_cache() / f"models--{folder.replace('/', '--')}"
+    reference = repository / "refs" / "main"
+    if not is_hub_id(folder) or not reference.is_file():
+        return None
+    snapshot = repository / "snapshots" / reference.read_text().strip()
+    return snapshot if snapshot.is_dir() else None
+
+
+def is_hub_id(folder: str) -> bool:
+    """Whether `folder` has the form owner/name of a hub id (and is no existing folder)."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", folder)) and not Path(folder).exists()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A network's JSON file; NetworkError names one that is corrupt."""
+    return read_json(path, NetworkError, "fetch the network again")
+
+
+def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
+    """Sizes from the configurations of "vae", "unet", "text_encoder" and "scheduler"."""
+    try:
+        return _compute_facts(configs)
+    except KeyError as error:
+        raise NetworkError(f"a configuration of the Stable Diffusion model lacks the entry {error}") from error
+
+
+def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
+    vae, unet, text, scheduler = (configs[name] for name in ("vae", "unet", "text_encoder", "scheduler"))
+    channels = unet["block_out_channels"]
+    n_up = len(unet["up_block_types"])
+    return NetworkFacts(
+        vae_stride=2 ** (len(vae["block_out_channels"]) - 1),
+        latent_channels=vae["latent_channels"],
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        up_channels=tuple(reversed(channels)),
+        up_upsamples=tuple(i < n_up - 1 for i in range(n_up)),
+        n_downsamples=len(channels) - 1,
+        cross_attention_dim=unet["cross_attention_dim"],
+        text_width=text["hidden_size"],
+        n_positions=text.get("max_position_embeddings", 77),
+        vocab_size=text.get("vocab_size", 49408),
+        n_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+    )
+
+
+def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
+    if init == "random":
+        entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
+        return entry["config"], entry["preprocessor"]
+    root = local_folder(folder) or Path(folder)
+    files = root / "config.json", root / "preprocessor_config.json"
+    if not all(path.is_file() for path in files):
+        entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
+        return entry["config"], entry["preprocessor"]
+    config, preprocessor = (read_config(path) for path in files)
+    if "vision_config" in config:  # a whole CLIP model: the projection's width is kept one level up
+        config = {**config["vision_config"], "projection_dim": config.get("projection_dim", 512)}
+    return config, preprocessor
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+def _hash_part(digest: hashlib._Hash, folder: Path, part: str) -> None:
+    config = folder / "config.json"
+    weights = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
+    if not config.is_file() or not weights:
+        raise FileNotFoundError(f"no network at {folder}: config.json or its safetensors weights are missing")
+    digest.update(part.encode() + config.read_bytes())
+    for path in weights:
+        _hash_file(digest, path)
+
+
+def _hash_unet(digest: hashlib._Hash, unet: str) -> None:
+    path = find_unet(unet)
+    if path is None:
+        raise FileNotFoundError(f"no UNet at {unet!r}: neither a folder, a file nor a downloaded hub id")
+    if path.is_dir():
+        _hash_part(digest, path, "unet")
+    else:
+        _hash_file(digest, path)
+
+
+def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_MIB))
+        file.seek(max(0, size - _MIB))
+        digest.update(file.read(_MIB))

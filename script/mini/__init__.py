@@ -1,1 +1,0 @@
-"""Pretraining of the mini world's networks: `python -m script.mini.pretrain`."""
