@@ -22,7 +22,7 @@ from model.backbone.condition import compute_condition, condition_facts, get_con
 from model.backbone.dino import compute_dino_map
 from model.backbone.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts, network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
-from model.backbone.vae import encode_moments
+from model.backbone.vae import encode_posterior
 from model.method import METHODS
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_file
 
@@ -97,7 +97,7 @@ def condition_shape(cfg, condition: str) -> tuple[int, int]:
     return shape
 
 
-def moments_source(cfg) -> Source:
+def posterior_source(cfg) -> Source:
     """The VAE's posterior (mean and log-variance) of the resized image, computed in float32."""
     where = find_stable_diffusion(cfg)
     stamp = {
@@ -114,7 +114,7 @@ def moments_source(cfg) -> Source:
 
         @torch.no_grad()
         def compute(images: Sequence[Image]) -> Tensor:
-            return encode_moments(vae, _resize(images, cfg.DATASET.IMAGE_SIZE))
+            return encode_posterior(vae, _resize(images, cfg.DATASET.IMAGE_SIZE))
 
         return compute
 
@@ -190,7 +190,7 @@ def dino_source(cfg) -> Source:
     return Source("DINOv2-map", stamp, facts.feature_shape(section.DINO_SIZE), load)
 
 
-SOURCES = {"moments": moments_source, "dino": dino_source}  # what a matcher may read of each image
+SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a matcher may read of each image
 
 
 def find_sources(cfg, condition: str | None) -> dict[str, Source]:

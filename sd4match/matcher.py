@@ -34,7 +34,7 @@ class ImageFeatures:
     identifier: str  # of the pixels
     seed: int  # of its noise
     feature: Tensor | None  # (C, h, w) float32, not normalised; None if the prompt depends on the partner
-    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE moments, the prompt's condition
+    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE posteriors, the prompt's condition
     made_by: Mapping[str, Any]  # what computed each input, and the feature
 
 

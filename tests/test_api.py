@@ -185,7 +185,7 @@ def test_a_prompt_made_from_the_pair(build, photos):
     assert matcher.depends_on_pair
     rows = count_calls(matcher)
     source, b, c = matcher.encode_many([photos[name] for name in "abc"])
-    assert rows == [] and source.feature is None and set(source.inputs) == {"moments", "condition"}
+    assert rows == [] and source.feature is None and set(source.inputs) == {"posterior", "condition"}
     with_b, with_c = matcher.pairs(source, [b, c])
     assert sum(rows) == 8
     assert not torch.allclose(with_b.src_feat, with_c.src_feat)
@@ -221,7 +221,7 @@ def test_another_setting_shares_the_networks(matcher, photos):
     assert other._network.unet is matcher._network.unet
     assert matcher.describe()["timestep"] == 50 and other.describe()["timestep"] == 100
     rows = count_calls(matcher)
-    pair = other.pair(source, source)  # its feature belongs to another timestep; its VAE moments do not
+    pair = other.pair(source, source)  # its feature belongs to another timestep; its VAE posteriors do not
     assert sum(rows) == 2 and not torch.allclose(pair.src_feat, source.feature)
     assert matcher.at(localiser="nn").pair(source, source).setting.localiser == "nn" and sum(rows) == 2
     with pytest.raises(ConfigError, match="TEST.TIMESTEP must be in 0..999; got 1000"):
@@ -239,7 +239,7 @@ def test_another_prompt_shares_the_networks_and_equals_a_fresh_matcher(build, wo
         assert other.prompt_name == name and text.prompt_name == "text" and other.describe() == fresh.describe()
         again = other.pair(source, photos["b"], "cat").src_feat  # the VAE's moments of `source` are taken over
         torch.testing.assert_close(again, fresh.pair(photos["a"], photos["b"], "cat").src_feat, rtol=1e-4, atol=1e-4)
-    assert set(text.with_prompt(CPM).with_prompt("empty").encode(source).inputs) <= {"moments", "dino"}
+    assert set(text.with_prompt(CPM).with_prompt("empty").encode(source).inputs) <= {"posterior", "dino"}
     torch.testing.assert_close(text.encode(photos["a"], "cat").feature, source.feature)
 
 

@@ -69,7 +69,7 @@ def make_pairs(n=2, dino_cells=(5, 7)):
     generator = torch.Generator().manual_seed(0)
     batch = {"category": [CATEGORIES[i % 2] for i in range(n)]}
     for side in ("src", "trg"):
-        batch[f"{side}_moments"] = torch.randn(n, 8, 8, 8, generator=generator)
+        batch[f"{side}_posterior"] = torch.randn(n, 8, 8, 8, generator=generator)
         batch[f"{side}_dino"] = torch.randn(n, 6, *dino_cells, generator=generator).half()
         batch[f"{side}_condition"] = torch.randn(n, *tiny.DINO_SHAPE, generator=generator)
     return batch, torch.arange(2 * n).reshape(n, 2)
@@ -96,7 +96,7 @@ def test_dift_on_an_sd1_folder_equals_the_formula(sd1, prompt_name, layer, times
     hooked = []
     networks.unet.up_blocks[layer].register_forward_hook(lambda *args: hooked.append(args[2]))
     abar = torch.cumprod(1 - torch.linspace(0.001, 0.02, 1000), 0)[timestep]
-    mean, log_var = batch["src_moments"].chunk(2, dim=1)
+    mean, log_var = batch["src_posterior"].chunk(2, dim=1)
     std = (0.5 * log_var.clamp(-30, 20)).exp()
     latents = 0.31 * (mean + std * draw_noise(derive_seeds(seeds[:, 0], 0), (4, 8, 8)))
     texts = ["a photo of a bird", "a photo of a cat"] if prompt_name == "text" else ["", ""]
@@ -201,7 +201,7 @@ def test_the_fused_cosine_is_the_weighted_mean_of_the_two(world):
 
 def test_sd_dino_follows_its_prompt_and_gives_it_gradients(world):
     fused = build(str(world.root / "sd"), "sd_dino", "CPM_spair_tiny_Pair-DINO-Feat-G2-C3")
-    assert not fused.per_image and fused.cache_keys == ("moments", "condition", "dino")
+    assert not fused.per_image and fused.cache_keys == ("posterior", "condition", "dino")
     batch, seeds = make_pairs()
     src, trg = fused.extract_pair(batch, seeds, fused.prompt(batch))
     (src - trg).square().sum().backward()
@@ -236,7 +236,7 @@ def test_cleandift_runs_its_unet_on_the_clean_latent(world, clean_unet, kind):
     feature = matcher.extract(images_of(batch, "src"), seeds[:, 0])
     unet, hooked = UNet2DConditionModel.from_pretrained(clean_unet / "unet"), []
     unet.up_blocks[1].register_forward_hook(lambda *args: hooked.append(args[2]))
-    latents = draw_latents(batch["src_moments"], 0.18215, None)
+    latents = draw_latents(batch["src_posterior"], 0.18215, None)
     unet(latents, 100, matcher.text.encode_text([""]).expand(2, -1, -1))
     torch.testing.assert_close(feature, hooked[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(feature, matcher.extract(images_of(batch, "src"), seeds[:, 0] + 99))
@@ -309,7 +309,7 @@ def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
     summary = run_test(cfg)
     assert summary["pairs"] == 4
     caches = {path.parent.name for path in (tmp_path / "asset").glob("*/spair")}
-    folders = {"moments": "VAE-tiny", "dino": "DINOv2-map"}
+    folders = {"posterior": "VAE-tiny", "dino": "DINOv2-map"}
     assert caches == {folders[kind] for kind in METHODS[name].caches}
 
 

@@ -196,10 +196,10 @@ def test_wrong_image_size(spair, size):
 
 def test_caches(spair):
     cache = {ref.identifier: torch.full((2, 3), n, dtype=torch.half) for n, ref in enumerate(spair.images())}
-    batch = batch_of(PairDataset(spair, 32, {"condition": cache, "moments": cache}))
+    batch = batch_of(PairDataset(spair, 32, {"condition": cache, "posterior": cache}))
     assert batch["src_condition"].shape == (6, 2, 3) and batch["src_condition"].dtype == torch.half
     assert batch["src_condition"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert batch["trg_moments"][:, 0, 0].tolist() == [1, 2, 0, 4, 5, 3]
+    assert batch["trg_posterior"][:, 0, 0].tolist() == [1, 2, 0, 4, 5, 3]
     del cache["cat-2008_000001"]
     with pytest.raises(DatasetError, match="cache 'condition' lacks 1 of 6 images, for instance 'cat-2008_000001'"):
         PairDataset(spair, 32, {"condition": cache})
@@ -210,11 +210,11 @@ def test_caches(spair):
 def test_image_dataset(spair):
     refs = spair.images()[3:]
     cache = {ref.identifier: torch.tensor([float(n)]) for n, ref in enumerate(refs)}
-    batch = batch_of(ImageDataset(refs, 32, {"moments": cache}, categories=spair.categories))
+    batch = batch_of(ImageDataset(refs, 32, {"posterior": cache}, categories=spair.categories))
     assert batch["identifier"] == [ref.identifier for ref in refs] and batch["category"] == ["cat"] * 3
     assert batch["category_id"].tolist() == [1, 1, 1]
     assert batch["size"].tolist() == [list(size) for size in SIZES]
-    assert batch["img"].shape == (3, 3, 32, 32) and batch["moments"].tolist() == [[0], [1], [2]]
+    assert batch["img"].shape == (3, 3, 32, 32) and batch["posterior"].tolist() == [[0], [1], [2]]
     bare = batch_of(ImageDataset(refs, 32, with_images=False))
     assert "img" not in bare and bare["category_id"].tolist() == [0, 0, 0]
 

@@ -196,10 +196,10 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
     cfg = load_config(None, world.opts(tmp_path), {"PROMPT.TYPE": "text"})
     _, pairs, _ = build_test(cfg, lambda pairs: [2])
     assert [record.category for record in pairs.benchmark] == ["cat"] and len(pairs) == 1
-    cached = [ref.identifier in pairs.caches["moments"] for ref in pairs.benchmark.images()]
+    cached = [ref.identifier in pairs.caches["posterior"] for ref in pairs.benchmark.images()]
     everything = type(pairs.benchmark)(pairs.benchmark.root, "test", "all", tmp_path / "index")
     assert cached == [True, True] and len(everything.images()) == 6
-    assert sum(ref.identifier in pairs.caches["moments"] for ref in everything.images()) == 2
+    assert sum(ref.identifier in pairs.caches["posterior"] for ref in everything.images()) == 2
 
 
 @pytest.mark.usefixtures("fresh_accelerator")

@@ -41,7 +41,7 @@ def make_pairs(n=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     batch = {"category": [CATEGORIES[i % 2] for i in range(n)]}
     for side in ("src", "trg"):
-        batch[f"{side}_moments"] = torch.randn(n, 8, 8, 8, generator=generator)
+        batch[f"{side}_posterior"] = torch.randn(n, 8, 8, 8, generator=generator)
         batch[f"{side}_condition"] = torch.randn(n, *tiny.DINO_SHAPE, generator=generator)
     return batch, torch.stack([noise_seeds(0, 0, torch.arange(n), side) for side in (0, 1)], dim=1)
 
@@ -64,7 +64,7 @@ def test_pairs_give_two_float32_maps(folder, name):
     assert src.shape == trg.shape == (3, *matcher_shape(folder))
     assert src.dtype == torch.float32 and src.isfinite().all() and not torch.allclose(src, trg)
     assert matcher.per_image == (name != PAIR)
-    assert matcher.cache_keys == (("moments", "condition") if "CPM" in name else ("moments",))
+    assert matcher.cache_keys == (("posterior", "condition") if "CPM" in name else ("posterior",))
     given = matcher.extract_pair(batch, seeds, tokens=matcher.prompt(batch))
     assert torch.equal(src, given[0]) and torch.equal(trg, given[1])
 
@@ -115,7 +115,7 @@ def test_the_ensemble_is_the_mean_of_single_draws(folder, max_rows):
     hooked = []
     networks.unet.up_blocks[1].register_forward_hook(lambda *args: hooked.append(args[2]))
     noise = draw_noise(derive_seeds(seeds[:, 0], 0), (4, 8, 8))
-    latents = draw_latents(batch["src_moments"], 0.18215, noise)
+    latents = draw_latents(batch["src_posterior"], 0.18215, noise)
     abar = networks.scheduler.alphas_cumprod[261]
     prompt_embeds = matcher.text.encode_text([""]).expand(2, -1, -1)
     for draw in (1, 2, 3):
@@ -127,8 +127,8 @@ def test_the_ensemble_is_the_mean_of_single_draws(folder, max_rows):
 @torch.no_grad()
 def test_the_posterior_is_sampled_or_its_mode(folder):
     batch, seeds = make_pairs()
-    other = torch.cat([batch["src_moments"][:, :4], batch["src_moments"][:, 4:] - 3], dim=1)
-    images, narrower = images_of(batch, "src"), images_of({**batch, "src_moments": other}, "src")
+    other = torch.cat([batch["src_posterior"][:, :4], batch["src_posterior"][:, 4:] - 3], dim=1)
+    images, narrower = images_of(batch, "src"), images_of({**batch, "src_posterior": other}, "src")
     sample, mode = (build(folder, "empty", posterior=kind) for kind in ("sample", "mode"))
     assert torch.equal(mode.extract(images, seeds[:, 0]), mode.extract(narrower, seeds[:, 0]))
     assert not torch.allclose(sample.extract(images, seeds[:, 0]), sample.extract(narrower, seeds[:, 0]))
@@ -138,7 +138,7 @@ def test_the_posterior_is_sampled_or_its_mode(folder):
 def test_noise_follows_the_seeds(folder):
     matcher = build(folder, "empty")
     images = images_of(make_pairs()[0], "src")
-    images["moments"] = images["moments"][:1].expand(3, -1, -1, -1)
+    images["posterior"] = images["posterior"][:1].expand(3, -1, -1, -1)
     feature = matcher.extract(images, torch.tensor([5, 5, 6]))
     close(feature[0], feature[1])
     assert not torch.allclose(feature[0], feature[2])
@@ -223,7 +223,7 @@ def test_wrong_settings_are_refused(folder):
     with pytest.raises(ValueError, match="with the parts unet, scheduler"):
         build_method("sd4match", load_stable_diffusion(folder, parts=("text_encoder", "tokenizer")), None)
     matcher = build(folder, "empty")
-    with pytest.raises(ValueError, match="the batch has no src_moments: .*cache"):
+    with pytest.raises(ValueError, match="the batch has no src_posterior: .*cache"):
         matcher.extract_pair({}, torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="3 images need 3 seeds, got 2"):
         matcher.extract(images_of(make_pairs()[0], "src"), torch.zeros(2, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Frozen networks: architectures, loading, the cut UNet, VAE moments, noise, conditions."""
+"""Frozen networks: architectures, loading, the cut UNet, VAE posteriors, noise, conditions."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from model.backbone.diffusion import cut_unet
 from model.backbone.facts import condition_facts, network_facts, network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
-from model.backbone.vae import draw_latents, encode_moments
+from model.backbone.vae import draw_latents, encode_posterior
 from model.error import NetworkError, NetworkNotFoundError
 from tests import tiny
 from utils.noise import derive_seeds, draw_noise, identifier_seed, noise_seeds
@@ -348,7 +348,7 @@ def test_recomputation_changes_neither_features_nor_gradients(folders):
 def test_moments_reproduce_the_posterior(folders):
     vae = load_stable_diffusion(folders["sd"], parts=("vae",)).vae
     images = torch.rand(2, 3, 64, 64) * 2 - 1
-    moments = encode_moments(vae, images)
+    moments = encode_posterior(vae, images)
     posterior = vae.encode(images).latent_dist
     assert moments.shape == (2, 8, 8, 8)
     assert torch.equal(draw_latents(moments, 1.0), posterior.mode())

@@ -213,7 +213,7 @@ def test_a_step_needs_no_vae_no_images_and_no_dino_once_cached(world, tmp_path, 
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
 
-    for name in ("encode_moments", "compute_condition", "resize_image", "load_pil", "load_vision"):
+    for name in ("encode_posterior", "compute_condition", "resize_image", "load_pil", "load_vision"):
         monkeypatch.setattr(engine.precompute, name, refuse)
     monkeypatch.setattr(Image, "open", refuse)
     run(world, tmp_path, "TRAIN.MAX_STEPS", "3")

@@ -88,10 +88,10 @@ _DIFFUSION = ("unet", "scheduler", "text_encoder", "tokenizer")
 _SETTINGS = ("layer", "timestep", "ensemble", "posterior", "max_rows", "recompute")
 
 METHODS: dict[str, MethodEntry] = {
-    "sd4match": MethodEntry(_build_stable_diffusion, ("moments",), _DIFFUSION, _SETTINGS),
+    "sd4match": MethodEntry(_build_stable_diffusion, ("posterior",), _DIFFUSION, _SETTINGS),
     "dinov2": MethodEntry(_build_dinov2, ("dino",)),
-    "sd_dino": MethodEntry(_build_sd_dino, ("moments", "dino"), _DIFFUSION, (*_SETTINGS, "sd_weight", "dino_weight")),
+    "sd_dino": MethodEntry(_build_sd_dino, ("posterior", "dino"), _DIFFUSION, (*_SETTINGS, "sd_weight", "dino_weight")),
     "cleandift": MethodEntry(
-        _build_cleandift, ("moments",), _DIFFUSION, tuple(name for name in _SETTINGS if name != "ensemble")
+        _build_cleandift, ("posterior",), _DIFFUSION, tuple(name for name in _SETTINGS if name != "ensemble")
     ),
 }

@@ -70,7 +70,7 @@ class SD4Match(nn.Module):
     def _set_prompt(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.per_image = prompt.depends_on != "pair"
-        self.cache_keys = ("moments", "condition") if prompt.condition else ("moments",)
+        self.cache_keys = ("posterior", "condition") if prompt.condition else ("posterior",)
         self._constant: tuple[tuple, dict[str, Tensor]] = ((), {})
 
     def under(self, prompt: Prompt) -> SD4Match:
@@ -95,12 +95,12 @@ class SD4Match(nn.Module):
     def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
         """Feature maps (n, C, h, w), float32, of an image batch.
 
-        batch: "moments" (n, 2c, h', w') and what the prompt reads; seeds: (n,) int64. Raises ValueError for a
+        batch: "posterior" (n, 2c, h', w') and what the prompt reads; seeds: (n,) int64. Raises ValueError for a
         prompt that depends on the pair.
         """
         if not self.per_image:
             raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use extract_pair")
-        return self._extract(get_cached(batch, "moments"), self._embed(batch), seeds)
+        return self._extract(get_cached(batch, "posterior"), self._embed(batch), seeds)
 
     def extract_pair(
         self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
@@ -110,7 +110,7 @@ class SD4Match(nn.Module):
         seeds: (B, 2) int64, source and target. tokens: what the prompt gave for this batch, if it was called
         from outside (through a distributed wrapper); None: it is called here.
         """
-        moments = torch.cat([get_cached(batch, "src_moments"), get_cached(batch, "trg_moments")])
+        moments = torch.cat([get_cached(batch, "src_posterior"), get_cached(batch, "trg_posterior")])
         embeds = self._embed(batch) if tokens is None else self._encode(tokens)
         features = self._extract(moments, embeds, torch.cat([seeds[:, 0], seeds[:, 1]]))
         src_feat, trg_feat = features.chunk(2)

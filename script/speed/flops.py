@@ -199,7 +199,7 @@ def count_image(work: Work) -> tuple[int, int]:
 def make_batch(work: Work) -> dict[str, Tensor]:
     """What matcher and prompt read from a pair batch, without storage."""
     channels, *latent_size = work.latent_shape
-    shapes = {"moments": (2 * channels, *latent_size), "condition": work.condition_shape}
+    shapes = {"posterior": (2 * channels, *latent_size), "condition": work.condition_shape}
     return {
         f"{side}_{key}": torch.empty(work.batch_size, *shape, device=META)
         for side in ("src", "trg")

@@ -158,7 +158,7 @@ def run_loader(args: argparse.Namespace) -> dict:
         render_pairs(root, args.pairs)
         pairs, work = build_pairs(cfg, SPLIT), make_work(cfg)
         channels, *size = work.latent_shape
-        shapes = {"moments": (2 * channels, *size), "condition": work.condition_shape}
+        shapes = {"posterior": (2 * channels, *size), "condition": work.condition_shape}
         pairs.caches.update({key: _write_random(root, key, shape, pairs) for key, shape in shapes.items()})
         plain = PairDataset(pairs.benchmark, pairs.image_size, keep_condition(pairs, root), with_images=True)
         same = torch.equal(pairs[0]["src_condition"], plain[0]["src_condition"])
