@@ -22,7 +22,7 @@ from transformers import (
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.condition import compute_condition
 from model.backbone.device import resolve_device, resolve_dtype
-from model.backbone.diffusion import cut_unet
+from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
 from model.backbone.facts import condition_facts, network_facts, network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
@@ -339,6 +339,82 @@ def test_recomputation_changes_neither_features_nor_gradients(folders):
         results.append((feature.detach(), tokens.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+# ---- features of any blocks ------------------------------------------------------------------------------
+
+
+def build_diffusion(folder, blocks, recompute=False):
+    networks = load_stable_diffusion(folder, parts=("unet", "scheduler"))
+    return Diffusion(networks.unet, networks.scheduler, blocks, recompute)
+
+
+def make_inputs(size=(8, 8)):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 2, 4, *size, generator=generator)
+    return latents, torch.tensor([261, 50]), torch.randn(2, 77, tiny.TEXT_WIDTH, generator=generator), noise
+
+
+def run_hooked(folder, blocks, latents, timestep, condition):
+    """What the blocks of the whole, uncut UNet give, and the names of all blocks that ran."""
+    unet = load_stable_diffusion(folder, parts=("unet",)).unet
+    found = {}
+    for name, block in name_blocks(unet).items():
+        block.register_forward_hook(lambda module, inputs, output, name=name: found.update({name: output}))
+    unet(latents, timestep, condition)
+    assert list(found) == ["down0", "down1", "down2", "mid", "up0", "up1", "up2"]
+    return {name: found[name][0] if name.startswith("down") else found[name] for name in blocks}
+
+
+@pytest.mark.parametrize(
+    "blocks", [("up1",), ("up0",), ("up2",), ("up2", "down1", "up0"), ("mid", "down2"), ("down0",), ("down1", "mid")]
+)
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+@torch.no_grad()
+def test_features_of_any_blocks_are_those_of_the_whole_unet(folders, blocks, size):
+    diffusion = build_diffusion(folders["sd"], blocks)
+    latents, timestep, condition, noise = make_inputs(size)
+    found = diffusion.features(latents, timestep, condition, noise)
+    noised = diffusion.noised(latents, noise, timestep)
+    whole = run_hooked(folders["sd"], blocks, noised, timestep, condition)
+    assert list(found) == list(blocks)
+    assert all(torch.equal(found[name], whole[name]) for name in blocks)
+    assert list(name_blocks(diffusion.unet))[-1] == diffusion.last  # what comes after is not there to be run
+    clean = diffusion.features(latents, 7, condition, None)
+    whole = run_hooked(folders["sd"], blocks, latents, torch.tensor([7, 7]), condition)
+    assert all(torch.equal(clean[name], whole[name]) for name in blocks)
+
+
+def test_noised_latents_follow_the_formula(folders):
+    diffusion = build_diffusion(folders["sd"], ("up1",))
+    latents, _, _, noise = make_inputs()
+    abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)[261]
+    expected = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+    torch.testing.assert_close(diffusion.noised(latents, noise, 261), expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_reach_the_condition_alone(folders, recompute):
+    diffusion = build_diffusion(folders["sd"], ("up1", "down1"), recompute).train()
+    latents, timestep, condition, noise = make_inputs()
+    condition.requires_grad_()
+    sum(map_.square().mean() for map_ in diffusion.features(latents, timestep, condition, noise).values()).backward()
+    assert condition.grad.abs().sum() > 0
+    assert not any(module.training for module in diffusion.modules())
+    assert all(parameter.grad is None for parameter in diffusion.parameters())
+    other = build_diffusion(folders["sd"], ("up1", "down1"))
+    again = condition.detach().clone().requires_grad_()
+    sum(map_.square().mean() for map_ in other.features(latents, timestep, again, noise).values()).backward()
+    assert torch.equal(condition.grad, again.grad)
+
+
+def test_unknown_blocks_and_latent_sizes_are_refused(folders):
+    with pytest.raises(ValueError, match=r"no block up3; it has down0, down1, down2, mid, up0, up1, up2"):
+        build_diffusion(folders["sd"], ("up1", "up3"))
+    diffusion = build_diffusion(folders["sd"], ("up1",))
+    latents, timestep, condition, noise = make_inputs((8, 10))
+    with pytest.raises(ValueError, match=r"latent size \(8, 10\) must be a multiple of 4"):
+        diffusion.features(latents, timestep, condition, noise)
 
 
 # ---- VAE -------------------------------------------------------------------------------------------------

@@ -1,30 +1,109 @@
-"""Stable Diffusion's UNet, cut after the block whose output is the feature map."""
+"""The frozen UNet of Stable Diffusion as a feature extractor: any of its blocks, and nothing after the last of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from diffusers import UNet2DConditionModel
-from torch import nn
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+
+class Diffusion(nn.Module):
+    """(latent, timestep, text condition, noise) -> feature maps (n, C, h, w) of named blocks, as the UNet gives them.
+
+    Blocks are called "down0", "down1", ..., "mid", "up0", "up1", ...; a block's map is its output, after its
+    down- or upsampler. Gradients reach the latents and the condition, never the frozen weights.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,  # is frozen, and cut in place after the last of `blocks`
+        scheduler: DDIMScheduler,
+        blocks: Sequence[str] = ("up1",),
+        recompute: bool = False,  # gradient checkpointing: less memory, more time, the same numbers
+    ) -> None:
+        super().__init__()
+        known = name_blocks(unet)
+        if unknown := [name for name in blocks if name not in known]:
+            raise ValueError(f"the UNet has no block {', '.join(unknown)}; it has {', '.join(known)}")
+        self.blocks = tuple(blocks)
+        self.last = max(blocks, key=list(known).index)
+        self.unet = _cut(unet.requires_grad_(False).eval(), self.last)
+        self.scheduler = scheduler
+        if recompute:
+            self.unet.enable_gradient_checkpointing()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def train(self, mode: bool = True) -> Diffusion:
+        """Frozen: stays in evaluation mode."""
+        return super().train(False)
+
+    def noised(self, latents: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, of latents z, noise eps (n, c, h', w'); timestep one or (n,)."""
+        return self.scheduler.add_noise(latents, noise, _expand(timestep, latents))
+
+    def features(
+        self,
+        latents: Tensor,  # (n, c, h', w'); sides are multiples of the UNet's downsampling
+        timestep: int | Tensor,  # diffusion step, one or (n,)
+        condition: Tensor,  # (n, L, D), what the cross-attention layers read
+        noise: Tensor | None,  # (n, c, h', w'); None: the clean latents go in
+    ) -> dict[str, Tensor]:
+        """The maps of `blocks`, in the UNet's dtype."""
+        divisor = 2**self.unet.num_upsamplers
+        if any(side % divisor for side in latents.shape[-2:]):  # the stock UNet would resize between blocks
+            raise ValueError(f"latent size {tuple(latents.shape[-2:])} must be a multiple of {divisor} per side")
+        timestep = _expand(timestep, latents)
+        sample = latents if noise is None else self.noised(latents, noise, timestep)
+        found: dict[str, Tensor] = {}
+        blocks = name_blocks(self.unet)
+        handles = [blocks[name].register_forward_hook(_keep(name, found)) for name in self.blocks if name != self.last]
+        try:
+            output = self.unet(sample.to(self.dtype), timestep, condition.to(self.dtype), return_dict=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found[self.last] = output[0]
+        return {name: found[name] for name in self.blocks}
+
+
+def name_blocks(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
+    """The UNet's blocks by name, in the order in which they run."""
+    blocks = {f"down{i}": block for i, block in enumerate(unet.down_blocks)}
+    blocks |= {"mid": unet.mid_block} if unet.mid_block is not None else {}
+    return blocks | {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
+
+
+def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
+    """Drop what follows a block, in place: the stock forward then returns that block's output."""
+    kept = list(name_blocks(unet))
+    kept = kept[: kept.index(last) + 1]
+    unet.down_blocks = unet.down_blocks[: sum(name.startswith("down") for name in kept)]
+    unet.mid_block = unet.mid_block if "mid" in kept else None
+    unet.up_blocks = unet.up_blocks[: sum(name.startswith("up") for name in kept)]
+    unet.conv_norm_out = None
+    unet.conv_act = None
+    unet.conv_out = nn.Identity()
+    return unet
 
 
 def cut_unet(unet: UNet2DConditionModel, layer: int, recompute: bool = False) -> UNet2DConditionModel:
-    """Drop what follows `up_blocks[layer]`, in place: the stock forward then returns that block's output.
-
-    recompute: gradient checkpointing (less memory, more time, the same numbers). Latent sides must be
-    multiples of 2^downsamplings; the cut UNet refuses others with a ValueError. Raises ValueError if there is
-    no such block.
-    """
+    """Drop what follows `up_blocks[layer]`, in place, without a `Diffusion` around it."""
     n_blocks = len(unet.up_blocks)
     if not 0 <= layer < n_blocks:
         raise ValueError(
             f"layer must be one of {list(range(n_blocks))} (the UNet has {n_blocks} up-blocks), got {layer}"
         )
-    unet.up_blocks = unet.up_blocks[: layer + 1]
-    unet.conv_norm_out = None
-    unet.conv_act = None
-    unet.conv_out = nn.Identity()
-    unet.register_forward_pre_hook(_check_latent_size, with_kwargs=True)
+    _cut(unet, f"up{layer}").register_forward_pre_hook(_check_latent_size, with_kwargs=True)
     if recompute:
         unet.enable_gradient_checkpointing()
     return unet
@@ -36,3 +115,19 @@ def _check_latent_size(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     divisor = 2**unet.num_upsamplers
     if any(side % divisor for side in sample.shape[-2:]):
         raise ValueError(f"latent size {tuple(sample.shape[-2:])} must be a multiple of {divisor} per side")
+
+
+def _expand(timestep: int | Tensor, latents: Tensor) -> Tensor:
+    """One timestep per latent, (n,), filled in on the device: copying it there would wait."""
+    if isinstance(timestep, Tensor):
+        return timestep.to(latents.device).expand(len(latents))
+    return torch.full((len(latents),), timestep, device=latents.device)
+
+
+def _keep(name: str, found: dict[str, Tensor]):
+    """A forward hook that notes a block's output; a down-block gives its skip connections besides."""
+
+    def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+        found[name] = output[0] if isinstance(output, tuple) else output
+
+    return hook
