@@ -26,12 +26,10 @@ class World:
         ]
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
+def build_world(root: Path) -> World:
     from tests.fixtures_dataset import tiny_pfpascal, tiny_pfwillow, tiny_spair
     from tests.tiny import build_tiny_clip_vision, build_tiny_dinov2, build_tiny_stable_diffusion
 
-    root = tmp_path_factory.mktemp("world")
     build_tiny_stable_diffusion(root / "sd")
     build_tiny_dinov2(root / "dino")
     build_tiny_clip_vision(root / "clip")
@@ -41,16 +39,16 @@ def world(tmp_path_factory) -> World:
     return World(root)
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    return build_world(tmp_path_factory.mktemp("world"))
+
+
 @pytest.fixture
 def fresh_accelerator():
     """Accelerate keeps process-wide state; a test that builds an accelerator starts without it."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from tests.command import reset_accelerate
 
-    def reset():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
-
-    reset()
+    reset_accelerate()
     yield
-    reset()
+    reset_accelerate()
