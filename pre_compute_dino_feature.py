@@ -26,7 +26,8 @@ def parse_args() -> argparse.Namespace:
 def compute(config_file: str | None, opts: list[str], names: list[str] | None, condition: str) -> None:
     """Fill the condition's cache for every image of the named benchmarks."""
     from engine.build import build_accelerator, build_all_splits, find_datasets
-    from engine.precompute import condition_source, fill_from_source, hash_images, unique_images
+    from engine.precompute import fill_from_source, hash_images, unique_images
+    from model.source import condition_source
 
     for name in names or find_datasets(load_config(config_file, opts)):
         cfg = load_config(config_file, opts, {"DATASET.NAME": name})

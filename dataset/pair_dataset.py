@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.error import DatasetError, MissingDataError
 from dataset.record import Benchmark, ImageRef, PairRecord, threshold
 from dataset.table import FLAGS
+from utils.image import as_size, resize_image
 
 EPS = 1e-4  # keypoints keep this distance (px) from the border of the resized image
 
@@ -55,21 +55,6 @@ def load_image(ref: ImageRef, image_size: int | tuple[int, int]) -> torch.Tensor
     Resized as torchvision does tensors: bilinear, antialiased, half-pixel centres.
     """
     return resize_image(load_pil(ref), image_size)
-
-
-def resize_image(image: Image.Image, image_size: int | tuple[int, int]) -> torch.Tensor:
-    """The network's input (3, H', W') float32 in [-1, 1] from an RGB image; see `load_image`."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    resized = F.interpolate(pixels, as_size(image_size), mode="bilinear", align_corners=False, antialias=True)
-    return (resized[0] - 0.5) / 0.5
-
-
-def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H', W') of one number (a square) or two."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if not (height >= 1 and width >= 1):
-        raise ValueError(f"image size must be positive pixels (H, W), got {image_size}")
-    return int(height), int(width)
 
 
 def compute_scale(size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:

@@ -14,14 +14,7 @@ from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark,
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from engine import process as runtime
-from engine.precompute import (
-    build_caches,
-    condition_shape,
-    find_caches,
-    find_stable_diffusion,
-    find_unet,
-    fingerprint_stable_diffusion,
-)
+from engine.precompute import build_caches, find_caches
 from model.backbone.condition import get_condition
 from model.backbone.execution import resolve_memory_format, speed_up
 from model.backbone.generate import Generator
@@ -34,6 +27,7 @@ from model.prompt.base import Prompt
 from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
 from model.prompt.text_prompt import OpenTextPrompt
+from model.source import condition_shape, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:

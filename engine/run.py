@@ -16,7 +16,6 @@ from engine.build import build_prompt_name, describe_prompt
 from engine.learner import Learner
 from engine.monitor import Monitor
 from engine.picture import choose_pairs
-from engine.precompute import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
 from engine.preview import Preview
 from engine.process import write_provenance
 from engine.report import evaluate_split
@@ -25,6 +24,7 @@ from engine.sampler import EpochBatches
 from engine.transfer import build_loader, move_batch
 from model.method import METHODS
 from model.prompt.store import save_prompt
+from model.source import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
 from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
 from utils.noise import noise_seeds
 from utils.pck import alpha_key

@@ -119,9 +119,9 @@ class Runner:
 
     def _refuse_missing(self, job) -> None:
         """ConfigError for settings that cannot work, and for a network that the offline world does not have."""
-        from engine.precompute import find_condition
         from model.backbone.facts import is_hub_id
         from model.prompt.name import parse_prompt_name
+        from model.source import find_condition
 
         if len(self.crew.slots) > 1 and job.test.DEVICE.startswith("cuda:"):
             raise ConfigError(f"rows side by side choose their GPU: leave out DEVICE {job.test.DEVICE} or add --jobs 1")

@@ -9,9 +9,9 @@ import pytest
 import test as test_script
 from config import ROOT, ConfigError, load_config
 from engine.check import check_config
-from engine.precompute import condition_source
 from engine.result import read_pairs_csv
 from model.error import PromptError, PromptNotFoundError
+from model.source import condition_source
 from tests.test_train import CPM, NAME, launch, run
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

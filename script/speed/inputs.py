@@ -16,11 +16,12 @@ from config import ConfigError, load_config
 from dataset.pair_dataset import PairDataset
 from engine.build import build_accelerator, build_new_prompt, build_pairs, build_tested_prompt
 from engine.check import check_config
-from engine.precompute import build_caches, condition_shape, find_stable_diffusion, unique_images
+from engine.precompute import build_caches, unique_images
 from mini.render.write import write_spair
 from model.backbone.facts import network_facts
 from model.backbone.load import load_stable_diffusion
 from model.prompt.base import Prompt
+from model.source import condition_shape, find_stable_diffusion
 from script.speed.flops import Work, require_configs
 from script.speed.measure import held_bytes
 from script.speed.reference import DictCache, ReferenceExtractor, draw_image_noise

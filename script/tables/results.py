@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from config import WITHOUT_EFFECT, ConfigError, iter_keys, resolve_path
-from engine.precompute import find_condition, find_dino, find_stable_diffusion, find_unet
 from engine.report import build_result_stem
 from engine.result import read_pairs_csv, write_text
 from model.backbone.facts import network_fingerprint
 from model.method import METHODS
 from model.prompt.name import parse_prompt_name
 from model.prompt.store import TENSOR_FILES
+from model.source import find_condition, find_dino, find_stable_diffusion, find_unet
 from script.tables.rows import Row, World, load_row
 from utils.pck import Record
 
