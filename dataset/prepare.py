@@ -6,29 +6,36 @@ Every step leaves either nothing or something whole, so running it again goes on
 from __future__ import annotations
 
 import argparse
-import http.client
+import gzip
+import lzma
 import os
-import re
+import shlex
 import shutil
+import stat
 import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TypeVar
+
+from PIL import Image
+from tqdm import tqdm
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
 
 ASSET = Path(__file__).resolve().parents[1] / "asset" / "dataset"
-CHUNK = 1 << 20
+MAX_MEMBERS, MAX_UNPACKED = 1_000_000, 8 << 30  # of an archive: files, bytes
+PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)  # 0: not said
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError)
+DAMAGED += (RuntimeError, ValueError)  # encrypted or of an unknown compression, odd names
+M = TypeVar("M")
+ALIASES = {"trn_pairs.csv": "train_pairs.csv"}  # the pair lists of NCNet
 
 
-class PrepareError(RuntimeError):
+class PrepareError(Exception):
     """What the user has to do something about; the text says what."""
 
 
@@ -38,50 +45,31 @@ class Part:
 
     url: str
     page: str  # where a person finds it
-    file_name: str
     brings: tuple[str, ...]  # names in the folder of the data set once it is there
     also: tuple[str, ...] = ()  # patterns of further names to take from beside them
 
+    @property
+    def file_name(self) -> str:
+        return self.url.rpartition("/")[2]
 
-PROPOSAL_FLOW = "https://www.di.ens.fr/willow/research/proposalflow/"
-SD4MATCH = "https://github.com/ActiveVisionLab/SD4Match#data"
-PARTS: dict[str, tuple[Part, ...]] = {
-    "spair": (
-        Part(
-            url="https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz",
-            page="https://cvlab.postech.ac.kr/research/SPair-71k/",
-            file_name="SPair-71k.tar.gz",
-            brings=("Layout", "PairAnnotation", "JPEGImages"),
-            also=("*",),
-        ),
-    ),
+    @property
+    def is_pairs(self) -> bool:
+        return self.brings[0].endswith(".csv")
+
+
+FLOW = "https://www.di.ens.fr/willow/research/proposalflow/"
+SPAIR = "https://cvlab.postech.ac.kr/research/SPair-71k/"
+LISTS, LISTS_PAGE = "https://www.robots.ox.ac.uk/~xinghui/sd4match/", "https://github.com/ActiveVisionLab/SD4Match#data"
+SPLITS = ("trn_pairs.csv", "val_pairs.csv", "test_pairs.csv")
+PARTS: dict[str, tuple[Part, ...]] = {  # the archive, then the pair lists where they are apart
+    "spair": (Part(f"{SPAIR}data/SPair-71k.tar.gz", SPAIR, ("Layout", "PairAnnotation", "JPEGImages"), ("*",)),),
     "pfpascal": (
-        Part(
-            url=f"{PROPOSAL_FLOW}dataset/PF-dataset-PASCAL.zip",
-            page=PROPOSAL_FLOW,
-            file_name="PF-dataset-PASCAL.zip",
-            brings=("PF-dataset-PASCAL",),
-        ),
-        Part(
-            url="https://www.robots.ox.ac.uk/~xinghui/sd4match/pf-pascal_image_pairs.zip",
-            page=SD4MATCH,
-            file_name="pf-pascal_image_pairs.zip",
-            brings=("trn_pairs.csv", "val_pairs.csv", "test_pairs.csv"),
-        ),
+        Part(f"{FLOW}dataset/PF-dataset-PASCAL.zip", FLOW, ("PF-dataset-PASCAL",)),
+        Part(f"{LISTS}pf-pascal_image_pairs.zip", LISTS_PAGE, SPLITS),
     ),
     "pfwillow": (
-        Part(
-            url=f"{PROPOSAL_FLOW}dataset/PF-dataset.zip",
-            page=PROPOSAL_FLOW,
-            file_name="PF-dataset.zip",
-            brings=("PF-dataset",),
-        ),
-        Part(
-            url="https://www.robots.ox.ac.uk/~xinghui/sd4match/test_pairs.csv",
-            page=SD4MATCH,
-            file_name="test_pairs.csv",
-            brings=("test_pairs.csv",),
-        ),
+        Part(f"{FLOW}dataset/PF-dataset.zip", FLOW, ("PF-dataset",)),
+        Part(f"{LISTS}test_pairs.csv", LISTS_PAGE, ("test_pairs.csv",)),
     ),
 }
 EXPECTED: dict[str, dict[str, int]] = {  # pairs of each split, and images where the data set states them
@@ -94,13 +82,14 @@ EXPECTED: dict[str, dict[str, int]] = {  # pairs of each split, and images where
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when the data set is complete, 1 with a message when it is not."""
     args = parse_args(argv)
-    root = args.root or ASSET / BENCHMARKS[args.name].FOLDER
+    folder = args.root / BENCHMARKS[args.name].FOLDER
     try:
-        if args.check:
-            report_check(args.name, root, EXPECTED[args.name])
-        else:
-            parts = choose_urls(PARTS[args.name], args.url, args.pairs_url)
-            prepare(args.name, root, parts, EXPECTED[args.name], args.pairs)
+        if args.root.name == folder.name or (args.root / PARTS[args.name][0].brings[0]).exists():
+            parent = args.root.absolute().parent
+            raise PrepareError(f"--root (as DATASET.ROOT) is the folder that holds {folder.name}/: pass {parent}")
+        if not args.check:
+            prepare(args.name, folder, (args.url, args.pairs_url), args.pairs)
+        check(args.name, folder)
     except (PrepareError, OSError) as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         return 1
@@ -111,9 +100,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="prepare_data.sh", description="Download, unpack and check a data set.")
     parser.add_argument("name", choices=sorted(PARTS))
-    parser.add_argument("--root", type=Path, help="folder of the data set (default: its usual name in asset/dataset)")
+    parser.add_argument("--root", type=Path, default=ASSET, help="DATASET.ROOT, the folder that holds SPair-71k/ ...")
     parser.add_argument("--check", action="store_true", help="only check what is there")
-    parser.add_argument("--url", help="another address of the archive (http, https or file)")
+    parser.add_argument("--url", help="another address of the archive")
     parser.add_argument("--pairs-url", help="another address of the pair lists (PF-PASCAL, PF-WILLOW)")
     parser.add_argument("--pairs", type=Path, help="folder that holds the pair lists in CSV already")
     args = parser.parse_args(argv)
@@ -122,189 +111,142 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def choose_urls(parts: Sequence[Part], url: str | None, pairs_url: str | None) -> list[Part]:
-    """The parts with the addresses the user gave: `url` for the archive, `pairs_url` for the pair lists."""
-    given = (url, pairs_url)
-    return [replace(part, url=new) if new else part for part, new in zip(parts, given, strict=False)]
+def prepare(name: str, folder: Path, urls: Sequence[str | None] = (None, None), pairs: Path | None = None) -> None:
+    """Brings what is missing of the data set `name` into its `folder`; or PrepareError.
 
-
-def prepare(
-    name: str, root: Path, parts: Sequence[Part], expected: Mapping[str, int], pairs: Path | None = None
-) -> None:
-    """Brings the data set `name` into `root` and checks it; keeps what is there; or PrepareError.
-
-    Archives are kept in the folder `download` beside `root`; one put there by hand is used. pairs: folder
-    with the pair lists, used instead of downloading them.
+    urls: other addresses of its parts. pairs: a folder whose pair lists are copied instead. Archives are kept
+    in `download` beside `folder`; one put there by hand is used.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        missing = [item for item in part.brings if not (root / item).exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, url in zip(PARTS[name], urls, strict=False):
+        if part.is_pairs:
+            copy_lists(pairs or folder, folder, part.brings)
+        missing = [item for item in part.brings if not (folder / item).exists()]
         if not missing:
-            say(f"found {', '.join(part.brings)} in {root}")
-        elif pairs is not None and is_pairs(part):
-            copy_lists(pairs, root, missing)
-        else:
-            bring(part, root)
-    report_check(name, root, expected)
+            say(f"found {', '.join(part.brings)} in {folder}")
+            continue
+        if part.is_pairs and pairs:
+            raise PrepareError(f"--pairs {pairs}: {', '.join(missing)} not found there")
+        is_list = part.file_name.endswith(".csv")
+        file = folder / part.file_name if is_list else folder.parent / "download" / part.file_name
+        if not file.is_file():
+            download(part, url or part.url, file)
+        if not is_list:
+            install(file, folder, part)
 
 
-def bring(part: Part, root: Path) -> None:
-    """Downloads one part, unless its file is there, and installs what it holds."""
-    is_list = part.file_name.endswith(".csv")
-    file = root / part.file_name if is_list else root.parent / "download" / part.file_name
-    if file.is_file():
-        say(f"found {file}")
-    else:
-        try:
-            download(part.url, file)
-        except (OSError, http.client.HTTPException) as error:
-            lists = f"\nOr pass --pairs DIR, a folder with {', '.join(part.brings)}." * is_pairs(part)
-            raise PrepareError(
-                f"could not download {part.url} ({error}).\n"
-                f"To get it by hand: open {part.page}, find {part.file_name}, save it as\n"
-                f"  {file}\nand run this again: it goes on from there, as from an interruption.{lists}"
-            ) from error
-    if not is_list:
-        install(file, root, part)
-
-
-def is_pairs(part: Part) -> bool:
-    """Whether the part is the pair lists of a data set."""
-    return part.brings[0].endswith(".csv")
-
-
-def copy_lists(folder: Path, root: Path, names: Sequence[str]) -> None:
-    """Copies pair lists from a folder of the user."""
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise PrepareError(f"--pairs {folder}: {', '.join(absent)} not found there")
+def copy_lists(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copies the pair lists that `folder` lacks from `source`, where they may have NCNet's names."""
     for name in names:
-        temporary = root / f"{name}.part"
-        shutil.copyfile(folder / name, temporary)
-        os.replace(temporary, root / name)
-        say(f"copied {folder / name} to {root}")
+        path = find_item(source, name)
+        if path and not (folder / name).exists():
+            temporary = folder / f"{name}.part"
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, folder / name)
+            say(f"copied {path} to {folder / name}")
 
 
-# Downloading
+def find_item(folder: Path, name: str) -> Path | None:
+    """The file or folder `name`, or the one of its other name, in `folder`."""
+    paths = (folder / other for other in (name, ALIASES.get(name)) if other)
+    return next((path for path in paths if path.exists()), None)
 
 
-def download(url: str, file: Path, attempts: int = 3, wait: float = 2.0) -> None:
-    """Fetches `url` into `file` by way of `<file>.part`, which a later attempt or run continues; or OSError.
+def download(part: Part, url: str, file: Path) -> None:
+    """Fetches `url` into `file` by way of `<file>.part`, which a later run continues; or PrepareError."""
+    from huggingface_hub.file_download import http_get
 
-    wait: seconds before the second attempt, doubled for each further one.
-    """
-    part = file.with_name(f"{file.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(attempts):
-        try:
-            fetch(url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
-            if refused or attempt == attempts - 1:
-                raise
-            say(f"interrupted ({error}): trying again")
-            time.sleep(wait * 2**attempt)
-    os.replace(part, file)
-
-
-def fetch(url: str, part: Path) -> None:
-    """One attempt: continues `part` where the server can, starts over where it cannot."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "sd4match-prepare-data"} | ({"Range": f"bytes={have}-"} if have else {})
+    begun = file.with_name(f"{file.name}.part")
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    say(f"downloading {url}")
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing was missing
-        part.unlink()
-        return fetch(url, part)
-    with response:
-        resumed = (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-") and have > 0
-        start = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        say(f"downloading {url}{f', continued at {start:,} bytes' if resumed else ''}")
-        with open(part, "ab" if resumed else "wb") as file:
-            size = copy_stream(response, file, start, total)
-    if total is not None and size != total:
-        raise OSError(f"the connection closed after {size:,} of {total:,} bytes")
-
-
-def copy_stream(response: BinaryIO, file: BinaryIO, size: int, total: int | None) -> int:
-    """Copies to the end, with a line every 10 s; returns the file's new size (bytes), it had `size`."""
-    spoken = time.monotonic()
-    while chunk := response.read(CHUNK):
-        file.write(chunk)
-        size += len(chunk)
-        if time.monotonic() - spoken > 10:
-            spoken = time.monotonic()
-            say(f"  {size / 1e6:,.0f} MB" + (f" of {total / 1e6:,.0f} MB" if total else ""))
-    return size
+        with open(begun, "ab") as stream:
+            http_get(url, stream, resume_size=stream.tell(), displayed_filename=file.name)
+    except Exception as error:  # of whatever kind the library's HTTP client raises
+        if "416" in str(error) and begun.stat().st_size:  # it has at least the size of the file: no part of it
+            begun.unlink()
+            return download(part, url, file)
+        lists = f"\nOr pass --pairs DIR, a folder with {', '.join(part.brings)}." * part.is_pairs
+        raise PrepareError(
+            f"could not download {url} ({' '.join(str(error).split())}).\n"
+            f"To get it by hand: open {part.page}, find {part.file_name}, save it as\n"
+            f"  {file}\nand run this again: it goes on from there, as from an interruption.{lists}"
+        ) from error
+    os.replace(begun, file)
 
 
 # Unpacking
 
 
-def install(archive: Path, root: Path, part: Part) -> None:
-    """Unpacks into a temporary folder, then moves what the part brings into `root`; keeps what is there."""
-    unpacked = root / ".unpack"
+def install(archive: Path, folder: Path, part: Part) -> None:
+    """Unpacks into a temporary folder, then moves what the part brings into `folder`; keeps what is there."""
+    unpacked = folder / ".unpack"
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
-        say(f"unpacking {archive}")
         unpack(archive, unpacked)
         source = find_parent(unpacked, part.brings, archive)
-        names = {path.name for pattern in (*part.brings, *part.also) for path in source.glob(pattern)}
-        for name in sorted(names, key=lambda name: (name in part.brings, name)):  # `brings` last: it says all is there
-            if (root / name).exists():
-                say(f"kept {root / name}, which was there before")
+        paths = {path.name: path for pattern in part.also for path in sorted(source.glob(pattern))}
+        for name in part.brings:  # last: they say that all is there
+            paths.pop(name, None)
+            paths[name] = find_item(source, name)
+        for name, path in paths.items():
+            if (folder / name).exists():
+                say(f"kept {folder / name}, which was there before")
             else:
-                os.replace(source / name, root / name)
+                os.replace(path, folder / name)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
-    say(f"installed {', '.join(sorted(names))} in {root}; {archive} may be deleted")
+    say(f"installed {', '.join(part.brings)} in {folder}; {archive} may be deleted")
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a tar or zip file; refuses members that would land outside `folder`, skips what macOS adds."""
-    folder.mkdir(parents=True)
+    """Unpacks a tar or zip file into `folder`; PrepareError for what `admit` refuses and for damage."""
+    say(f"unpacking {archive}")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                for info in file.infolist():
-                    if is_wanted(info.filename, archive):
-                        file.extract(info, folder)
+                modes = {info: stat.S_IFMT(info.external_attr >> 16) for info in file.infolist()}
+                file.extractall(folder, admit(modes, lambda i: (i.filename, i.file_size, modes[i] in PLAIN)))
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:
-                for member in file:
-                    if is_wanted(member.name, archive):
-                        file.extract(member, folder, filter="data")
+                members = admit(file, lambda m: (m.name, m.size, m.isreg() or m.isdir()))
+                file.extractall(folder, members, filter="data")
+                while file.fileobj.read(1 << 20):  # to the end, where gzip keeps its checksum
+                    pass
         else:
             with open(archive, "rb") as file:
-                start = file.read(40)
-            raise PrepareError(
-                f"{archive} is no tar or zip archive: it starts with {start!r}. Delete it and run again."
-            )
-    except tarfile.FilterError as error:
-        raise PrepareError(f"{archive}: refused, a member leaves the target folder ({error})") from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise PrepareError(f"it is no tar or zip archive: it starts with {file.read(40)!r}")
+    except PrepareError as error:
+        raise PrepareError(f"{archive}: refused, {error}. Delete it and run again.") from None
+    except DAMAGED as error:
         raise PrepareError(f"{archive} is damaged ({error}). Delete it and run again.") from error
 
 
-def is_wanted(member: str, archive: Path) -> bool:
-    """False for the shadow files of macOS; PrepareError for a member outside the target folder."""
-    path = PurePosixPath(member.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", member):
-        raise PrepareError(f"{archive}: refused, its member {member!r} leaves the target folder")
-    return "__MACOSX" not in path.parts and path.name != ".DS_Store" and not path.name.startswith("._")
+def admit(members: Iterable[M], describe: Callable[[M], tuple[str, int, bool]]) -> Iterator[M]:
+    """The members to unpack, without what macOS adds; describe: name, bytes, whether it is a plain file or folder.
+
+    Raises PrepareError for links and devices, for names that leave the folder, and for more than MAX_MEMBERS
+    or MAX_UNPACKED.
+    """
+    total = 0
+    for number, member in enumerate(tqdm(members, unit=" files", mininterval=1), start=1):
+        name, size, is_plain = describe(member)
+        path = PureWindowsPath(name)  # knows both kinds of slash and of root
+        total += size
+        if path.anchor or ".." in path.parts:
+            raise PrepareError(f"its member {name!r} leaves the target folder")
+        if not is_plain:
+            raise PrepareError(f"its member {name!r} is a link or device")
+        if number > MAX_MEMBERS or total > MAX_UNPACKED:
+            raise PrepareError(f"it holds more than {MAX_MEMBERS:,} files or {MAX_UNPACKED:,} bytes")
+        if "__MACOSX" not in path.parts and path.name != ".DS_Store" and not path.name.startswith("._"):
+            yield member
 
 
 def find_parent(folder: Path, names: Sequence[str], archive: Path) -> Path:
     """The uppermost folder in `folder` that holds all the `names`."""
-    for current, folders, files in os.walk(folder):
-        if set(names) <= {*folders, *files}:
+    for current, folders, _ in os.walk(folder):
+        if all(find_item(Path(current), name) for name in names):
             return Path(current)
         if Path(current).relative_to(folder).parts[2:]:
             folders.clear()
@@ -315,36 +257,56 @@ def find_parent(folder: Path, names: Sequence[str], archive: Path) -> Path:
 # Checking
 
 
-def report_check(name: str, root: Path, expected: Mapping[str, int]) -> None:
+def check(name: str, folder: Path) -> None:
     """Says that the data set is complete, or raises PrepareError with everything that is wrong."""
-    say(f"checking {root}")
-    problems = find_problems(name, root, expected)
+    say(f"checking {folder}")
+    expected = EXPECTED[name]
+    problems = find_problems(name, folder, expected)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
         raise PrepareError(
-            f"{root} is not complete:\n{lines}\nIt should look like this:\n{BENCHMARKS[name].LAYOUT}\n"
+            f"{folder} is not complete:\n{lines}\nIt should look like this:\n{BENCHMARKS[name].LAYOUT}\n"
             "Nothing that was there is replaced: move the wrong files away and run "
-            f"`sh script/prepare_data.sh {name} --root {root}` again."
+            f"`sh script/prepare_data.sh {name} --root {shlex.quote(str(folder.parent))}` again."
         )
     say(f"{name} is complete: {', '.join(f'{count:,} {what}' for what, count in expected.items())}")
 
 
-def find_problems(name: str, root: Path, expected: Mapping[str, int]) -> list[str]:
-    """Opens every split with its reader, which looks at each annotation, and compares the counts."""
-    problems = []
+def find_problems(name: str, folder: Path, expected: Mapping[str, int]) -> list[str]:
+    """Opens every split with its reader, which looks at each annotation, decodes every image, compares the counts."""
+    problems, sizes = [], {}
     for split in BENCHMARKS[name].SPLITS:
         try:
-            count = len(build_benchmark(name, root, split))
+            benchmark = build_benchmark(name, folder, split)
         except (DatasetError, MissingDataError) as error:
             problems.append(str(error).splitlines()[0])
             continue
-        if count != expected[split]:
-            problems.append(f"split {split} has {count:,} pairs, expected {expected[split]:,}")
+        if len(benchmark) != expected[split]:
+            problems.append(f"split {split} has {len(benchmark):,} pairs, expected {expected[split]:,}")
+        sizes |= {image.path: image.size for image in benchmark.images()}
     if "images" in expected:
-        count = sum(1 for path in root.glob("JPEGImages/*/*.jpg") if not path.name.startswith("."))
+        count = sum(1 for path in folder.glob("JPEGImages/*/*.jpg") if not path.name.startswith("."))
         if count != expected["images"]:
             problems.append(f"JPEGImages has {count:,} images, expected {expected['images']:,}")
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(problems)) + find_bad_images(sizes)
+
+
+def find_bad_images(sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A line for each image, of a path and (H, W), that cannot be decoded to its end or has another size."""
+    bad = []
+    for path, size in tqdm(sizes.items(), "decoding the images", unit="", mininterval=1):
+        try:
+            with Image.open(path) as image:
+                found = image.height, image.width
+                image.draft("L", (1, 1))  # reads every byte of a JPEG, but computes an eighth of the resolution
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            bad.append(f"{path} cannot be decoded ({error})")
+            continue
+        if found != size:
+            bad.append(f"{path} has size (H, W) = {found}, its annotation says {size}")
+    more = f"{len(bad) - 10:,} further images"
+    return bad[:10] + [more] * (len(bad) > 10)
 
 
 def say(line: str) -> None:

@@ -4,6 +4,7 @@ import http.server
 import io
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dataset import BENCHMARKS
 from dataset import prepare as p
 from tests.fixtures_dataset import tiny_pfpascal, tiny_pfwillow, tiny_spair
 
@@ -62,18 +65,14 @@ def server():
 
 
 def tar_bytes(folder, *more):
-    """`folder` under its own name as tar.gz, with further (name, content or link target) members."""
+    """`folder` under its own name as tar.gz, with further (name or TarInfo, content) members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as file:
         file.add(folder, folder.name)
         for name, content in more:
-            info = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-                file.addfile(info)
-            else:
-                info.size = len(content)
-                file.addfile(info, io.BytesIO(content))
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -90,8 +89,22 @@ def zip_bytes(root, *names, extra=()):
     return buffer.getvalue()
 
 
-def parts_at(name, server):
-    return p.choose_urls(p.PARTS[name], f"{server.url}/archive", f"{server.url}/pairs")
+@pytest.fixture
+def prepare(server, monkeypatch):
+    """prepare(name, root, counts, **more): the data set from the server, in `root`/<its folder>, then checked."""
+
+    def run(name, root, counts, **more):
+        monkeypatch.setitem(p.EXPECTED, name, counts)
+        folder = root / BENCHMARKS[name].FOLDER
+        p.prepare(name, folder, (f"{server.url}/archive", f"{server.url}/pairs"), **more)
+        p.check(name, folder)
+        return folder
+
+    return run
+
+
+def fetch(server, file):
+    p.download(p.PARTS["spair"][0], f"{server.url}/a", file)
 
 
 # Downloading
@@ -101,33 +114,28 @@ def test_download_and_resume(server, tmp_path):
     content = bytes(range(256)) * 400
     server.files["/a"] = content
     file = tmp_path / "new" / "a.bin"
-    p.download(f"{server.url}/a", file)
+    fetch(server, file)
     assert file.read_bytes() == content and server.requests == [("/a", None)]
     file.unlink()
     part = tmp_path / "new" / "a.bin.part"
     part.write_bytes(content[:1000])
-    p.download(f"{server.url}/a", file)
+    fetch(server, file)
     assert file.read_bytes() == content and not part.exists()
     assert server.requests[-1] == ("/a", "bytes=1000-")
 
 
-def test_connection_lost_half_way(server, tmp_path, capsys):
-    server.files["/a"] = content = bytes(range(250)) * 1000
+def test_connection_lost_half_way(server, tmp_path):
+    server.files["/a"] = content = bytes(range(256)) * 90_000
     server.cut = 1
-    p.download(f"{server.url}/a", tmp_path / "a", wait=0)
+    fetch(server, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == content
-    assert server.requests[1] == ("/a", "bytes=125000-")
-    assert "interrupted" in capsys.readouterr().out
-    server.cut = 9
-    with pytest.raises(OSError, match="closed after 218,750 of 250,000 bytes"):
-        p.download(f"{server.url}/a", tmp_path / "b", wait=0)
-    assert not (tmp_path / "b").exists() and (tmp_path / "b.part").stat().st_size == 218750
+    assert server.requests[1] == ("/a", f"bytes={10 << 20}-")  # whole blocks are kept
 
 
 def test_server_without_ranges_starts_over(server, tmp_path):
     server.files["/a"], server.ranges = b"x" * 5000, False
     (tmp_path / "a.part").write_bytes(b"y" * 3000)
-    p.download(f"{server.url}/a", tmp_path / "a")
+    fetch(server, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"x" * 5000
 
 
@@ -135,129 +143,170 @@ def test_server_without_ranges_starts_over(server, tmp_path):
 def test_part_that_is_whole_or_too_long(server, tmp_path, have):
     server.files["/a"] = b"x" * 5000
     (tmp_path / "a.part").write_bytes(have)
-    p.download(f"{server.url}/a", tmp_path / "a")
+    fetch(server, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"x" * 5000
 
 
-def test_failed_download_says_how_to_go_on(server, tmp_path):
+def test_failed_download_says_how_to_go_on(server, tmp_path, prepare):
     with pytest.raises(p.PrepareError) as error:
-        p.prepare("pfpascal", tmp_path / "pf-pascal", parts_at("pfpascal", server), {})
+        prepare("pfpascal", tmp_path, {})
     text = str(error.value)
     assert "404" in text and "https://www.di.ens.fr/willow/research/proposalflow/" in text
     assert f"  {tmp_path / 'download' / 'PF-dataset-PASCAL.zip'}\n" in text
     assert len(server.requests) == 1
 
 
+def test_unreachable_mirror_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    part = p.PARTS["pfwillow"][1]
+    with pytest.raises(p.PrepareError, match=r"(?s)could not download http://127.0.0.1:9/x \(.*\).*by hand.*--pairs"):
+        p.download(part, "http://127.0.0.1:9/x", tmp_path / "x")
+
+
 # Whole runs
 
 
-def test_spair_from_server_twice(server, tmp_path, capsys):
+def test_spair_from_server_twice(server, tmp_path, prepare, capsys):
     source = tiny_spair(tmp_path / "source")
     server.files["/archive"] = tar_bytes(source, ("SPair-71k/._Layout", b"x"), ("SPair-71k/README", b"hello"))
-    root = tmp_path / "asset" / "SPair-71k"
-    p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
-    names = {path.name for path in root.iterdir()}
-    assert names == {"Layout", "PairAnnotation", "JPEGImages", "README", ".index"}
+    folder = prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+    assert {path.name for path in folder.iterdir()} == {"Layout", "PairAnnotation", "JPEGImages", "README", ".index"}
     assert "spair is complete: 6 trn, 2 val, 4 test, 6 images" in capsys.readouterr().out
-    p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
+    prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
     assert "found Layout, PairAnnotation, JPEGImages in" in capsys.readouterr().out
     assert len(server.requests) == 1
 
 
-def test_archive_put_there_by_hand(tmp_path, server):
+def test_archive_put_there_by_hand(tmp_path, server, prepare):
     source = tiny_pfwillow(tmp_path / "source")
-    root = tmp_path / "asset" / "pf-willow"
     archive = tmp_path / "asset" / "download" / "PF-dataset.zip"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(zip_bytes(source, "PF-dataset/", extra=[("__MACOSX/PF-dataset/x", b"x")]))
     server.files["/pairs"] = (source / "test_pairs.csv").read_bytes()
-    p.prepare("pfwillow", root, parts_at("pfwillow", server), {"test": 4})
+    folder = prepare("pfwillow", tmp_path / "asset", {"test": 4})
     assert [path for path, _ in server.requests] == ["/pairs"]
-    assert {path.name for path in root.iterdir()} == {"PF-dataset", "test_pairs.csv", ".index"}
+    assert {path.name for path in folder.iterdir()} == {"PF-dataset", "test_pairs.csv", ".index"}
 
 
-def test_pfpascal_with_zipped_pairs_in_a_folder(server, tmp_path):
+@pytest.mark.parametrize("train", ["trn", "train"])  # NCNet's lists are called train_pairs.csv
+def test_pfpascal_with_pairs_from_everywhere(server, tmp_path, prepare, train):
     source = tiny_pfpascal(tmp_path / "source")
+    expected = (source / "trn_pairs.csv").read_bytes()
     server.files["/archive"] = zip_bytes(source, "PF-dataset-PASCAL/")
     lists = tmp_path / "lists"
+    (lists / "inner").mkdir(parents=True)
     for name in ("trn", "val", "test"):
-        (lists / "inner").mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / f"{name}_pairs.csv", lists / "inner")
+        shutil.move(source / f"{name}_pairs.csv", lists / "inner" / f"{train if name == 'trn' else name}_pairs.csv")
     server.files["/pairs"] = zip_bytes(lists, "inner/")
-    root = tmp_path / "pf-pascal"
     counts = {"trn": 4, "val": 2, "test": 2}
-    p.prepare("pfpascal", root, parts_at("pfpascal", server), counts)
-    other = tmp_path / "other" / "pf-pascal"
-    p.prepare("pfpascal", other, parts_at("pfpascal", server), counts, pairs=lists / "inner")
-    assert (other / "val_pairs.csv").read_bytes() == (source / "val_pairs.csv").read_bytes()
+    zipped = prepare("pfpascal", tmp_path / "a", counts)
+    given = prepare("pfpascal", tmp_path / "b", counts, pairs=lists / "inner")
+    shutil.copytree(lists / "inner", tmp_path / "c" / "pf-pascal")
+    there = prepare("pfpascal", tmp_path / "c", counts)
+    assert all((folder / "trn_pairs.csv").read_bytes() == expected for folder in (zipped, given, there))
     with pytest.raises(p.PrepareError, match="--pairs .*: trn_pairs.csv, val_pairs.csv, test_pairs.csv not found"):
-        p.prepare("pfpascal", tmp_path / "third" / "x", parts_at("pfpascal", server), counts, pairs=tmp_path)
+        prepare("pfpascal", tmp_path / "d", counts, pairs=tmp_path)
 
 
-def test_what_is_there_is_kept(server, tmp_path, capsys):
+def test_what_is_there_is_kept(server, tmp_path, prepare, capsys):
     source = tiny_spair(tmp_path / "source")
     server.files["/archive"] = tar_bytes(source)
-    root = tmp_path / "SPair-71k"
-    (root / "JPEGImages").mkdir(parents=True)
-    (root / ".unpack").mkdir()
+    folder = tmp_path / "SPair-71k"
+    (folder / "JPEGImages").mkdir(parents=True)
+    (folder / ".unpack").mkdir()
     with pytest.raises(p.PrepareError, match="(?s)images are missing.*JPEGImages has 0 images, expected 6.*move the"):
-        p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
-    assert f"kept {root / 'JPEGImages'}" in capsys.readouterr().out
-    assert not (root / ".unpack").exists()
-    shutil.rmtree(root / "JPEGImages")
-    p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
+        prepare("spair", tmp_path, SPAIR_COUNTS)
+    assert f"kept {folder / 'JPEGImages'}" in capsys.readouterr().out
+    assert not (folder / ".unpack").exists()
+    shutil.rmtree(folder / "JPEGImages")
+    prepare("spair", tmp_path, SPAIR_COUNTS)
     assert len(server.requests) == 1
 
 
 # Unpacking
 
-
-@pytest.mark.parametrize(
-    "member",
-    [
-        ("../escape", b"x"),
-        ("/tmp/escape-absolute", b"x"),
-        ("SPair-71k/link", "../../outside"),
-        ("a/../../escape", b"x"),
-    ],
-)
-def test_tar_members_that_escape_are_refused(server, tmp_path, member):
-    server.files["/archive"] = tar_bytes(tiny_spair(tmp_path / "source"), member)
-    root = tmp_path / "asset" / "SPair-71k"
-    with pytest.raises(p.PrepareError, match="refused, .*member.* leaves the target folder"):
-        p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
-    assert list(root.iterdir()) == [] and not list(tmp_path.rglob("escape*"))
+ESCAPING = ["../escape", "/tmp/escape-absolute", "a/../../escape", "C:\\escape", "PF-dataset/..\\..\\escape"]
 
 
-@pytest.mark.parametrize("name", ["../escape", "/escape", "C:\\escape", "PF-dataset/..\\..\\escape"])
-def test_zip_members_that_escape_are_refused(server, tmp_path, name):
-    source = tiny_pfwillow(tmp_path / "source")
-    server.files["/archive"] = zip_bytes(source, "PF-dataset/", extra=[(name, b"x")])
-    root = tmp_path / "asset" / "pf-willow"
-    with pytest.raises(p.PrepareError, match="refused, its member"):
-        p.prepare("pfwillow", root, parts_at("pfwillow", server), {"test": 4})
-    assert list(root.iterdir()) == []
+@pytest.mark.parametrize("name", ESCAPING)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_members_that_escape_are_refused(server, tmp_path, prepare, kind, name):
+    if kind == "tar":
+        server.files["/archive"] = tar_bytes(tiny_spair(tmp_path / "source"), (name, b"x"))
+    else:
+        server.files["/archive"] = zip_bytes(tiny_spair(tmp_path / "source"), "", extra=[(name, b"x")])
+    with pytest.raises(p.PrepareError, match="refused, its member .* leaves the target folder"):
+        prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+    assert list((tmp_path / "asset/SPair-71k").iterdir()) == [] and not list(tmp_path.rglob("*escape*"))
+
+
+@pytest.mark.parametrize("target", ["../../outside", "Layout", "/etc", "../JPEGImages", "x/../../../../../outside"])
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "device", "zip"])
+def test_links_and_devices_are_refused(server, tmp_path, prepare, kind, target):
+    source = tiny_spair(tmp_path / "source")
+    if kind == "zip":
+        info = zipfile.ZipInfo("SPair-71k/link")
+        info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        server.files["/archive"] = zip_bytes(source.parent, "", extra=[(info, target)])
+    else:
+        info = tarfile.TarInfo("SPair-71k/link")
+        info.linkname = target
+        info.type = {"symbolic": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "device": tarfile.FIFOTYPE}[kind]
+        server.files["/archive"] = tar_bytes(source, (info, b""))
+    with pytest.raises(p.PrepareError, match="refused, its member 'SPair-71k/link' is a link or device"):
+        prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+    assert list((tmp_path / "asset/SPair-71k").iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_UNPACKED", 4000), ("MAX_MEMBERS", 5)])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_unpacked_size_is_bounded(server, tmp_path, prepare, monkeypatch, kind, limit, value):
+    source = tiny_spair(tmp_path / "source")
+    server.files["/archive"] = tar_bytes(source) if kind == "tar" else zip_bytes(source.parent, "")
+    monkeypatch.setattr(p, limit, value)
+    with pytest.raises(p.PrepareError, match="refused, it holds more than"):
+        prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+    assert list((tmp_path / "asset/SPair-71k").iterdir()) == []
+
+
+def test_modes_of_members_are_sane(server, tmp_path, prepare):
+    info = tarfile.TarInfo("SPair-71k/README")
+    info.mode, info.uid, info.size = 0o6777, 12345, 1
+    server.files["/archive"] = tar_bytes(tiny_spair(tmp_path / "source"), (info, b"x"))
+    readme = prepare("spair", tmp_path, SPAIR_COUNTS) / "README"
+    assert readme.stat().st_uid == os.getuid()
+    assert readme.stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWOTH | stat.S_IWGRP) == 0
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda b: b[: len(b) // 2], "is damaged .*Delete it and run again"),
+        (lambda b: b[:2000] + bytes(50) + b[2050:], "is damaged .*Delete it and run again"),
         (lambda b: b"<!DOCTYPE html>", "is no tar or zip archive: it starts with b'<!DOCTYPE"),
     ],
 )
-def test_damaged_archives(server, tmp_path, spoil, message):
+def test_damaged_archives(server, tmp_path, prepare, spoil, message):
     server.files["/archive"] = spoil(tar_bytes(tiny_spair(tmp_path / "source")))
-    root = tmp_path / "asset" / "SPair-71k"
     with pytest.raises(p.PrepareError, match=message):
-        p.prepare("spair", root, parts_at("spair", server), SPAIR_COUNTS)
-    assert list(root.iterdir()) == []
+        prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+    assert list((tmp_path / "asset/SPair-71k").iterdir()) == []
 
 
-def test_another_archive(server, tmp_path):
+def test_encrypted_zip(server, tmp_path, prepare):
+    content = bytearray(zip_bytes(tiny_spair(tmp_path / "source"), ""))
+    entry = content.index(b"PK\1\2")
+    content[6] |= 1  # of the first file's own header
+    content[entry + 8] |= 1  # of its entry in the list
+    server.files["/archive"] = bytes(content)
+    with pytest.raises(p.PrepareError, match="is damaged .*encrypted"):
+        prepare("spair", tmp_path / "asset", SPAIR_COUNTS)
+
+
+def test_another_archive(server, tmp_path, prepare):
     server.files["/archive"] = tar_bytes(tiny_pfwillow(tmp_path / "source"))
     with pytest.raises(p.PrepareError, match="does not hold Layout, PairAnnotation, JPEGImages in one folder"):
-        p.prepare("spair", tmp_path / "SPair-71k", parts_at("spair", server), SPAIR_COUNTS)
+        prepare("spair", tmp_path, SPAIR_COUNTS)
 
 
 # Checking and the command
@@ -280,27 +329,48 @@ def test_expected_counts_are_the_published_ones():
     assert p.EXPECTED["pfwillow"] == {"test": 900}
 
 
+@pytest.mark.parametrize("spoil", ["empty", "truncated", "text", "size"])
+def test_images_are_decoded_to_their_end(tmp_path, spoil):
+    root = tiny_spair(tmp_path)
+    image = sorted(root.glob("JPEGImages/cat/*.jpg"))[1]
+    content = image.read_bytes()
+    if spoil == "size":
+        Image.new("RGB", (30, 20)).save(image)
+    else:
+        image.write_bytes({"empty": b"", "truncated": content[: len(content) * 9 // 10], "text": b"no image"}[spoil])
+    problems = p.find_problems("spair", root, SPAIR_COUNTS)
+    expected = "has size (H, W) = (20, 30)" if spoil == "size" else "cannot be decoded"
+    assert len(problems) == 1 and f"{image} {expected}" in problems[0]
+
+
+def run_script(folder, *arguments, **environment):
+    command = ["sh", str(REPOSITORY / "script" / "prepare_data.sh"), *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
 def test_script_checks_and_fails_clearly(tmp_path):
-    root = tiny_pfwillow(tmp_path)
-    script = REPOSITORY / "script" / "prepare_data.sh"
-
-    def run(*arguments):
-        command = ["sh", str(script), *arguments]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHON": sys.executable},
-            cwd=tmp_path,
-        )
-
-    done = run("pfwillow", "--root", "pf-willow", "--check")
+    tiny_pfwillow(tmp_path)
+    done = run_script(tmp_path, "pfwillow", "--root", ".", "--check")
     assert done.returncode == 1 and "split test has 4 pairs, expected 900" in done.stderr
-    assert "sh script/prepare_data.sh pfwillow" in done.stderr and str(root.name) in done.stderr
-    archive = tmp_path / "archive.zip"
-    archive.write_bytes(zip_bytes(root, "PF-dataset/"))
-    done = run("pfwillow", "--root", "new/pf-willow", "--url", archive.as_uri(), "--pairs", str(root))
-    assert "installed PF-dataset in new/pf-willow" in done.stdout and done.returncode == 1
-    assert (tmp_path / "new/pf-willow/test_pairs.csv").exists()
-    assert run("spair", "--pairs", "x").returncode == 2
-    assert run("spiar").returncode == 2
+    assert "sh script/prepare_data.sh pfwillow --root ." in done.stderr
+    assert run_script(tmp_path, "spair", "--pairs", "x").returncode == 2
+    assert run_script(tmp_path, "spiar").returncode == 2
+
+
+@pytest.mark.parametrize("root", ["pf-willow", "renamed"])
+def test_folder_of_the_data_set_is_no_root(tmp_path, root):
+    shutil.move(tiny_pfwillow(tmp_path / "source"), tmp_path / root)
+    done = run_script(tmp_path, "pfwillow", "--root", root)
+    assert done.returncode == 1 and f"holds pf-willow/: pass {tmp_path}\n" in done.stderr
+    assert {path.name for path in (tmp_path / root).iterdir()} == {"PF-dataset", "test_pairs.csv"}
+
+
+def test_check_needs_no_torch(tmp_path):
+    """The script takes a Python that has only what the check itself imports."""
+    tiny_pfwillow(tmp_path)
+    for name in ("torch", "diffusers", "transformers", "torchvision", "accelerate"):
+        (tmp_path / "without" / name).mkdir(parents=True)
+        (tmp_path / "without" / name / "__init__.py").write_text(f"raise ImportError('no {name} here')")
+    done = run_script(tmp_path, "pfwillow", "--root", ".", "--check", PYTHONPATH=str(tmp_path / "without"))
+    assert "split test has 4 pairs, expected 900" in done.stderr
