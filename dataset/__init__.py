@@ -7,7 +7,7 @@ from pathlib import Path
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow, category_word
-from dataset.record import Benchmark, ImageRef, PairRecord
+from dataset.record import PREPARE, Benchmark, ImageRef, PairRecord, fill_command
 from dataset.spair import SPair
 
 BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow}
@@ -21,11 +21,17 @@ __all__ = [
     "PairRecord",
     "build_benchmark",
     "category_word",
+    "fill_command",
 ]
 
 
 def build_benchmark(
-    name: str, root: str | Path, split: str, category: str = "all", index_root: str | Path | None = None
+    name: str,
+    root: str | Path,
+    split: str,
+    category: str = "all",
+    index_root: str | Path | None = None,
+    prepare: str = PREPARE,
 ) -> Benchmark:
     """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; see `Benchmark`."""
-    return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, index_root)
+    return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, index_root, prepare)

@@ -22,9 +22,9 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from PIL import Image
-from tqdm import tqdm
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
+from utils.progress import progress
 
 ASSET = Path(__file__).resolve().parents[1] / "asset" / "dataset"
 MAX_MEMBERS, MAX_UNPACKED = 1_000_000, 8 << 30  # of an archive: files, bytes
@@ -229,7 +229,7 @@ def admit(members: Iterable[M], describe: Callable[[M], tuple[str, int, bool]]) 
     or MAX_UNPACKED.
     """
     total = 0
-    for number, member in enumerate(tqdm(members, unit=" files", mininterval=1), start=1):
+    for number, member in enumerate(progress(members, "unpacking", unit=" files"), start=1):
         name, size, is_plain = describe(member)
         path = PureWindowsPath(name)  # knows both kinds of slash and of root
         total += size
@@ -294,7 +294,7 @@ def find_problems(name: str, folder: Path, expected: Mapping[str, int]) -> list[
 def find_bad_images(sizes: Mapping[str, tuple[int, int]]) -> list[str]:
     """A line for each image, of a path and (H, W), that cannot be decoded to its end or has another size."""
     bad = []
-    for path, size in tqdm(sizes.items(), "decoding the images", unit="", mininterval=1):
+    for path, size in progress(sizes.items(), "decoding the images"):
         try:
             with Image.open(path) as image:
                 found = image.height, image.width

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.index import make_stamp, open_table
 from dataset.table import FLAGS, PairTable
+
+PREPARE = "sh script/prepare_data.sh {name} --root {root}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Benchmark(Sequence):
     """A split of a data set: a sequence of pair records, made on demand from a cached index.
 
     root: the folder of the data set itself (see LAYOUT). split: one of SPLITS. category: "all" or one of
-    `categories`, compared by equality. index_root: folder for the index, by default `<root>/.index`.
+    `categories`, compared by equality. index_root: folder for the index, by default `<root>/.index`. prepare:
+    the command that makes the data set, with {name} and {root}, the folder above `root`, for error messages.
 
     Raises MissingDataError (a FileNotFoundError) or DatasetError (a ValueError), which name the file and say
     how the folder should look; ValueError for an unknown split or category, which lists the known ones.
@@ -93,9 +97,15 @@ class Benchmark(Sequence):
     categories: tuple[str, ...]  # all categories of the data set, sorted
 
     def __init__(
-        self, root: str | Path, split: str, category: str = "all", index_root: str | Path | None = None
+        self,
+        root: str | Path,
+        split: str,
+        category: str = "all",
+        index_root: str | Path | None = None,
+        prepare: str = PREPARE,
     ) -> None:
         self.root = Path(root)
+        self.prepare = fill_command(prepare, self.name, self.root.parent)
         self.split = choose(split, self.SPLITS, f"split of {self.name}")
         try:
             self._require_layout()
@@ -214,10 +224,12 @@ class Benchmark(Sequence):
         return make_stamp(f"{self.name} {self.split}", self.split_files(), self.annotation_folders())
 
     def _help(self) -> str:
-        return (
-            f"The folder should look like this:\n{self.LAYOUT}\n"
-            f"`sh script/prepare_data.sh {self.name} --root {self.root}` downloads and checks it."
-        )
+        return f"The folder should look like this:\n{self.LAYOUT}\n`{self.prepare}` makes and checks it."
+
+
+def fill_command(command: str, name: str, root: str | Path) -> str:
+    """`command` with the data set's name for {name} and the quoted folder of the data sets for {root}."""
+    return command.replace("{name}", name).replace("{root}", shlex.quote(str(root)))
 
 
 def list_names(folder: Path) -> frozenset[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 import loss
 from config import ConfigError, resolve_path
-from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word
+from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word, fill_command
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from engine import process as runtime
@@ -57,10 +57,9 @@ def find_datasets(cfg) -> list[str]:
     root = Path(resolve_path(cfg.DATASET.ROOT))
     names = [name for name, benchmark in BENCHMARKS.items() if (root / benchmark.FOLDER).is_dir()]
     if not names:
+        command = fill_command(cfg.DATASET.PREPARE, cfg.DATASET.NAME, root)
         folders = ", ".join(benchmark.FOLDER for benchmark in BENCHMARKS.values())
-        raise MissingDataError(
-            f"{root} (DATASET.ROOT) holds none of {folders}; `sh script/prepare_data.sh` downloads a data set"
-        )
+        raise MissingDataError(f"{root} (DATASET.ROOT) holds none of {folders}; `{command}` makes one")
     return names
 
 
@@ -68,7 +67,12 @@ def build_pairs(cfg, split: str) -> PairDataset:
     """The pairs of a split, still without caches."""
     try:
         benchmark = build_benchmark(
-            cfg.DATASET.NAME, find_folder(cfg), split, cfg.DATASET.CATEGORY, find_caches(cfg) / "index"
+            cfg.DATASET.NAME,
+            find_folder(cfg),
+            split,
+            cfg.DATASET.CATEGORY,
+            index_root=find_caches(cfg) / "index",
+            prepare=cfg.DATASET.PREPARE,
         )
     except (DatasetError, MissingDataError):
         raise

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
+from config import load_config
+from dataset import MissingDataError
+from engine.build import build_pairs
 from mini.render import CATEGORIES, SPLITS, instance_seed, render_scene
 from mini.render.appearance import Draws
 from mini.render.detail import part_cuts
@@ -26,6 +29,7 @@ from mini.render.write import (
     write_pfwillow,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 SIZES = {
     "images": {"trn": 5, "val": 4, "test": 5},
     "pairs": {"trn": 3, "val": 2, "test": 3},
@@ -346,3 +350,11 @@ def test_full_size_index_writes_the_wanted_lines(tmp_path):
     assert (base / "ImageAnnotation" / pair["category"] / f"{pair['src_imname'][:-4]}.json").is_file()
     with pytest.raises(ValueError, match="more images"):
         write_full_size_spair_index(tmp_path / "few", {"trn": 400}, images=3)
+
+
+def test_missing_data_below_the_mini_world_is_rendered(tmp_path):
+    config_file = str(REPOSITORY / "config/mini/sd4match_single.yaml")
+    cfg = load_config(config_file, ["DATASET.ROOT", str(tmp_path / "no where")])
+    with pytest.raises(MissingDataError, match=r"`python -m mini.render --root '.*/no where' --only spair`") as error:
+        build_pairs(cfg, "val")
+    assert "prepare_data" not in str(error.value)
