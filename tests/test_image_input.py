@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageChops
 
 import utils.image
-from utils.image import ImageError, read_image
+from utils.image import ImageError, read_image, read_size
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)  # red green / blue yellow
 
@@ -40,19 +40,34 @@ def test_formats(tmp_path, name):
         assert np.abs(corners_of(picture) - CORNERS).max() < 30
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_the_picture_a_viewer_shows(tmp_path, orientation):
+def test_exif_orientation_gives_the_picture_a_viewer_shows(tmp_path, orientation, suffix):
     undo = {2: 0, 3: 1 + 2, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transposition that the camera's turn amounts to
     upright = make_quadrants()
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(tmp_path, stored, "turned.png", exif=exif)
+    path = save(tmp_path, stored, f"turned.{suffix}", exif=exif, **({"quality": 95} if suffix == "jpg" else {}))
     picture = read_image(path)
-    assert picture.size == (24, 40)
-    assert ImageChops.difference(picture.image, upright).getbbox() is None
+    assert picture.size == read_size(path) == (24, 40) and picture.image.size == (40, 24)
+    assert np.abs(corners_of(picture) - CORNERS).max() < 30
     with Image.open(path) as opened:
-        assert ImageChops.difference(read_image(opened).image, upright).getbbox() is None
+        again = read_image(opened)
+        assert again.size == (24, 40) and ImageChops.difference(again.image, picture.image).getbbox() is None
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+def test_a_pil_image_turned_by_hand_is_not_turned_again(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path, make_quadrants().transpose(Image.Transpose.ROTATE_90), f"a.{suffix}", exif=exif)
+    opened = Image.open(path)
+    opened.load()
+    by_hand = opened if suffix == "tif" else opened.transpose(Image.Transpose.ROTATE_270)  # Pillow turns a TIFF itself
+    for image in (by_hand, by_hand.convert("L"), by_hand.resize((40, 24))):
+        picture = read_image(image)
+        assert picture.size == (24, 40) and picture.image.size == (40, 24)
 
 
 def test_transparency_lies_on_white():
@@ -68,6 +83,47 @@ def test_palette_with_a_transparent_colour(tmp_path):
     red = image.getpixel((0, 0))
     path = save(tmp_path, image, "palette.png", transparency=red)
     assert corners_of(read_image(path))[0].tolist() == [[255, 255, 255], [0, 255, 0]]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "P", "RGBA", "RGBa", "RGBX"])
+def test_modes_with_and_without_transparency_whose_parts_are_all_opaque(mode):
+    image = Image.fromarray(np.kron([[0, 255], [255, 0]], np.ones((16, 16))).astype(np.uint8))
+    image = image.convert("LA").convert(mode) if mode == "La" else image.convert("RGBA").convert(mode)
+    found = corners_of(read_image(image))
+    assert image.mode == mode and np.array_equal(found, np.repeat([[[0], [255]], [[255], [0]]], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_sixteen_bits_in_either_order_of_bytes(tmp_path, kind):
+    values = np.full((16, 16), 128 * 257).astype(kind)
+    image = Image.frombytes("I;16" if kind == "<u2" else "I;16B", (16, 16), values.tobytes())
+    for source in (image, values, save(tmp_path, image, "deep.tif")):
+        assert np.unique(np.asarray(read_image(source).image)).tolist() == [128]
+
+
+def test_a_tiff_of_floats(tmp_path):
+    path = save(tmp_path, Image.fromarray(np.full((16, 16), 0.2, np.float32)), "deep.tif")
+    assert np.unique(np.asarray(read_image(path).image)).tolist() == [51]
+    path = save(tmp_path, Image.fromarray(np.full((16, 16), 200, np.float32)), "deep.tif")
+    with pytest.raises(ImageError, match=r"deep.tif: floating values must lie in \[0, 1\]"):
+        read_image(path)
+
+
+def test_sixteen_bit_colour_png(tmp_path):
+    """Written by hand: Pillow reads such files, but writes none."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    pixels = np.broadcast_to(np.array([10, 128, 250]) * 257, (16, 12, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = (12).to_bytes(4, "big") + (16).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    path = tmp_path / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    picture = read_image(path)
+    assert picture.size == (16, 12) and np.array_equal(np.asarray(picture.image)[3, 3], [10, 128, 250])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "I;16", "I", "F", "LAB", "HSV", "YCbCr", "CMYK"])
@@ -128,6 +184,7 @@ def test_arrays_and_tensors_of_each_type_give_the_same_picture():
         (np.full((16, 16), np.nan), "floating values"),
         (np.full((16, 16), -1), "16 bits"),
         (np.zeros((16, 16), complex), "type complex128"),
+        (np.full((16, 16), 200), r"int64 values up to 200 may be of 8 or 16 bits; make them uint8"),
         (np.zeros((16, 4, 3), np.uint8), "4 x 16 px is too small; both sides need at least 8"),
         (Image.fromarray(np.full((16, 16), 1e5, np.float32)), "the PIL image: floating values"),
         ("no/such/file.jpg", "no/such/file.jpg: no such image"),
@@ -146,15 +203,27 @@ def test_damaged_files_are_named(tmp_path):
     folder.mkdir()
     whole = save(tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "w.jpg")
     cut.write_bytes(whole.read_bytes()[:800])
-    for path, reason in ((text, "not an image"), (empty, "not an image"), (cut, "damaged"), (folder, "directory")):
+    for path, reason in ((text, "not an image"), (empty, "file is empty"), (cut, "damaged"), (folder, "directory")):
         with pytest.raises(ImageError, match=rf"{path}.*{reason}"):
             read_image(path)
+
+
+def test_heic_and_dangling_links_are_explained(tmp_path):
+    photo, link = tmp_path / "photo.heic", tmp_path / "link.jpg"
+    photo.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    link.symlink_to(tmp_path / "gone.jpg")
+    for source in (photo, io.BytesIO(photo.read_bytes())):
+        with pytest.raises(ImageError, match="HEIC photos are not read; convert it to JPEG .*pillow-heif"):
+            read_image(source)
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match="link.jpg: no such image .it is a link to .*gone.jpg, which is not there"):
+            read(link)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_counts_as_none(tmp_path):
     path = save(tmp_path, make_quadrants(), "exif.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff garbage")
-    assert read_image(path).size == (24, 40)
+    assert read_image(path).size == read_size(path) == (24, 40)
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):

@@ -1,4 +1,4 @@
-"""Any picture a user may hand over -> upright 8-bit RGB, or an error that says what is wrong with it.
+"""The one way from a file, PIL image, array or tensor to upright 8-bit RGB; an error names what cannot be used.
 
 Pixels of an image are those of its upright form, after the EXIF orientation: what every viewer shows.
 """
@@ -9,12 +9,13 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 MAX_PIXELS = 150_000_000  # larger files are refused: a small file may claim any size and fill the memory
 KEEP_PIXELS = 16_000_000  # larger images are reduced by a whole factor while decoding, until they fit
@@ -44,10 +45,11 @@ class Picture:
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture of a path, an open binary file, a PIL image, an array or a tensor.
 
-    Array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16, bool, or float in [0, 1]. Tensor: the same
-    types, (C, H, W) or (H, W). Transparent parts are laid on white, the first frame of an animation is taken,
-    16-bit values are scaled to 8 bits, CMYK, palettes and grey become RGB. Above KEEP_PIXELS the pixels are
-    reduced by a whole factor; `size` stays the original's.
+    Array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16, bool, or float in [0, 1]; wider integers if
+    they reach above 255 (16 bits). Tensor: the same types, (C, H, W) or (H, W). A PIL image is turned upright only
+    as Image.open returned it: one that was made from another holds the pixels that its maker wants. Transparent
+    parts are laid on white, the first frame of an animation is taken, 16-bit values are scaled to 8 bits, every
+    other mode becomes RGB. Above KEEP_PIXELS the pixels are reduced by a whole factor; `size` stays the original's.
 
     Raises ImageError: no such file, not an image, damaged, more than `max_pixels`, a side below MIN_SIDE,
     values or shapes that cannot be an image.
@@ -60,28 +62,54 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Picture:
         return _from_pil(_from_tensor(source), "the tensor", max_pixels)
     if isinstance(source, np.ndarray):
         return _from_pil(_from_array(source), "the array", max_pixels)
-    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        return _from_file(source, max_pixels)
-    raise ImageError(
-        f"an image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W); got {type(source).__name__}"
-    )
+    with _open(source) as file:
+        return _from_pil(file, _name(source), max_pixels, may_draft=True)
 
 
-def _from_file(source: Any, max_pixels: int) -> Picture:
-    name = getattr(source, "name", "the file") if hasattr(source, "read") else os.fspath(source)
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(H, W) of a file's upright image, from its header: pixels are not decoded. Raises ImageError."""
+    with _open(path) as file:
+        return file.size if _lies_on_its_side(file) else file.size[::-1]
+
+
+def _name(source: Any) -> str:
+    return str(getattr(source, "name", "the file")) if hasattr(source, "read") else os.fspath(source)
+
+
+def _open(source: Any) -> ImageFile.ImageFile:
+    if not (isinstance(source, str | os.PathLike) or hasattr(source, "read")):
+        raise ImageError(
+            f"an image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W); got {type(source).__name__}"
+        )
+    name = _name(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is checked instead
-            file = Image.open(source)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked instead
+            return Image.open(source)
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such image") from None
+        link = f" (it is a link to {os.readlink(name)}, which is not there)" if os.path.islink(name) else ""
+        raise ImageError(f"{name}: no such image{link}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise all sorts of errors on damaged headers
-        reason = "not an image, or of an unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = _guess_kind(source) if isinstance(error, Image.UnidentifiedImageError) else error
         raise ImageError(f"{name} cannot be opened: {reason}") from error
-    with file:
-        return _from_pil(file, str(name), max_pixels, may_draft=True)
+
+
+def _guess_kind(source: Any) -> str:
+    """What a file may be that no decoder knows."""
+    if hasattr(source, "read"):
+        source.seek(0)
+        start = source.read(12)
+    else:
+        with open(source, "rb") as file:
+            start = file.read(12)
+    if start[4:8] == b"ftyp" or Path(_name(source)).suffix.lower() in (".heic", ".heif"):
+        return (
+            "HEIC photos are not read; convert it to JPEG first (on the phone, or by `heif-convert in.heic out.jpg`), "
+            "or open it in Python with the package pillow-heif and pass the PIL image"
+        )
+    return "not an image, or of an unknown format" if start else "the file is empty"
 
 
 def _from_pil(image: Image.Image, name: str, max_pixels: int, may_draft: bool = False) -> Picture:
@@ -93,37 +121,36 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int, may_draft: bool = 
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name}: {width} x {height} px is too small; both sides need at least {MIN_SIDE}")
-    turn = _find_turn(image)
+    size = (width, height) if _lies_on_its_side(image) else (height, width)
     try:
         if may_draft:
             _prepare_file(image)
-        rgb = _to_rgb(_reduce(image))
+        return Picture(_to_rgb(_reduce(_turn_upright(image))), size, name)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise all sorts of errors on damaged data
         raise ImageError(f"{name} is damaged and cannot be decoded: {error}") from error
-    upright = rgb if turn is None else rgb.transpose(turn)
-    return Picture(upright, (width, height) if turn in _SWAPPING else (height, width), name)
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAPPING = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-
-
-def _find_turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright, by its EXIF orientation; unreadable EXIF data counts as none."""
+def _lies_on_its_side(image: Image.Image) -> bool:
+    """Whether width and height of an opened file are exchanged in its upright form; broken EXIF data counts as none."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format == "TIFF":  # Pillow turns a TIFF by itself
+        return False
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:
-        return None
+        return False
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """An opened file as its EXIF orientation wants it."""
+    if not isinstance(image, ImageFile.ImageFile):
+        return image
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data counts as none
+        return image
 
 
 def _prepare_file(image: Image.Image) -> None:
@@ -149,6 +176,8 @@ def _reduce(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, transparent parts on white."""
+    if image.mode == "La":  # premultiplied
+        image = image.convert("LA")
     if image.mode.startswith(("I", "F")):
         return _from_array(np.asarray(image)).convert("RGB")
     if image.has_transparency_data:
@@ -189,6 +218,10 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return np.round(array * 255).astype(np.uint8)
     if low < 0 or high > 65535:
         raise ImageError(f"whole values must lie in 0..65535 (16 bits); these range from {low} to {high}")
+    if array.dtype.itemsize > 2 and 0 < high <= 255:
+        raise ImageError(
+            f"{array.dtype} values up to {high} may be of 8 or 16 bits; make them uint8 (0..255) or uint16 (0..65535)"
+        )
     return np.round(array / 257).astype(np.uint8)
 
 
