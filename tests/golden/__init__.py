@@ -52,10 +52,70 @@ METHODS = {
     "mode": ("METHOD.POSTERIOR", "mode", "METHOD.LAYER", "0", "SEED", "3"),
     "dinov2": ("METHOD.NAME", "dinov2"),
     "dinov2_block": ("METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "0", "METHOD.DINO_NORM", "False"),
+    "dinov2_layer": ("METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "0"),
     "sd_dino": ("METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "0.7"),
     "sd_dino_release": ("METHOD.NAME", "sd_dino", "METHOD.DINO_INPUT", "release"),
     "cleandift": ("METHOD.NAME", "cleandift", "METHOD.POSTERIOR", "mode", "TEST.ENSEMBLE", "1"),
 }
+TRAINED_KEYS = {  # a training step and a validation with one key changed
+    **{
+        f"{key} {value}": (key, value)
+        for key, value in (
+            ("SEED", "3"),
+            ("DATASET.IMAGE_SIZE", "[64, 32]"),
+            ("METHOD.LAYER", "2"),
+            ("METHOD.POSTERIOR", "mode"),
+            ("LOSS.BETA", "0.1"),
+            ("LOSS.KERNEL_SIZE", "3"),
+            ("LOSS.SIGMA", "0.7"),
+            ("TRAIN.SPLIT", "test"),
+            ("TRAIN.TIMESTEP", "50"),
+            ("TRAIN.ENSEMBLE", "2"),
+            ("TRAIN.LR", "0.02"),
+            ("VAL.SPLIT", "test"),
+            ("VAL.TIMESTEP", "50"),
+            ("VAL.ENSEMBLE", "2"),
+            ("EVAL.BETA", "0.2"),
+            ("EVAL.SIGMA", "1.0"),
+        )
+    },
+    "TRAIN.LINEAR_LR_SCALE 0.5": (
+        "PROMPT.KIND",
+        "CPM",
+        "PROMPT.INIT",
+        "random",
+        "PROMPT.CPM",
+        CPM[0],
+        "TRAIN.LINEAR_LR_SCALE",
+        "0.5",
+    ),
+}
+TESTED_KEYS = {  # a test with one key changed
+    f"{key} {value}": (key, value)
+    for key, value in (
+        ("SEED", "3"),
+        ("DATASET.CATEGORY", "cat"),
+        ("METHOD.LAYER", "2"),
+        ("METHOD.POSTERIOR", "mode"),
+        ("PROMPT.TEMPLATE", "one {category}, drawn"),
+        ("TEST.SPLIT", "trn"),
+        ("TEST.TIMESTEP", "261"),
+        ("TEST.ENSEMBLE", "3"),
+        ("EVAL.BETA", "0.2"),
+        ("EVAL.SIGMA", "1.0"),
+        ("EVAL.PROTOCOL", "original"),
+    )
+}
+DINO_KEYS = {  # a test of SD+DINO with one key changed
+    f"{key} {value}": (key, value)
+    for key, value in (
+        ("METHOD.DINO_NORM", "False"),
+        ("METHOD.DINO_INPUT", "release"),
+        ("METHOD.SD_WEIGHT", "0.2"),
+        ("METHOD.DINO_WEIGHT", "0.2"),
+    )
+}
+CURVE = f"({', '.join(f'{alpha / 50:g}' for alpha in range(1, 41))})"  # alphas at which PCK shows small changes
 DINO = ("METHOD.DINO_SIZE", "[56, 56]", "METHOD.DINO_FOLDER")
 
 
@@ -91,10 +151,20 @@ def measure(world, output: Path, wanted: Callable[[str], bool] = lambda name: Tr
     for kind in ("Pair-DINO-Feat-G3-C4", "Single-TokenEmbeds"):
         if wanted(name := f"resumed/{kind}"):
             found[name] = resumed_run(world, output / f"run_{kind}", *KINDS[kind])
+    for number, (name, more) in enumerate({"": (), **TRAINED_KEYS}.items()):
+        if wanted(name := f"trained/{name}"):
+            found[name] = trained(world, output / f"trained{number}", *more)
+    dino = (*METHODS["sd_dino"], *DINO, str(world and world.root / "dino"))
+    for group, base, keys in (("tested", (), TESTED_KEYS), ("tested_dino", dino, DINO_KEYS)):
+        for name, more in {"": (), **keys}.items():
+            if wanted(name := f"{group}/{name}"):
+                found[name] = tested(world, output, *base, *more)
     for name, more in {
         "table/text": ("PROMPT.TYPE", "text"),
-        "table/class": ("PROMPT.TYPE", "Class_spair_mini_HiddenState", "EVAL.AVERAGE", "category"),
-        "table/original": ("PROMPT.TYPE", "empty", "EVAL.PROTOCOL", "original", "EVAL.BY", "point"),
+        "table/class": ("PROMPT.TYPE", "Class_spair_mini_HiddenState"),
+        "table/original": ("PROMPT.TYPE", "empty", "EVAL.PROTOCOL", "original"),
+        "table/point": ("PROMPT.TYPE", "text", "EVAL.BY", "point"),
+        "table/category": ("PROMPT.TYPE", "text", "EVAL.BY", "point", "EVAL.AVERAGE", "category"),
     }.items():
         if wanted(name):
             found[name] = table(output / "table", *more)
@@ -146,6 +216,25 @@ def resumed_run(world, output: Path, *more: str) -> dict[str, Any]:
     return {tag: {"steps": list(by_step), **summarise(list(by_step.values()))} for tag, by_step in kept.items()}
 
 
+def trained(world, output: Path, *more: str) -> dict[str, Any]:
+    """Loss and gradient of a Single prompt's first step on all training pairs, and the validation after it."""
+    base = ("TRAIN.MAX_STEPS", "1", "PROMPT.KIND", "Single", "PROMPT.INIT", "empty", "EVAL.ALPHAS", CURVE)
+    size = "4" if "TRAIN.SPLIT" in more else "6"  # as many pairs as the split has
+    with seen_steps() as steps:
+        scalars = train(world, output, "TRAIN.BATCH_SIZE", size, *base, *more)
+    (step,) = steps
+    pck = [value for tag, ((_, value),) in sorted(scalars.items()) if tag.startswith("val_")]
+    loss = summarise([value for _, value in scalars["train/loss"]])
+    return {"loss": loss, "gradient": summarise(step["gradient"]), "lr": step["lr"], "pck": summarise(pck)}
+
+
+def tested(world, output: Path, *more: str) -> dict[str, Any]:
+    """PCK of the text prompt over many thresholds, localiser by localiser."""
+    summary = test(output, *world.opts(output, "EVAL.ALPHAS", CURVE, *more))
+    curves = [[row["all"] for row in rows.values()] for rows in summary["pck"].values()]
+    return {"pairs": summary["pairs"], "pck": summarise(curves)}
+
+
 def train(world, output: Path, *more: str) -> dict[str, list]:
     """Run train.py; what it wrote to tensorboard."""
     assert call("train.py", "--config_file", "config/spair/base.yaml", *world.opts(output, *more)) == 0
@@ -176,11 +265,18 @@ def table(output: Path, *more: str) -> dict[str, Any]:
             archive.extractall(data)
     write_class_prompt(prompts / "Class_spair_mini_HiddenState")
     opts = ("DATASET.ROOT", data, "OUTPUT_ROOT", output, "DEVICE", "cpu", "EVAL.ALPHAS", "(0.03, 0.06, 0.1)")
-    before = set(output.rglob("*.json"))
-    assert call("test.py", "--config_file", "config/mini/base.yaml", *map(str, opts), *more) == 0
-    contents = [json.loads(path.read_text()) for path in set(output.rglob("*.json")) - before]
-    (summary,) = [content["summary"] for content in contents if "summary" in content]
+    summary = test(output, "--config_file", "config/mini/base.yaml", *map(str, opts), *more)
     return {"pairs": summary["pairs"], "points": summary["points"], "pck": summary["pck"]}
+
+
+def test(output: Path, *arguments: str) -> dict[str, Any]:
+    """Run test.py; the summary it wrote below `output`."""
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.json")}
+    assert call("test.py", *arguments) == 0
+    new = [path for path in output.rglob("*.json") if path.stat().st_mtime_ns != before.get(path)]
+    contents = [json.loads(path.read_text()) for path in new]
+    (summary,) = [content["summary"] for content in contents if "summary" in content]
+    return summary
 
 
 def write_class_prompt(folder: Path) -> None:
