@@ -9,7 +9,12 @@ _C = CN()
 
 _C.SEED = 0  # seed of the prompt's start, the data order and every noise draw
 _C.DEVICE = "auto"  # "auto" (GPU if there is one), or a torch device such as "cpu", "cuda:1"
-_C.PRECISION = "auto"  # of the frozen networks: "auto" (bf16/fp16 on a GPU, fp32 on a CPU), "fp32", "fp16", "bf16"
+# Of the frozen UNet and text model: "fp32", "fp16", "bf16", or "auto": fp32 on a CPU; on a GPU fp16, in which the
+# released prompts were trained. fp16 is ten times as exact as bf16, but overflows past 65504: features that are not
+# finite are refused with the image's name, and fp32 (or bf16) is the way out. Attention sums its products in fp32
+# whatever this says. The prompt, the loss and all that follows the features are in fp32, without autocast, in training,
+# validation and test alike.
+_C.PRECISION = "auto"
 _C.OUTPUT_ROOT = "asset/sd4match"  # caches (asset/), runs (log/) and prompts with their results (prompt/) go here
 _C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that several OUTPUT_ROOTs can share them
 
@@ -37,6 +42,10 @@ _C.NETWORK.RECOMPUTE = False  # recompute activations in the backward pass: less
 # ---- the networks that describe the images to the conditional prompt (CPM) -------------------------------------
 _C.CONDITION = CN()
 _C.CONDITION.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id
+# How DINOv2's grid of position embeddings is stretched to another image size: "scale", by (cells + 0.1) / grid, as
+# Meta's code does, and transformers did when the released prompts were trained, or "size", to exactly so many cells, as
+# transformers does now. They differ by 6.6 % of the embedding at 224 px, and not at all at the size of its training.
+_C.CONDITION.DINO_POSITIONS = "scale"
 _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transformers folder or hub id
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
@@ -49,6 +58,7 @@ _C.METHOD.DINO_FOLDER = "facebook/dinov2-base"  # transformers folder or hub id;
 _C.METHOD.DINO_SIZE = (672, 672)  # (H, W) pixels that DINOv2 sees, multiples of its patch; one cell per patch
 _C.METHOD.DINO_LAYER = -1  # transformer block whose patch tokens are taken, 0..; -1 is the last
 _C.METHOD.DINO_NORM = True  # the network's final layer norm follows that block
+_C.METHOD.DINO_POSITIONS = "scale"  # as CONDITION.DINO_POSITIONS
 _C.METHOD.DINO_INPUT = "normalised"  # mean and deviation of the folder's image processor; "release": [-1, 1] as SD
 _C.METHOD.SD_WEIGHT = 0.5  # sd_dino: factor of Stable Diffusion's half, after its L2 normalisation
 _C.METHOD.DINO_WEIGHT = 0.5  # sd_dino: factor of DINOv2's half
@@ -88,8 +98,9 @@ _C.TRAIN.STEP_RULES = ""  # piecewise_constant: "1:1000,0.1:2000,0.01" = lr x 1 
 _C.TRAIN.SAVE_EVERY = 1000  # optimiser steps between resumable checkpoints (one is always written after each epoch)
 _C.TRAIN.LOG_EVERY = 10  # optimiser steps between writes to tensorboard (which still gets every step)
 
-# ---- validation after each epoch: the prompt with the best score is kept ------------------------------------------
+# ---- validation: the prompt with the best score is kept -----------------------------------------------------------
 _C.VAL = CN()
+_C.VAL.EVERY = 0  # optimiser steps from one validation to the next, the last step always ends with one; 0 = each epoch
 _C.VAL.SPLIT = "val"  # as TRAIN.SPLIT
 _C.VAL.TIMESTEP = 261  # diffusion step, 0..999
 _C.VAL.ENSEMBLE = 1  # noise draws

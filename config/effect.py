@@ -1,7 +1,7 @@
 """Which keys cannot change a number: runs and results that differ only in these are the same."""
 
 WITHOUT_EFFECT = (
-    "DEVICE",
+    "DEVICE",  # where PRECISION auto has become fp32, fp16 or bf16 (model.backbone.device.resolve_precision)
     "OUTPUT_ROOT",
     "CACHE_ROOT",
     "DATASET.ROOT",

@@ -1,14 +1,16 @@
 """Merging configuration files and command-line values into one frozen config."""
 
 import difflib
+import reprlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode as CN
 
 from config.default import get_default_config
 from config.path import resolve_path
+from config.strict_yaml import format_yaml, parse_yaml
 
 
 class ConfigError(ValueError):
@@ -68,7 +70,7 @@ def dump_config(cfg: CN) -> str:
         for section in sections:
             node = node.setdefault(section, {})
         node[name] = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=110)
+    return format_yaml(plain)
 
 
 def _base_chain(config_file: str) -> list[Path]:
@@ -82,18 +84,20 @@ def _base_chain(config_file: str) -> list[Path]:
         if path in chain:
             raise ConfigError(f"{path}: its _BASE_ files form a circle")
         chain.insert(0, path)
-        base = _read_yaml(path).get("_BASE_")
-        if base is None:
+        content = _read_file(path)
+        if "_BASE_" not in content:
             return chain
-        path = path.parent / base
+        if not isinstance(content["_BASE_"], str):
+            raise ConfigError(f"{path}: _BASE_ must be the name of a file, got {reprlib.repr(content['_BASE_'])}")
+        path = path.parent / content["_BASE_"]
 
 
-def _read_yaml(path: Path) -> dict:
+def _read_file(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict | None):
         raise ConfigError(f"{path} must hold `KEY: value` lines, got a {type(content).__name__}")
@@ -101,19 +105,18 @@ def _read_yaml(path: Path) -> dict:
 
 
 def _merge_file(cfg: CN, path: Path) -> None:
-    for key, value in _flatten(_read_yaml(path), cfg):
+    for key, value in _flatten(_read_file(path), cfg):
         if key != "_BASE_":
             _merge_value(cfg, key, value, str(path))
 
 
-def _flatten(content: dict, cfg: CN, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(content: dict, cfg: CN) -> Iterator[tuple[str, object]]:
+    """(dotted key, value); a section with nothing below it changes nothing."""
     for name, value in content.items():
-        key = f"{prefix}{name}"
-        section = cfg.get(name) if isinstance(cfg, CN) else None
-        if isinstance(value, dict):
-            yield from _flatten(value, section if isinstance(section, CN) else CN(), f"{key}.")
+        if isinstance(cfg.get(name), CN) and isinstance(value, dict | None):
+            yield from ((f"{name}.{key}", inner) for key, inner in (value or {}).items())
         else:
-            yield key, value
+            yield name, value
 
 
 def _merge_value(cfg: CN, key: str, value: object, source: str) -> None:
@@ -122,7 +125,7 @@ def _merge_value(cfg: CN, key: str, value: object, source: str) -> None:
     if key not in known:
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "config/default.py lists every key"
-        raise ConfigError(f"{source}: unknown key {key}; {hint}")
+        raise ConfigError(f"{source}: unknown key {printable(key)}; {hint}")
     *sections, name = key.split(".")
     node = cfg
     for section in sections:
@@ -134,19 +137,21 @@ def _coerce(key: str, value: object, default: object, source: str) -> object:
     """The value in the default's type. An int may stand for a float, a list for a tuple; nothing else is converted."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(_coerce(key, item, default[0], source) for item in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if isinstance(default, float) and isinstance(value, str):
-        try:  # YAML reads 1e-3 as text
-            return float(value)
-        except ValueError:
-            pass
     if type(value) is not type(default):
+        what = "nothing" if value is None else f"the {type(value).__name__} {printable(reprlib.repr(value))}"
         raise ConfigError(
-            f"{source}: {key} takes a value of type {type(default).__name__} such as {default!r}, "
-            f"got the {type(value).__name__} {value!r}"
+            f"{source}: {key} takes a value of type {type(default).__name__} such as {default!r}, got {what}"
         )
+    if isinstance(value, str) and value != printable(value):
+        raise ConfigError(f"{source}: {key} holds a character that is no text: {printable(value)}")
     return value
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and bytes that are no text, written out."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
 def _parse(text: str) -> object:
@@ -155,7 +160,7 @@ def _parse(text: str) -> object:
     if stripped.startswith("(") and stripped.endswith(")"):
         stripped = f"[{stripped[1:-1].strip().rstrip(',')}]"
     try:
-        value = yaml.safe_load(stripped)
-    except yaml.YAMLError:
+        value = parse_yaml(stripped)
+    except ValueError:
         return text
     return text if value is None else value

@@ -1,5 +1,8 @@
 """Defaults, merging order, checks; every experiment file loads; every key is read somewhere."""
 
+import contextlib
+import math
+import random
 import re
 import subprocess
 import sys
@@ -89,12 +92,24 @@ def test_wrong_settings_name_the_key(opts, message):
         (["NETWORK.INIT", "random", "NETWORK.ARCHITECTURE", "sd9"], r"NETWORK: .*sd9"),
         (["NETWORK.ATTENTION", "xformers"], r"needs the package xformers"),
         (["DEVICE", "gpu"], r"DEVICE must be"),
-        (["DATASET.IMAGE_SIZE", "(96,)"], r"IMAGE_SIZE must be two positive numbers"),
+        (["DATASET.IMAGE_SIZE", "(96,)"], r"IMAGE_SIZE must be two numbers"),
         (["EVAL.ALPHAS", "(0.1, 0.1)"], r"EVAL.ALPHAS lists a value twice"),
         (["VAL.ALPHA", "0.3"], r"VAL.ALPHA"),
-        (["TRAIN.LR", "-1.0"], r"TRAIN.LR must be a positive number"),
-        (["TRAIN.LR", "nan"], r"TRAIN.LR must be a positive number"),
-        (["EVAL.ALPHAS", "(0.1, .nan)"], r"EVAL.ALPHAS must be positive"),
+        (["TRAIN.LR", "-1.0"], r"TRAIN.LR must be in 1e-12..1000; got -1.0"),
+        (["TRAIN.LR", ".nan"], r"TRAIN.LR must be in .*; got nan"),
+        (["TRAIN.LR", "1e38"], r"TRAIN.LR must be in"),
+        (["EVAL.BETA", "1e-40"], r"EVAL.BETA must be in 1e-06..1e\+06"),
+        (["EVAL.ALPHAS", "(0.1, .nan)"], r"EVAL.ALPHAS must be in"),
+        (["EVAL.ALPHAS", "[]"], r"EVAL.ALPHAS must not be empty"),
+        (["DATASET.IMAGE_SIZE", "[2147483648, 96]"], r"IMAGE_SIZE must be in 1..8192"),
+        (["TRAIN.BATCH_SIZE", "2147483648"], r"TRAIN.BATCH_SIZE must be in 1..100000"),
+        (["OUTPUT_ROOT", ""], r"OUTPUT_ROOT must not be empty"),
+        (["NETWORK.NAME", "../../x"], r"NETWORK.NAME: '../../x' cannot be a backbone"),
+        (["NETWORK.NAME", ".."], r"NETWORK.NAME: '..' cannot be a backbone"),
+        (["DEVICE", "meta"], r"DEVICE meta: this machine, or this installation of PyTorch, has no such device"),
+        (["DEVICE", "cuda:99"], r"DEVICE cuda:99: this machine"),
+        (["TRAIN.STEP_RULES", "1:20,1:10,2"], r"STEP_RULES must look like"),
+        (["TRAIN.STEP_RULES", "1.2.3:20,2"], r"STEP_RULES must look like"),
         (["LOSS.KERNEL_SIZE", "4"], r"KERNEL_SIZE must be odd"),
         (["TRAIN.STEP_RULES", ""], r"STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together"),
         (["EVAL.LOCALISERS", "[nn, argmax]"], r"EVAL.LOCALISERS: unknown argmax; known: nn, bilinear"),
@@ -118,10 +133,12 @@ def test_prompt_of_another_backbone_is_refused():
 
 
 def test_all_problems_are_told_at_once():
-    cfg = load_config("config/mini/sd4match_cpm.yaml", ["TRAIN.LR", "-1.0", "METHOD.LAYER", "9"])
-    with pytest.raises(ConfigError) as error:
-        check_config(cfg, training=True)
-    assert "TRAIN.LR" in str(error.value) and "METHOD.LAYER" in str(error.value)
+    for first, second in (("TRAIN.LR", "EVAL.SIGMA"), ("METHOD.LAYER", "VAL.DENSE")):
+        value = "-1.0" if first == "TRAIN.LR" else "1"
+        cfg = load_config("config/mini/sd4match_cpm.yaml", [first, value.replace("1", "9"), second, value])
+        with pytest.raises(ConfigError) as error:
+            check_config(cfg, training=True)
+        assert first in str(error.value) and second in str(error.value)
 
 
 def test_broken_file_is_named(tmp_path):
@@ -131,6 +148,135 @@ def test_broken_file_is_named(tmp_path):
         load_config(str(file))
     with pytest.raises(ConfigError, match="nowhere.yaml"):
         load_config(str(tmp_path / "nowhere.yaml"))
+
+
+TRAPS = {  # what YAML 1.1 makes of a value is not what stands there; nothing must arrive as something else
+    "NETWORK.RECOMPUTE: on": "takes a value of type bool such as False, got the str 'on'",
+    "NETWORK.RECOMPUTE: yes": "got the str 'yes'",
+    "TRAIN.EPOCHS: 1_000": "got the str '1_000'",
+    "TRAIN.EPOCHS: 12:30": "got the str '12:30'",
+    "TRAIN.EPOCHS: 010": "got the str '010'",
+    "TRAIN.EPOCHS: 0x10": "got the str '0x10'",
+    "TRAIN.EPOCHS: '5'": "got the str '5'",
+    "TRAIN.EPOCHS: 2024-01-01": "got the str '2024-01-01'",
+    "TRAIN.EPOCHS: true": "got the bool True",
+    "TRAIN.LR: 1_0.5": "TRAIN.LR takes a value of type float such as 0.01, got the str '1_0.5'",
+    "TRAIN.LR: nan": "got the str 'nan'",
+    "TRAIN.LR: 0,1": "got the str '0,1'",
+    "TRAIN.LR: 9007199254740993": "TRAIN.LR takes a value of type float",
+    "TRAIN.EPOCHS:": "got nothing",
+    "TRAIN.EPOCHS: !!int 3": "tags, anchors and aliases are not read",
+    "TRAIN.EPOCHS: &a 3": "tags, anchors and aliases are not read",
+    "TRAIN.EPOCHS: !!python/object/apply:os.getcwd []": "tags, anchors and aliases are not read",
+    "PROMPT.TYPE: 1.10": "PROMPT.TYPE takes a value of type str",
+    'PROMPT.TYPE: "a\\0b"': "PROMPT.TYPE holds a character that is no text: a.x00b",
+    "DATASET.IMAGE_SIZE: [[96], [96]]": "DATASET.IMAGE_SIZE takes a value of type int",
+    "TRAIN.LR: {a: {b: 1}}": "TRAIN.LR takes a value of type float such as 0.01, got the dict",
+    "_BASE_: [a]": "_BASE_ must be the name of a file",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), TRAPS.items())
+def test_a_value_is_what_it_looks_like_or_refused(tmp_path, text, message):
+    key, _, value = text.partition(":")
+    section, _, name = key.rpartition(".")
+    file = tmp_path / "trap.yaml"
+    file.write_text(f"{section}:\n  {name}:{value}\n" if section else f"{text}\n")
+    with pytest.raises(ConfigError, match=r"trap\.yaml.*" + message) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN: {LR: 0.1}\nSEED: 1\nTRAIN: {EPOCHS: 2}\n", r"TRAIN is given twice \(line 3\)"),
+        ("TRAIN:\n  LR: 0.1\n  LR: 0.2\n", r"LR is given twice \(line 3\)"),
+        ("a: [" * 3000, "nested too deeply"),
+        ("- 1\n", "must hold `KEY: value` lines, got a list"),
+        ("SEED: 1\n---\nSEED: 2\n", "not valid YAML: .*another document"),
+        ("? [1]\n: 2\n", "a key must be a word"),
+        ("SEED: " + "9" * 5000, "not valid YAML"),
+        ("SEED: \x07", "not valid YAML"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_refused(tmp_path, text, message):
+    file = tmp_path / "file.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"file\.yaml.*{message}") as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_and_an_empty_section_change_nothing(tmp_path):
+    file = tmp_path / "bom.yaml"
+    file.write_bytes(
+        "SEED: 3\nTRAIN:\n  # LR: 0.5\nPROMPT: {WITHOUT_CATEGORY: on, TEMPLATE: 12:30}\n".encode("utf-8-sig")
+    )
+    cfg = load_config(str(file))
+    assert (cfg.SEED, cfg.TRAIN.LR, cfg.PROMPT.WITHOUT_CATEGORY, cfg.PROMPT.TEMPLATE) == (3, 0.01, "on", "12:30")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "on", "010", "~", "", "1_000", "2024-01-01", "a: b", "é\u3000ü", "[1]"])
+def test_any_text_reads_back_from_a_dump(tmp_path, text):
+    file = tmp_path / "dump.yaml"
+    file.write_text(dump_config(load_config(None, ["PROMPT.WITHOUT_CATEGORY", text])), encoding="utf-8")
+    assert text == load_config(str(file)).PROMPT.WITHOUT_CATEGORY
+
+
+def test_fuzzed_files_are_read_or_refused_in_words(tmp_path):
+    """Three hundred files: keys of the default with values of every kind, and bytes changed at random."""
+    generator = random.Random(0)
+    values = ["!!int x", "2024-01-01", "[[[1]]]", "{a: {b: c}}", "1e38", "-1e-40", "2147483648", "~", "", "''", "on"]
+    values += [
+        "012",
+        "../..",
+        "[1, x]",
+        "[]",
+        ".nan",
+        "-.inf",
+        "0",
+        "-1",
+        "99999999999999999999",
+        "a\tb",
+        "*a",
+        "'\\x'",
+        "é",
+    ]
+    keys = [key for key, _ in iter_keys(load_config())]
+    file = tmp_path / "fuzz.yaml"
+    for _ in range(300):
+        chosen = generator.sample(keys, generator.randint(1, 3))
+        text = "".join(
+            f"{key.rpartition('.')[0]}: {{{key.rpartition('.')[2]}: {generator.choice(values)}}}\n"
+            if "." in key
+            else f"{key}: {generator.choice(values)}\n"
+            for key in chosen
+        )
+        data = bytearray(text.encode())
+        for _ in range(generator.choice([0, 0, 1, 3])):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        file.write_bytes(data)
+        for training in (True, False):
+            with contextlib.suppress(ConfigError):
+                check_config(load_config(str(file)), training=training)
+
+
+def test_checking_a_usual_config_imports_no_torch():
+    code = "import sys\nfrom config import load_config\nfrom engine.check import check_config\n"
+    code += "for kind in ('single', 'class', 'cpm', 'cpm_batch3'):\n"
+    code += "    check_config(load_config(f'config/spair/sd4match_{kind}.yaml'), training=True)\n"
+    code += "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_copy_that_the_release_keeps_is_trained_for_its_number_of_steps():
+    """Three processes share an epoch's pairs; each takes batches of 3 of its third, and is validated after them."""
+    for name, pairs, epochs in (("spair", 53340, 5), ("pfpascal", 2940, 90)):
+        cfg = load_config(f"config/{name}/sd4match_cpm_batch3.yaml")
+        assert cfg.TRAIN.BATCH_SIZE == 3
+        assert math.ceil(pairs / 3 / 3) == cfg.VAL.EVERY
+        assert cfg.TRAIN.MAX_STEPS == epochs * cfg.VAL.EVERY < cfg.TRAIN.EPOCHS * (pairs // 3)
 
 
 def test_every_key_is_read_somewhere():
@@ -144,7 +290,9 @@ def test_every_key_is_read_somewhere():
 
 def test_every_key_is_explained():
     lines = (ROOT / "config/default.py").read_text().splitlines()
-    assert [line for line in lines if line.startswith("_C.") and "CN()" not in line and "#" not in line] == []
+    pairs = zip(lines, ["", *lines], strict=False)
+    keys = [pair for pair in pairs if pair[0].startswith("_C.") and "CN()" not in pair[0]]
+    assert [line for line, above in keys if "#" not in line and not above.startswith("#")] == []
 
 
 def test_experiment_files_list_only_differences():

@@ -19,9 +19,10 @@ from transformers import (
     Dinov2Model,
 )
 
+from config import ConfigError, load_config
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.condition import compute_condition
-from model.backbone.device import resolve_device, resolve_dtype
+from model.backbone.device import resolve_device, resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
 from model.backbone.facts import condition_facts, network_facts, network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
@@ -288,10 +289,25 @@ def test_device_and_dtype_names():
     assert resolve_dtype("bf16", torch.device("cpu")) == torch.bfloat16
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ValueError, match="precision must be one of auto, fp32"):
+    with pytest.raises(ValueError, match="PRECISION must be one of auto, fp32"):
         resolve_dtype("half", torch.device("cpu"))
     with pytest.raises(ValueError, match="got 'gpu0'"):
         resolve_device("gpu0")
+    assert resolve_precision(load_config(None, ["DEVICE", "cpu"])) == "fp32"
+    assert resolve_precision(load_config(None, ["DEVICE", "cpu", "PRECISION", "bf16"])) == "bf16"
+
+
+@pytest.mark.parametrize("name", ["meta", "xpu", "hpu", "cuda:99", "cpu:-1", "privateuseone", ""])
+def test_devices_that_are_not_there_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"DEVICE.*{name}"):
+        resolve_device(name)
+
+
+def test_auto_precision_on_a_gpu_is_that_of_the_released_prompts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_precision(load_config()) == "fp16"
+    assert resolve_precision(load_config(None, ["PRECISION", "bf16"])) == "bf16"
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
 
 
 def test_unknown_attention_is_refused(folders):

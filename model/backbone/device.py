@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+from config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # in a config, in torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is the GPU if there is one (CUDA, then Apple's), else the CPU."""
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(
-                f'device must be "auto" or a torch device such as "cpu" or "cuda:1", got {name!r}'
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The torch device of a name; "auto" is the GPU if there is one (CUDA, then Apple's), else the CPU.
+
+    Raises ConfigError for what is no device, or one that this machine or this PyTorch cannot use.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'DEVICE must be "auto" or a device such as "cpu", "cuda:1"; got {name!r}') from None
+    if not _is_usable(device):
+        raise ConfigError(f"DEVICE {name}: this machine, or this installation of PyTorch, has no such device; use auto")
+    return device
+
+
+def _is_usable(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":  # asked without making a context on it: each of several processes has its own GPU
+        return (device.index or 0) < torch.cuda.device_count()
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except Exception:  # each kind has its own way to say that it is not there; "meta" holds no numbers
+        return False
+
+
+def resolve_precision(cfg) -> str:
+    """What PRECISION is on this machine, "fp32", "fp16" or "bf16": part of a run and of a result."""
+    if cfg.PRECISION == "auto":
+        return "fp32" if cfg.DEVICE == "cpu" or resolve_device(cfg.DEVICE).type == "cpu" else "fp16"
+    return cfg.PRECISION
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, fp16 on other GPUs."""
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"precision must be one of auto, {', '.join(DTYPES)}; got {name!r}")
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.float32
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
+    """The dtype of a precision; "auto" as in `resolve_precision`."""
+    import torch
+
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "fp16"
+    if name not in PRECISIONS:
+        raise ConfigError(f"PRECISION must be one of auto, {', '.join(PRECISIONS)}; got {name!r}")
+    return getattr(torch, PRECISIONS[name])

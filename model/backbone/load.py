@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from model.backbone.architecture import STABLE_DIFFUSION, VISION, default_hub_id, get_architecture
-from model.backbone.device import DTYPES, resolve_device, resolve_dtype
+from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.facts import (
     CONDITION_ARCHITECTURE,
     NetworkFacts,
@@ -40,7 +40,6 @@ from model.error import NetworkError
 from utils.noise import seeded
 
 __all__ = [
-    "DTYPES",
     "PARTS",
     "StableDiffusion",
     "VisionNetwork",
