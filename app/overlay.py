@@ -11,8 +11,8 @@ from torch import Tensor
 
 from app.photo import shrink, to_data_url
 from utils.dense import resize_features
+from utils.draw import warp_image
 from utils.geometry import cell_to_px
-from utils.warp import warp_image
 
 SIDE = 512  # px of the longer side
 RETURNS = 1.5  # cells: a place counts as matched both ways if its match's match lies this near

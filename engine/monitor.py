@@ -69,7 +69,7 @@ class Monitor:
         self._writer.flush()
 
     def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:
-        """The pictures of each drawn pair by kind (engine.preview.Preview)."""
+        """The pictures of each drawn pair by kind (engine.picture.Preview)."""
         if self._writer is None:
             return
         for number, picture in enumerate(pictures):

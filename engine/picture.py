@@ -1,44 +1,36 @@
-"""Pictures of a matcher at work on pairs of a benchmark: match lines, and correlation maps of several matchers."""
+"""A method at work on pairs of a benchmark: what `utils.draw` makes pictures of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dataset.pair_dataset import PairDataset, compute_scale, load_image
+from dataset.pair_dataset import PairDataset, collate, compute_scale, load_image
+from engine.build import build_generator
 from engine.evaluate import extract_pairs
+from engine.transfer import move_batch
 from utils.dense import match_densely, resize_features
-from utils.draw import draw_correlation, draw_matches
+from utils.draw import (
+    WIDE_PANEL,
+    DensePair,
+    GeneratedPair,
+    MatchedPair,
+    plot_correlations,
+    plot_dense,
+    plot_generated,
+    plot_matches,
+    render,
+)
 from utils.geometry import cell_to_px, px_to_cell
 from utils.localise import correlation, localise
 from utils.pck import compute_hits
+from utils.plot import FeaturePair
 
-
-@dataclass(frozen=True)
-class MatchedPair:
-    """One pair as a matcher sees it; points are pixels of the resized frame."""
-
-    src_img: torch.Tensor  # (3, H, W) in [-1, 1]
-    trg_img: torch.Tensor
-    category: str
-    src_kps: torch.Tensor  # (N, 2), without padding
-    trg_kps: torch.Tensor
-    pred_kps: torch.Tensor
-    hits: torch.Tensor  # (N,) bool
-    sim: torch.Tensor  # (N, h, w)
-
-
-@dataclass(frozen=True)
-class DensePair:
-    """One pair with a match for every place of a grid over its source image."""
-
-    src_img: torch.Tensor  # (3, H, W) in [-1, 1]
-    trg_img: torch.Tensor
-    category: str
-    trg_box: torch.Tensor  # (4,) the object, px of the resized frame
-    points: torch.Tensor  # (g, g, 2) matches, px of the resized frame
-    cycle: torch.Tensor  # (g, g) forward-backward error, share of the image's side
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def choose_pairs(dataset: PairDataset, n_pairs: int) -> list[int]:
@@ -51,20 +43,23 @@ def choose_pairs(dataset: PairDataset, n_pairs: int) -> list[int]:
     return sorted(rank, key=lambda position: (rank[position], position))[:n_pairs]
 
 
+def choose_point(pairs: Mapping[str, MatchedPair]) -> int:
+    """Index of the first keypoint on which the methods differ, else of the first."""
+    differ = torch.stack([pair.hits for pair in pairs.values()]).float().std(dim=0, correction=0)
+    return int(differ.argmax())
+
+
 @torch.no_grad()
 def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> MatchedPair:
-    """Run the matcher on one pair, with the noise that `evaluate` uses: the picture shows what was scored."""
+    """Run the method on one pair, with the noise that `evaluate` uses: the picture shows what was scored."""
     batch, src_feat, trg_feat = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
     n = int(batch["kps_mask"].sum())
     size, src_kps = dataset.image_size, batch["src_kps"][:, :n]
     localiser, section = cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL
     options = {"beta": section.BETA, "sigma": section.SIGMA}
     pred = localise(src_feat, trg_feat, batch["src_kps"], size, (localiser,), **options)[localiser]
-    record = dataset.benchmark[position]
     return MatchedPair(
-        src_img=load_image(record.src, size),
-        trg_img=load_image(record.trg, size),
-        category=record.category,
+        **_load_images(dataset, position),
         src_kps=src_kps[0].cpu(),
         trg_kps=batch["trg_kps"][0, :n].cpu(),
         pred_kps=pred[0, :n].cpu(),
@@ -83,52 +78,80 @@ def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device
     field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
     scale = torch.from_numpy(compute_scale(record.trg.size, size)).repeat(2)
     return DensePair(
-        src_img=load_image(record.src, size),
-        trg_img=load_image(record.trg, size),
-        category=record.category,
+        **_load_images(dataset, position),
         trg_box=torch.from_numpy(record.trg_bbox) * scale,
         points=cell_to_px(field.points, (grid, grid), size).cpu(),
         cycle=field.cycle.cpu() / grid,
     )
 
 
-def draw_pair_matches(pair: MatchedPair, title: str) -> np.ndarray:
-    """Match lines of one pair, right and wrong apart; RGB (H, W, 3) uint8."""
-    titles = (f"{pair.category}: source", title)
-    return draw_matches(pair.src_img, pair.trg_img, pair.src_kps, pair.trg_kps, pair.pred_kps, pair.hits, titles=titles)
+@torch.no_grad()
+def extract_features(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> FeaturePair:
+    """Both feature maps of one pair."""
+    _, *maps = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
+    src_feat, trg_feat = (feat[0].cpu() for feat in maps)
+    return FeaturePair(**_load_images(dataset, position), src_feat=src_feat, trg_feat=trg_feat)
 
 
-def choose_point(pairs: dict[str, MatchedPair]) -> int:
-    """Index of the first keypoint on which the matchers differ, else of the first."""
-    differ = torch.stack([pair.hits for pair in pairs.values()]).float().std(dim=0, correction=0)
-    return int(differ.argmax())
+class PairGenerator:
+    """Images that Stable Diffusion generates from a prompt for pairs.
 
-
-def draw_pair_correlation(pairs: dict[str, MatchedPair], point: int | None = None) -> np.ndarray:
-    """Correlation maps of the same pair under several matchers (title -> pair), for one keypoint; RGB uint8.
-
-    point: index of the keypoint; by default `choose_point`'s.
+    Its networks are loaded on first use and wait on the CPU in between.
     """
-    first = next(iter(pairs.values()))
-    point = choose_point(pairs) if point is None else point
-    return draw_correlation(
-        first.src_img,
-        first.trg_img,
-        first.src_kps[point],
-        {title: pair.sim[point] for title, pair in pairs.items()},
-        first.trg_kps[point],
-        {title: pair.pred_kps[point] for title, pair in pairs.items()},
-    )
+
+    def __init__(self, cfg, device: torch.device) -> None:
+        self._cfg, self._device, self._generator = cfg, device, None
+
+    def generate(self, prompt, dataset: PairDataset, position: int, seeds: Sequence[int]) -> GeneratedPair:
+        """An image for each seed, from the prompt of one pair; of its source, if each image has its own.
+
+        dataset: with the caches that the prompt reads; prompt: on the device.
+        """
+        self._generator = self._generator or build_generator(self._cfg, self._device)
+        batch = move_batch(collate([dataset[position]]), self._device)
+        generator = self._generator.to(self._device)
+        try:
+            images = generator.generate(generator.embed(prompt, batch)[:1], seeds)
+        finally:
+            generator.to("cpu")
+        return GeneratedPair(**_load_images(dataset, position), images=images)
 
 
 def draw_pairs(
     cfg, matcher, dataset: PairDataset, positions: Sequence[int], title: str, device: torch.device
-) -> list[dict[str, np.ndarray]]:
-    """{"matches": picture, "correlation": picture} of each pair."""
+) -> list[dict[str, Figure]]:
+    """{"matches": figure, "correlation": figure} of each pair under the method, which is called `title`."""
     pictures = []
     for position in positions:
-        pair = match_pair(cfg, matcher, dataset, position, device)
-        pictures.append(
-            {"matches": draw_pair_matches(pair, title), "correlation": draw_pair_correlation({title: pair})}
-        )
+        row = {title: match_pair(cfg, matcher, dataset, position, device)}
+        correlation = plot_correlations([row], [choose_point(row)], WIDE_PANEL)
+        pictures.append({"matches": plot_matches([row], WIDE_PANEL), "correlation": correlation})
     return pictures
+
+
+class Preview:
+    """What a validation draws of its first pairs: `draw_pairs`, and what VAL.DENSE and VAL.GENERATE ask for."""
+
+    def __init__(self, cfg, device: torch.device) -> None:
+        self._cfg, self._device, self._generator = cfg, device, PairGenerator(cfg, device)
+
+    def draw(self, matcher, dataset: PairDataset, positions: Sequence[int], title: str) -> list[dict[str, np.ndarray]]:
+        """{kind: RGB (H, W, 3) uint8} of the pairs under the matcher's prompt, which is called `title`."""
+        cfg, device = self._cfg, self._device
+        pictures = draw_pairs(cfg, matcher, dataset, positions, title, device)
+        for picture, position in zip(pictures, positions, strict=True):
+            if cfg.VAL.DENSE:
+                pair = match_pair_densely(cfg, matcher, dataset, position, device, cfg.VAL.DENSE)
+                picture["dense"] = plot_dense([{title: pair}])
+            if cfg.VAL.GENERATE:
+                seeds = range(cfg.SEED, cfg.SEED + cfg.VAL.GENERATE)
+                pair = self._generator.generate(matcher.prompt, dataset, position, seeds)
+                picture["generated"] = plot_generated([{title: pair}])
+        return [{kind: render(figure) for kind, figure in picture.items()} for picture in pictures]
+
+
+def _load_images(dataset: PairDataset, position: int) -> dict:
+    """The fields of `utils.draw.ImagePair`."""
+    record, size = dataset.benchmark[position], dataset.image_size
+    images = {"src_img": load_image(record.src, size), "trg_img": load_image(record.trg, size)}
+    return {"category": record.category, **images, "src_size": record.src.size, "trg_size": record.trg.size}

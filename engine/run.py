@@ -15,8 +15,7 @@ from dataset.pair_dataset import PairDataset
 from engine.build import build_prompt_name, describe_prompt
 from engine.learner import Learner
 from engine.monitor import Monitor
-from engine.picture import choose_pairs
-from engine.preview import Preview
+from engine.picture import Preview, choose_pairs
 from engine.process import write_provenance
 from engine.report import evaluate_split
 from engine.result import format_overview, write_text

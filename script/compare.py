@@ -53,15 +53,16 @@ def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
 
 def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
     """Match lines per prompt, and one picture of all prompts' correlation maps, for each chosen pair."""
-    from engine.picture import choose_pairs, draw_pair_correlation, draw_pair_matches, match_pair
-    from script.figures.rows import collect
-    from utils.draw import save_figure
+    from engine.picture import choose_pairs, choose_point, match_pair
+    from script.figure import collect
+    from utils.draw import WIDE_PANEL, plot_correlations, plot_matches, save_figure
 
     rows = collect(configs, lambda pairs: choose_pairs(pairs, n_pairs), match_pair)
     for number, by_prompt in enumerate(rows):
         for name, pair in by_prompt.items():
-            save_figure(folder / f"{number}_matches_{name}.png", draw_pair_matches(pair, name))
-        save_figure(folder / f"{number}_correlation.png", draw_pair_correlation(by_prompt))
+            save_figure(folder / f"{number}_matches_{name}.png", plot_matches([{name: pair}], WIDE_PANEL))
+        correlation = plot_correlations([by_prompt], [choose_point(by_prompt)], WIDE_PANEL)
+        save_figure(folder / f"{number}_correlation.png", correlation)
     print(f"{len(rows)} pairs drawn in {folder}")
 
 

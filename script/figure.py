@@ -2,31 +2,138 @@
 
     python script/figure.py matches --config_file config/mini/base.yaml --prompts text empty --output matches.pdf
 
-The name of --output decides the format: .png, .pdf or .svg.
+The name of --output decides the format: .png, .jpg, .pdf or .svg.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
+from engine.argument import positive  # noqa: E402
 from engine.check import check_config  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
-from script.figures import FIGURES  # noqa: E402
+
+
+def draw_matches(args: argparse.Namespace, columns: dict):
+    """match lines between source and target, right and wrong apart; a row for each pair, a column for each prompt"""
+    from engine.picture import match_pair
+    from utils.draw import plot_matches
+
+    return plot_matches(collect(columns, build_choice(args), match_pair))
+
+
+def draw_correlation(args: argparse.Namespace, columns: dict):
+    """heat maps: similarity of one source point with the target under each prompt; a row for each pair"""
+    from engine.picture import choose_point, match_pair
+    from utils.draw import plot_correlations
+
+    rows = collect(columns, build_choice(args), match_pair)
+    counts = [len(next(iter(row.values())).src_kps) for row in rows]
+    if 0 in counts:
+        raise ConfigError(f"--pair_ids: pair {counts.index(0) + 1} of the list has no keypoint to correlate")
+    points = args.points or [choose_point(row) for row in rows]
+    if len(points) != len(rows) or not all(0 <= p < n for p, n in zip(points, counts, strict=True)):
+        raise ConfigError(f"--points: the rows have {counts} keypoints; give the index of one for each, from 0")
+    return plot_correlations(rows, points)
+
+
+def draw_dense(args: argparse.Namespace, columns: dict):
+    """dense matches: colours of places carried from target to source, the target warped, the forward-backward error"""
+    from engine.picture import match_pair_densely
+    from utils.draw import plot_dense
+
+    if args.grid < 2:
+        raise ConfigError(f"--grid must be at least 2, got {args.grid}")
+    return plot_dense(collect(columns, build_choice(args), partial(match_pair_densely, grid=args.grid)))
+
+
+def draw_generated(args: argparse.Namespace, columns: dict):
+    """images that Stable Diffusion generates from each prompt, beside the pair that it was made for"""
+    from engine.picture import PairGenerator
+    from utils.draw import plot_generated
+
+    generators = {}
+
+    def generate(cfg, matcher, pairs, position: int, device):
+        if matcher.prompt is None:
+            raise ConfigError(f"METHOD.NAME {cfg.METHOD.NAME} takes no prompt, so there is nothing to generate from")
+        generator = generators.setdefault(id(cfg), PairGenerator(cfg, device))
+        return generator.generate(matcher.prompt, pairs, position, args.seeds)
+
+    return plot_generated(collect(columns, build_choice(args), generate))
+
+
+def draw_features(args: argparse.Namespace, columns: dict):
+    """feature maps as colours under each prompt: equal colours are similar features; a row for each pair"""
+    from engine.picture import extract_features
+    from utils.plot import plot_feature_colours
+
+    return plot_feature_colours(collect(columns, build_choice(args), extract_features))
+
+
+def draw_timestep(args: argparse.Namespace, columns: dict):
+    """accuracy over the diffusion timestep, from the CSV files that script/sweep_timestep.py writes"""
+    from script.sweep_timestep import read_curves
+    from utils.plot import plot_curves
+
+    curves: dict[str, dict[int, float]] = {}
+    for path in args.csv:
+        for prompt, points in read_curves(Path(path)).items():
+            curves.setdefault(prompt, {}).update(points)
+    ordered = {prompt: dict(sorted(points.items())) for prompt, points in curves.items()}
+    return plot_curves(ordered, "timestep", args.y_label)
+
+
+FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its rows by default
+    "matches": (draw_matches, 4),
+    "correlation": (draw_correlation, 4),
+    "dense": (draw_dense, 4),
+    "generate": (draw_generated, 3),
+    "features": (draw_features, 2),
+    "timestep": (draw_timestep, 0),
+}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for name, figure in FIGURES.items():
-        kind = kinds.add_parser(name, help=figure.__doc__, description=figure.__doc__)
-        figure.add_arguments(kind)
+    for name, (draw, n_rows) in FIGURES.items():
+        kind = kinds.add_parser(name, help=draw.__doc__, description=draw.__doc__)
+        if n_rows:
+            add_pair_arguments(kind, n_rows)
+        if name == "correlation":
+            text = "index of the keypoint for each row; default: where the prompts first differ"
+            kind.add_argument("--points", nargs="+", type=int, help=text)
+        elif name == "dense":
+            text = "places matched along each side of an image; default: %(default)s"
+            kind.add_argument("--grid", type=int, default=96, help=text)
+        elif name == "generate":
+            text = "an image of each prompt for each; default: 0 1"
+            kind.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help=text)
+        elif name == "timestep":
+            kind.add_argument("csv", nargs="+", help="files of script/sweep_timestep.py; a curve for each prompt")
+            kind.add_argument("--y_label", default="PCK (%)", help="default: PCK (%%)")
         kind.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
         kind.add_argument("--output", help="path of the figure; default: OUTPUT_ROOT/figure/KIND_DATASET.png")
         kind.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings, as given to test.py")
     return parser.parse_args()
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser, n_pairs: int) -> None:
+    """Which columns and which rows."""
+    add = parser.add_argument
+    add("--prompts", nargs="+", default=[], help="a column each: `text`, `empty`, or learned prompts")
+    text = "a column with its own title and settings, such as: DIFT PROMPT.TYPE text TEST.TIMESTEP 261"
+    add("--column", nargs="+", action="append", default=[], metavar=("TITLE", "KEY VALUE"), help=text)
+    chosen = parser.add_mutually_exclusive_group()
+    text = "rows: so many pairs, one category after the other; default: %(default)s"
+    chosen.add_argument("--pairs", type=positive, default=n_pairs, help=text)
+    chosen.add_argument("--pair_ids", nargs="+", default=[], help="rows: the pairs of these ids (see a result's CSV)")
 
 
 def load_columns(args: argparse.Namespace) -> dict:
@@ -48,6 +155,35 @@ def load_columns(args: argparse.Namespace) -> dict:
     return columns
 
 
+def build_choice(args: argparse.Namespace) -> Callable[[object], list[int]]:
+    """What chooses the rows from the pairs of a split."""
+    from engine.picture import choose_pairs
+
+    return lambda pairs: find_ids(pairs, args.pair_ids) if args.pair_ids else choose_pairs(pairs, args.pairs)
+
+
+def find_ids(pairs, wanted: Sequence[str]) -> list[int]:
+    """Positions of the pairs with these ids."""
+    position = {record.pair_id: place for place, record in enumerate(pairs.benchmark)}
+    if missing := [name for name in wanted if name not in position]:
+        raise ConfigError(f"--pair_ids: no pair {', '.join(missing)} in this split; one is {next(iter(position))}")
+    return [position[name] for name in wanted]
+
+
+def collect(columns: dict, choose: Callable[[object], Sequence[int]], extract: Callable) -> list[dict]:
+    """For each pair that `choose` picks, {title: extract(config, matcher, pairs, position, device)}."""
+    from engine.build import build_test
+    from utils.progress import progress
+
+    rows: dict[int, dict] = {}
+    for title, cfg in columns.items():
+        accelerator, pairs, matcher = build_test(cfg, choose)
+        for position in progress(range(len(pairs)), f"drawing pairs under {title}", unit="pair"):
+            found = extract(cfg, matcher, pairs, position, device=accelerator.device)
+            rows.setdefault(position, {})[title] = found
+    return list(rows.values())
+
+
 def find_output(args: argparse.Namespace, cfg) -> str:
     """Where the figure goes; refuses a format that is not known."""
     from utils.draw import find_format
@@ -67,7 +203,8 @@ def main() -> int:
 
     columns = load_columns(args)
     path = find_output(args, next(iter(columns.values()), load_config(args.config_file, args.opts)))
-    save_figure(path, FIGURES[args.kind].build(args, columns))
+    draw, _ = FIGURES[args.kind]
+    save_figure(path, draw(args, columns))
     print(f"written: {path}")
     return 0
 

@@ -124,20 +124,18 @@ class Pair:
         cells = self._to_cells(self._check_points(points))
         return self._query(self.src_feat, self.trg_feat, cells).sim[0]
 
-    def dense(self, backend: str = "auto") -> DenseField:
+    def dense(self) -> DenseField:
         """The place of every source cell on the target and the way back, in cells."""
         setting = self.setting
-        return match_densely(
-            self.src_feat, self.trg_feat, backend, setting.localiser, beta=setting.beta, sigma=setting.sigma
-        )
+        return match_densely(self.src_feat, self.trg_feat, setting.localiser, beta=setting.beta, sigma=setting.sigma)
 
     def draw(self, found: Matches) -> np.ndarray:
         """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""
-        from utils.links import draw_links
+        from utils.draw import plot_links, render
 
         src_points, trg_points = self.src.to_pixels(found.source), self.trg.to_pixels(found.points)
         names = (Path(self.src.name).name, Path(self.trg.name).name)
-        return draw_links(self.src.image, self.trg.image, src_points, trg_points, found.confidence, names)
+        return render(plot_links(self.src.image, self.trg.image, src_points, trg_points, found.confidence, names))
 
     def swap(self) -> Pair:
         """The pair from target to source, with the features of this one.

@@ -1,11 +1,11 @@
-"""Dense matching: plain loops, known answers, memory, and KeOps against PyTorch."""
+"""Dense matching: plain loops, known answers, and memory."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import dense
-from utils.dense import DenseField, find_keops_problem, match_densely, resize_features
+from utils.dense import match_densely, resize_features
 from utils.geometry import cell_grid, cell_to_px
 from utils.localise import localise
 
@@ -81,9 +81,9 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_stays_within_the_budget_with_equal_results():
     src, trg = random_maps(4, (40, 40), (40, 40))
     with LargestTensor() as largest:
-        bounded = match_densely(src, trg, "torch", "kernelsoftmax", budget_mib=1)
+        bounded = match_densely(src, trg, "kernelsoftmax", budget_mib=1)
     assert largest.nbytes <= dense.MIB / dense.MAPS_PER_QUERY * 1.01 < 40**4 * 4 / 50
-    free = match_densely(src, trg, "torch", "kernelsoftmax")
+    free = match_densely(src, trg, "kernelsoftmax")
     for name in ("points", "similarity", "cycle"):
         torch.testing.assert_close(getattr(bounded, name), getattr(free, name), atol=1e-4, rtol=0)
 
@@ -99,39 +99,12 @@ def test_half_precision_and_finer_grids():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backend": "jax"}, "unknown backend 'jax'; known: auto, torch, keops"),
         ({"localiser": "best"}, "unknown localiser"),
         ({"trg_feat": torch.zeros(3, 4, 4)}, r"same C, got \(8, 6, 5\) and \(3, 4, 4\)"),
         ({"budget_mib": 0}, "budget_mib must be at least 1, got 0"),
-        ({"backend": "keops", "localiser": "bilinear"}, "KeOps knows the localisers nn, kernelsoftmax, not bilinear"),
     ],
 )
 def test_unusable_arguments_are_refused(change, message):
     src, trg = random_maps()
     with pytest.raises(ValueError, match=message):
         match_densely(**{"src_feat": src, "trg_feat": trg, **change})
-
-
-@pytest.mark.parametrize(("lacking", "reason"), [("pykeops", "not installed"), ("compiler", r"no C\+\+ compiler")])
-def test_without_keops_large_grids_are_still_matched(monkeypatch, lacking, reason):
-    if lacking == "pykeops":
-        monkeypatch.setattr(dense.importlib.util, "find_spec", lambda name: None)
-    else:
-        monkeypatch.setattr(dense.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(dense.shutil, "which", lambda name: None)
-    monkeypatch.setattr(dense, "KEOPS_PAIRS", 1)
-    src, trg = random_maps()
-    assert isinstance(match_densely(src, trg), DenseField)
-    with pytest.raises(ValueError, match=reason):
-        match_densely(src, trg, backend="keops")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("localiser", dense.KEOPS_LOCALISERS)
-def test_keops_equals_torch(localiser):
-    if problem := find_keops_problem(torch.device("cpu")):
-        pytest.skip(problem)
-    src, trg = (resize_features(feat, (20, 24)) for feat in random_maps())
-    field, other = (match_densely(src, trg, backend, localiser, sigma=2.0) for backend in ("torch", "keops"))
-    for name in ("points", "similarity", "cycle"):
-        torch.testing.assert_close(getattr(field, name), getattr(other, name), atol=1e-4, rtol=0)

@@ -1,13 +1,11 @@
 """Images generated from prompts: deterministic by seed, and those of diffusers' own pipeline for the same words."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from engine import preview
+from engine import picture
 from engine.build import build_generator
 from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
@@ -61,23 +59,12 @@ def test_learned_prompts_of_both_spaces(generator, text, variant):
     assert len(generator.generate(embeds, [0])) == 1
 
 
-def test_networks_of_generated_pictures_are_on_the_device_only_while_they_work(monkeypatch):
-    done = []
-    networks = SimpleNamespace(to=lambda device: done.append(str(device)) or networks)
-    monkeypatch.setattr(preview, "build_generator", lambda *_: networks)
-    monkeypatch.setattr(preview, "generate_for_pair", lambda *args: done.append(args[3]) or [])
-    shown = preview.Preview(SimpleNamespace(SEED=0, VAL=SimpleNamespace(GENERATE=1)), torch.device("meta"))
-    shown._generate(None, None, [5])
-    shown._generate(None, None, [7])
-    assert done == ["meta", 5, "cpu", "meta", 7, "cpu"]
-
-
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_pictures_of_a_validation_leave_the_run_as_it_is(world, tmp_path, monkeypatch, networks, text):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     built = []
-    monkeypatch.setattr(preview, "build_generator", lambda *args: built.append(build_generator(*args)) or built[-1])
+    monkeypatch.setattr(picture, "build_generator", lambda *args: built.append(build_generator(*args)) or built[-1])
     steps = ["TRAIN.EPOCHS", "2", "TRAIN.BATCH_SIZE", "6"]
     plain = run(world, tmp_path / "plain", *steps)
     more = ["VAL.PICTURES", "1", "VAL.DENSE", "8", "VAL.GENERATE", "1", "GENERATE.STEPS", "2"]

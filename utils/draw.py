@@ -1,20 +1,28 @@
-"""Pictures of matches and correlation maps, for the README, TensorBoard and papers.
+"""Pictures of image pairs: match lines, heat maps, generated images, dense matches, matches of unknown truth.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; right and wrong also differ in line
-and marker. Matplotlib is imported on first use.
+Each is a matplotlib figure: `save_figure` writes it in the format that the path's suffix names, `render` gives its
+pixels. Images lie in the frame of the network, `size` (H, W) is what they had before: every panel has that aspect
+ratio. Points are (x, y) pixels of the image given. Colours are Okabe and Ito's, which colour-blind readers can tell
+apart; right and wrong also differ in line and marker. Matplotlib is imported on first use.
 """
 
+from __future__ import annotations
+
+import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-from utils.geometry import cell_to_px
+from utils.geometry import Size, cell_grid, cell_to_px, sample_features
 from utils.store import atomic_path
 
 if TYPE_CHECKING:
@@ -23,31 +31,252 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 DPI = 160
-RIGHT, WRONG = "#0072B2", "#D55E00"  # blue, vermillion
-QUERY = "#F0E442"  # yellow
-PANEL_INCHES = 3.6
-ImageLike = Tensor | np.ndarray | Image.Image
+RIGHT, WRONG, QUERY = "#0072B2", "#D55E00", "#F0E442"  # blue, vermillion, yellow
+PAGE = 7.0  # inches: a page's two columns
+PANEL, WIDE_PANEL = 1.9, 3.4  # inches: the widest panel of a figure of many, and of a picture of one pair
+TALLEST = 1.3  # height / width of the cell of a panel, at most
+LEFT, MARGIN = 0.22, 0.06  # inches beside the panels, with names of rows and without
+GAP, INNER = 0.1, 0.03  # inches between groups of columns, between panels
+FONT, LINE = 8, 0.15  # points of a letter, inches of a line
+DOT = {"marker": "o", "markersize": 4.5, "markeredgewidth": 0.8}
+CROSS = {"marker": "X", "markersize": 6.5, "markeredgewidth": 0.8, "color": WRONG}
+STAR = {"marker": "*", "markersize": 10, "markeredgewidth": 0.8, "color": QUERY}
+MARK = {"linestyle": "", "markeredgecolor": "black"}
+RING = {"linestyle": "", "marker": "o", "markersize": 7.5, "markerfacecolor": "none", "markeredgecolor": "black"}
+CONSISTENT = 0.1  # forward-backward error, share of the image's side, above which a dense match is left grey
+PAINT = 0.85  # opacity of colours over the grey image
+CORNERS = ((86, 180, 233), (240, 228, 66), (40, 30, 130), (213, 94, 0))  # sky, yellow, indigo, vermillion
+CHECKS, CHECK_DEPTH = 8, 0.16  # squares along each side of a box, and how much darker every second one is
+CONFIDENCE = "cividis"  # tells its ends apart for colour-blind readers and in grey
+NUMBERED = 30  # at most so many matches carry their number
+SHOWN_SIDE = 1600  # px; larger photos are shown reduced
+FORMATS = ("png", "jpg", "jpeg", "pdf", "svg")
+Picture = Tensor | np.ndarray | Image.Image  # (3, H, W) in [-1, 1], (H, W, 3) uint8, or RGB
+Panel = tuple[Size, Picture]  # the size (H, W) whose aspect ratio it is shown in
+Shown = TypeVar("Shown", bound="ImagePair")
 
 
-def to_rgb(image: ImageLike) -> np.ndarray:
-    """(H, W, 3) uint8 from a float tensor (3, H, W) in [-1, 1], a uint8 array (H, W, 3) or a PIL image."""
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(f"expected a float tensor (3, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}")
-        pixels = image.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round()
-        return pixels.permute(1, 2, 0).to(torch.uint8).numpy()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected a uint8 array (H, W, 3), got {image.dtype} {image.shape}")
-    return image
+@dataclass(frozen=True, kw_only=True)
+class ImagePair:
+    """Two images of a category in the network's frame, and their sizes (H, W) on disk."""
+
+    category: str
+    src_img: Tensor  # (3, H, W) in [-1, 1]
+    trg_img: Tensor
+    src_size: Size
+    trg_size: Size
+
+    @property
+    def panels(self) -> list[Panel]:
+        """Source and target."""
+        return [(self.src_size, self.src_img), (self.trg_size, self.trg_img)]
 
 
-def _numpy(values: Any) -> np.ndarray:
-    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+@dataclass(frozen=True, kw_only=True)
+class MatchedPair(ImagePair):
+    """Keypoints (N, 2) and what was predicted for them, px of the network's frame."""
+
+    src_kps: Tensor
+    trg_kps: Tensor
+    pred_kps: Tensor
+    hits: Tensor  # (N,) bool
+    sim: Tensor  # (N, h, w)
 
 
-def new_figure(width: float, height: float, **kwargs: Any) -> "Figure":
+@dataclass(frozen=True, kw_only=True)
+class DensePair(ImagePair):
+    """A match for every place of a grid over the source."""
+
+    trg_box: Tensor  # (4,) the object, px of the network's frame
+    points: Tensor  # (g, g, 2) matches, px of the network's frame
+    cycle: Tensor  # (g, g) forward-backward error, share of the image's side
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedPair(ImagePair):
+    """Images (H, W, 3) uint8 that a prompt generates for a pair."""
+
+    images: Sequence[np.ndarray]
+
+
+def plot_matches(rows: Sequence[Mapping[str, MatchedPair]], panel: float = PANEL) -> Figure:
+    """A row for each pair, two images for each method (name -> pair): lines to the predictions, and the score."""
+    groups = [(name, 2) for name in rows[0]]
+    panels = [[panel for pair in row.values() for panel in pair.panels] for row in rows]
+    grid = Grid(find_categories(rows), groups, panels, bottom=0.3, panel=panel)
+    for axes, row in zip(grid.axes, rows, strict=True):
+        for source, target, pair in zip(axes[::2], axes[1::2], row.values(), strict=True):
+            for ends in zip(pair.src_kps, pair.pred_kps, pair.trg_kps, pair.hits, strict=True):
+                _draw_match(source, target, *ends)
+            style = {"fontsize": FONT, "va": "top", "path_effects": _outline(2.2), "zorder": 6}
+            score = f"{int(pair.hits.sum())}/{len(pair.hits)}"
+            target.text(0.03, 0.97, score, transform=target.transAxes, **style)
+    styles = {"correct": _match_style(True), "wrong": _match_style(False), "true position": RING}
+    _add_legend(grid.figure, styles, linewidth=1.6)
+    return grid.figure
+
+
+def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequence[int], panel: float = PANEL) -> Figure:
+    """Similarity of one keypoint of each pair (points: its index) with the target, a map for each method."""
+    groups = [("source", 1), ("target", 1), *((name, 1) for name in rows[0])]
+    panels = [[*_first(row).panels, *(pair.panels[1] for pair in row.values())] for row in rows]
+    grid = Grid(find_categories(rows), groups, panels, bottom=0.55, panel=panel)
+    for (source, target, *maps), row, point in zip(grid.axes, rows, points, strict=True):
+        _mark(source, _first(row).src_kps[point], STAR)
+        _draw_ring(target, _first(row).trg_kps[point])
+        for axes, pair in zip(maps, row.values(), strict=True):
+            heat = pair.sim[point]
+            layer = show_heat(axes, pair.trg_img, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
+            _mark(axes, pair.pred_kps[point], CROSS)
+            _draw_ring(axes, pair.trg_kps[point])
+    grid.add_bar(layer, "cosine similarity, each map in its range", {0: "lowest", 1: "highest"}, right=True)
+    styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
+    _add_legend(grid.figure, styles, loc="lower left")
+    return grid.figure
+
+
+def plot_generated(rows: Sequence[Mapping[str, GeneratedPair]]) -> Figure:
+    """Each pair, and beside it the images that each method's prompt generates for it."""
+    groups = [("source, target", 2), *((name, len(pair.images)) for name, pair in rows[0].items())]
+    generated = [[image for pair in row.values() for image in pair.images] for row in rows]
+    panels = [
+        [*_first(row).panels, *((image.shape[:2], image) for image in images)]
+        for row, images in zip(rows, generated, strict=True)
+    ]
+    return Grid(find_categories(rows), groups, panels).figure
+
+
+def plot_dense(rows: Sequence[Mapping[str, DensePair]]) -> Figure:
+    """Dense matches of each pair under each method.
+
+    On the target each place of the object has its own colour; every place of the source takes the colour of its
+    match, and stays grey where the match lies outside the object or does not come back. Then the target warped to
+    the source: each place shows the target's pixel there. Last the forward-backward error.
+    """
+    groups = [("source", 1), ("target", 2), *((name, 3) for name in rows[0])]
+    subtitles = ["", "", "places", *["places", "warp", "error"] * len(rows[0])]
+    panels = []
+    for row in rows:
+        pair = _first(row)
+        panels.append([*pair.panels, (pair.trg_size, paint(pair.trg_img, pixel_places(pair.trg_img), pair.trg_box))])
+        for pair in row.values():
+            painted = paint(pair.src_img, pair.points, pair.trg_box, pair.cycle <= CONSISTENT)
+            shown = painted, warp_image(pair.trg_img, pair.points), pair.src_img
+            panels[-1] += [(pair.src_size, image) for image in shown]
+    grid = Grid(find_categories(rows), groups, panels, bottom=0.55, subtitles=subtitles)
+    for axes, row in zip(grid.axes, rows, strict=True):
+        for error, pair in zip(axes[5::3], row.values(), strict=True):
+            layer = show_heat(error, pair.src_img, 100 * pair.cycle, 50)
+    grid.add_bar(layer, "forward-backward error (% of the image's side)", {0: "0", 25: "25", 50: "≥ 50"})
+    return grid.figure
+
+
+def plot_links(
+    src: Image.Image,
+    trg: Image.Image,
+    src_points: np.ndarray,
+    trg_points: np.ndarray,
+    confidence: np.ndarray,
+    titles: tuple[str, str] = ("source", "target"),
+) -> Figure:
+    """A line for each of N matches, (N, 2) px of the images given, coloured by its confidence (N,) in [0, 1].
+
+    The images lie side by side, or above each other if both are wide; points are numbered from 1 unless they are
+    many.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+
+    panels = [((image.height, image.width), image) for image in (src, trg)]
+    if all(width > 1.3 * height for (height, width), _ in panels):
+        grid = Grid(titles, [("", 1)], [[panel] for panel in panels], bottom=0.55, panel=PAGE)
+    else:
+        groups = [(title, 1) for title in titles]
+        grid = Grid([""], groups, [panels], bottom=0.55, panel=PAGE, width=1.4 * PAGE)
+    source, target = (axes for row in grid.axes for axes in row)
+    for i in np.argsort(confidence, kind="stable"):  # the surest lie on top
+        colour = colormaps[CONFIDENCE](float(confidence[i]))
+        _draw_line(source, target, src_points[i], trg_points[i], color=colour)
+        for axes, point in ((source, src_points[i]), (target, trg_points[i])):
+            _draw_end(target, axes, point, DOT | {"color": colour})
+            if len(confidence) <= NUMBERED:
+                _write_number(target, axes, point, i + 1)
+    layer = ScalarMappable(cmap=CONFIDENCE)
+    layer.set_clim(0, 1)
+    grid.add_bar(layer, "confidence", {0: "0", 0.5: "0.5", 1: "1"})
+    return grid.figure
+
+
+class Grid:
+    """Rows of panels below titles that groups of columns share; each panel has the aspect ratio of its image.
+
+    names: of the rows, "" for none. groups: (title, number of columns); panels of a group touch, groups keep a
+    distance. panels: of each row. bottom: inches for what lies below. subtitles: one for each column. panel: inches
+    of the widest panel. width: inches that the whole may take.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        groups: Sequence[tuple[str, int]],
+        panels: Sequence[Sequence[Panel]],
+        *,
+        bottom: float = MARGIN,
+        subtitles: Sequence[str] = (),
+        panel: float = PANEL,
+        width: float = PAGE,
+    ) -> None:
+        left, n_panels = LEFT if any(names) else MARGIN, sum(count for _, count in groups)
+        gaps = GAP * (len(groups) - 1) + INNER * (n_panels - len(groups))
+        panel = min((width - left - MARGIN - gaps) / n_panels, panel)
+        titles = [wrap_name(title, max(int(16 * panel * count), 6), 3) for title, count in groups]
+        under = 1.1 * LINE if subtitles else 0
+        top = LINE * max(map(len, titles)) + MARGIN + under
+        heights = [panel * min(TALLEST, math.prod(h / w for (h, w), _ in row) ** (1 / n_panels)) for row in panels]
+        self.width = left + n_panels * panel + gaps + MARGIN
+        self.height = top + sum(heights) + INNER * len(heights) + bottom
+        self.figure = new_figure(self.width, self.height)
+        lefts, x = [], left
+        for (_, count), lines in zip(groups, titles, strict=True):
+            lefts += [x + i * (panel + INNER) for i in range(count)]
+            middle, x = (x + lefts[-1] + panel) / 2, lefts[-1] + panel + GAP
+            self._write(middle, self.height - top + 0.04 + under, "\n".join(lines), ha="center", va="bottom")
+        self.axes, y = [], self.height - top
+        for name, row, height in zip(names, panels, heights, strict=True):
+            y -= height
+            self.axes.append([self._fit(x, y, panel, height, *shown) for x, shown in zip(lefts, row, strict=True)])
+            self._write(left - 0.08, y + height / 2, name, rotation=90, ha="right", va="center")
+            y -= INNER
+        for axes, title in zip(self.axes[0], subtitles, strict=bool(subtitles)):
+            axes.set_title(title, fontsize=FONT - 1.5, pad=2.5)
+
+    def add_bar(self, layer: Any, label: str, ticks: Mapping[float, str], right: bool = False) -> None:
+        """A horizontal colour bar at the bottom: in the middle, or on the right beside a legend."""
+        length = 0.24 * self.width
+        axes = self._add_axes(self.width - length - 0.55 if right else (self.width - length) / 2, 0.36, length, 0.09)
+        bar = self.figure.colorbar(layer, cax=axes, orientation="horizontal")
+        bar.outline.set_visible(False)
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        axes.set_facecolor("0.5")
+        axes.tick_params(labelsize=FONT - 1, length=2, pad=2)
+        axes.set_xlabel(label, fontsize=FONT, labelpad=1)
+
+    def _fit(self, left: float, bottom: float, width: float, height: float, size: Size, image: Picture) -> Axes:
+        """The image in the middle of a cell, as large as fits; all in inches."""
+        scale = min(height / size[0], width / size[1])
+        h, w = size[0] * scale, size[1] * scale
+        axes = self._add_axes(left + (width - w) / 2, bottom + (height - h) / 2, w, h)
+        show_image(axes, image)
+        return axes
+
+    def _add_axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
+
+    def _write(self, x: float, y: float, text: str, **style: Any) -> None:
+        self.figure.text(x / self.width, y / self.height, text, fontsize=FONT, **style)
+
+
+def new_figure(width: float, height: float, **kwargs: Any) -> Figure:
     """A figure (inches) that belongs to no window system and to no global list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,96 +286,10 @@ def new_figure(width: float, height: float, **kwargs: Any) -> "Figure":
     return figure
 
 
-def render(figure: "Figure") -> np.ndarray:
+def render(figure: Figure) -> np.ndarray:
     """The figure as an RGB array (H, W, 3) uint8."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
-def show_image(axes: "Axes", rgb: np.ndarray, **kwargs: Any) -> None:
-    """Show an image so that axes coordinates are its pixels; small ones are enlarged smoothly."""
-    height, width = rgb.shape[:2]
-    axes.imshow(rgb, interpolation="bicubic", interpolation_stage="rgba", **kwargs)
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def outlined(width: float, colour: str = "white") -> list:
-    """Path effects that keep a line of any colour visible on any picture."""
-    from matplotlib import patheffects
-
-    return [patheffects.Stroke(linewidth=width, foreground=colour), patheffects.Normal()]
-
-
-def _match_style(hit: bool) -> dict[str, Any]:
-    """Line and end marker of a right (solid, disc) or wrong (dashed, cross) prediction."""
-    if hit:
-        return {"color": RIGHT, "linestyle": "-", "marker": "o", "markersize": 5.5, "markeredgewidth": 0.9}
-    return {"color": WRONG, "linestyle": (0, (4, 2)), "marker": "X", "markersize": 8, "markeredgewidth": 0.9}
-
-
-SOURCE_DOT = {"marker": "o", "markersize": 5.5, "markeredgewidth": 0.9}
-RING = {"linestyle": "", "marker": "o", "markersize": 9.5, "markerfacecolor": "none", "markeredgewidth": 1.3}
-
-
-def draw_ring(axes: "Axes", point_px: np.ndarray, scale: float = 1.0) -> None:
-    """A small hollow ring, white within black, at the true point."""
-    style = RING | {"markersize": RING["markersize"] * scale, "clip_on": False, "zorder": 4}
-    axes.plot(*point_px, **style | {"markeredgewidth": 2.8 * scale}, color="black")
-    axes.plot(*point_px, **style | {"markeredgewidth": 1.3 * scale}, color="white")
-
-
-def _draw_match(axes: list["Axes"], start_px: np.ndarray, end_px: np.ndarray, hit: bool, scale: float = 1.0) -> None:
-    """A line from a source keypoint (left axes) to its prediction (right axes), with a marker at both ends.
-
-    All of it belongs to the right axes, which is drawn last, so that markers lie above lines in both images.
-    """
-    from matplotlib.patches import ConnectionPatch
-
-    style = _match_style(hit)
-    line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.4 * scale}
-    ends = {"xyA": start_px, "xyB": end_px, "coordsA": axes[0].transData, "coordsB": axes[1].transData}
-    axes[1].add_artist(ConnectionPatch(**ends, **line, path_effects=outlined(2.6 * scale), zorder=3, clip_on=False))
-    marker = {
-        "linestyle": "",
-        "color": style["color"],
-        "markeredgecolor": "white",
-        "zorder": 5,
-        "clip_on": False,
-    }
-    axes[1].plot(*start_px, **marker, **_scaled(SOURCE_DOT, scale), transform=axes[0].transData)
-    axes[1].plot(*end_px, **marker, **_scaled(style, scale))
-
-
-def _scaled(style: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The marker of a style, smaller or larger."""
-    sizes = {key: style[key] * scale for key in ("markersize", "markeredgewidth")}
-    return {"marker": style["marker"], **sizes}
-
-
-def _draw_miss(axes: "Axes", pred_px: np.ndarray, truth_px: np.ndarray, scale: float = 1.0) -> None:
-    """A thin dotted line from a wrong prediction to the true point."""
-    xy = np.stack((pred_px, truth_px), axis=1)
-    axes.plot(*xy, color=WRONG, linestyle=":", linewidth=1.1 * scale, path_effects=outlined(2.0 * scale), zorder=3)
-
-
-def match_legend(figure: "Figure", right: str = "correct", wrong: str = "wrong", fontsize: float = 9) -> None:
-    from matplotlib.lines import Line2D
-
-    common = {"linewidth": 1.6, "markeredgecolor": "white"}
-    handles = [
-        Line2D([], [], **_match_style(True) | common, label=right),
-        Line2D([], [], **_match_style(False) | common, label=wrong),
-        Line2D([], [], **RING, color="black", label="true position"),
-    ]
-    style = {"frameon": False, "fontsize": fontsize, "handlelength": 3.2}
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), **style)
-
-
-def fit_title(title: str, inches: float, lines: int = 1) -> str:
-    """`title` broken, and cut if need be, so that it fits a width at 10 points."""
-    return "\n".join(wrap_name(title, max(int(11 * inches), 8), lines))
 
 
 def wrap_name(name: str, width: int, max_lines: int | None = None) -> list[str]:
@@ -155,233 +298,193 @@ def wrap_name(name: str, width: int, max_lines: int | None = None) -> list[str]:
     return [line.replace("_ ", "_") for line in lines]
 
 
-def draw_matches(
-    src_img: ImageLike,
-    trg_img: ImageLike,
-    src_kps: Tensor | np.ndarray,
-    trg_kps: Tensor | np.ndarray,
-    pred_kps: Tensor | np.ndarray,
-    hits: Tensor | np.ndarray,
-    kps_mask: Tensor | np.ndarray | None = None,
-    titles: tuple[str, str] = ("source", "target"),
-) -> np.ndarray:
-    """Source and target side by side, a line from each source point to its prediction, a ring at the truth.
-
-    Args:
-        src_img, trg_img: images as `to_rgb` takes them; both are shown at the same height.
-        src_kps, trg_kps, pred_kps: (N, 2) pixels of the image they lie in.
-        hits: (N,) bool, whether the prediction counts as correct.
-        kps_mask: (N,) bool, False for points to leave out; None shows all.
-        titles: text above the two images.
-    Returns:
-        RGB picture (H, W, 3) uint8.
-    """
-    images = [to_rgb(src_img), to_rgb(trg_img)]
-    hits = _numpy(hits).astype(bool)
-    keep = np.ones(len(hits), bool) if kps_mask is None else _numpy(kps_mask).astype(bool)
-    src_kps, trg_kps, pred_kps, hits = (_numpy(v)[keep] for v in (src_kps, trg_kps, pred_kps, hits))
-    aspects = [rgb.shape[1] / rgb.shape[0] for rgb in images]
-    figure, axes = _pair_figure(aspects)
-    for ax, rgb, title in zip(axes, images, titles, strict=True):
-        show_image(ax, rgb, aspect="auto")
-        ax.set_title(fit_title(title, ax.bbox.width / figure.dpi), fontsize=10)
-    draw_match_lines(axes, src_kps, trg_kps, pred_kps, hits)
-    match_legend(figure, f"correct ({int(hits.sum())})", f"wrong ({int((~hits).sum())})")
-    return render(figure)
+def to_rgb(image: Picture) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    if isinstance(image, Tensor):
+        image = rearrange((image.detach().float().cpu() + 1) * 127.5, "c h w -> h w c")
+        return image.clamp(0, 255).round().to(torch.uint8).numpy()
+    return np.asarray(image)
 
 
-def draw_match_lines(
-    axes: list["Axes"], src_kps: Any, trg_kps: Any, pred_kps: Any, hits: Any, scale: float = 1.0
-) -> None:
-    """All matches of a pair, over its two images' axes."""
-    for start, end, truth, hit in zip(src_kps, pred_kps, trg_kps, hits, strict=True):
-        draw_ring(axes[1], truth, scale)
-        _draw_match(axes, start, end, bool(hit), scale)
-        if not hit:
-            _draw_miss(axes[1], end, truth, scale)
-
-
-def _pair_figure(aspects: list[float]) -> tuple["Figure", list["Axes"]]:
-    """Figure with two axes of equal height and of `aspects` W / H, room for titles and a legend."""
-    margin, gap, title, legend = 0.12, 0.25, 0.3, 0.4  # inches
-    widths = [PANEL_INCHES * aspect for aspect in aspects]
-    total_w, total_h = sum(widths) + gap + 2 * margin, PANEL_INCHES + title + legend
-    figure = new_figure(total_w, total_h)
-    lefts = [margin, margin + widths[0] + gap]
-    boxes = [
-        (left / total_w, legend / total_h, w / total_w, PANEL_INCHES / total_h)
-        for left, w in zip(lefts, widths, strict=True)
-    ]
-    return figure, [figure.add_axes(box) for box in boxes]
-
-
-def _map_extent(map_size: tuple[int, int], image_size: tuple[int, int], convention: str) -> list[float]:
-    """(left, right, bottom, top) in image pixels of a map's outer border."""
-    h, w = map_size
-    borders = torch.tensor([[-0.5, -0.5], [w - 0.5, h - 0.5]], dtype=torch.float64)
-    (left, top), (right, bottom) = cell_to_px(borders, map_size, image_size, convention).tolist()
-    return [left, right, bottom, top]
-
-
-def show_heat(
-    axes: "Axes", rgb: np.ndarray, heat: np.ndarray, convention: str, limits: tuple[float, float] | None
-) -> "AxesImage":
-    """A heat map over the grey target, one flat square per cell."""
+def show_image(axes: Axes, image: Picture) -> None:
+    """Fill the axes with an image; their coordinates are its pixels. Small ones are enlarged smoothly."""
+    rgb = to_rgb(image)
     height, width = rgb.shape[:2]
-    show_image(axes, np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")), aspect="auto")
-    low, high = limits or (float(heat.min()), float(heat.max()))
-    extent = _map_extent(heat.shape, (height, width), convention)
-    colours = {"cmap": "viridis", "alpha": 0.7, "vmin": low, "vmax": high}
-    layer = axes.imshow(heat, **colours, extent=extent, interpolation="nearest", aspect="auto", zorder=1)
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    if (factor := -(-max(height, width) // SHOWN_SIDE)) > 1:
+        rgb = np.asarray(Image.fromarray(rgb).reduce(factor))
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(rgb, interpolation="bicubic", interpolation_stage="rgba", aspect="auto", extent=extent)
+    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def show_heat(axes: Axes, image: Picture, heat: Tensor, highest: float) -> AxesImage:
+    """Values (h, w) from 0 over the grey image, one flat cell for each; corner cells are centred on corner pixels."""
+    rgb = to_rgb(image)
+    show_image(axes, Image.fromarray(rgb).convert("L").convert("RGB"))
+    h, w = heat.shape
+    borders = torch.tensor([[-0.5, h - 0.5], [w - 0.5, -0.5]], dtype=torch.float64)
+    (left, bottom), (right, top) = cell_to_px(borders, (h, w), rgb.shape[:2]).tolist()
+    colours = {"cmap": "viridis", "alpha": 0.7, "vmin": 0, "vmax": highest, "zorder": 1}
+    place = {"extent": (left, right, bottom, top), "interpolation": "nearest", "aspect": "auto"}
+    xlim, ylim = axes.get_xlim(), axes.get_ylim()
+    layer = axes.imshow(heat.numpy(), **place, **colours)
+    axes.set(xlim=xlim, ylim=ylim)
     return layer
 
 
-def draw_bar(layer: "AxesImage", bar_axes: "Axes", orientation: str = "vertical") -> None:
-    """The colour bar of a heat map, over mid-grey."""
-    bar = layer.figure.colorbar(layer, cax=bar_axes, orientation=orientation)
-    bar.outline.set_visible(False)
-    bar_axes.set_facecolor("0.5")
-    bar_axes.tick_params(labelsize=8, length=2, pad=2)
-    bar_axes.locator_params(nbins=5)
+def place_colours(points_px: Tensor, box: Tensor) -> Tensor:
+    """Colours (..., 3) in [0, 1] of places (..., 2), px: one for each place of a box, in shaded squares.
 
-
-def mark(axes: "Axes", point_px: Any, marker: str, colour: str, size: float) -> None:
-    style = {
-        "linestyle": "",
-        "marker": marker,
-        "markersize": size,
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.9,
-    }
-    axes.plot(*_numpy(point_px), **style, color=colour, zorder=5, clip_on=False)
-
-
-def correlation_legend(figure: "Figure", with_truth: bool, with_preds: bool, **place: Any) -> None:
-    from matplotlib.lines import Line2D
-
-    common = {"linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.9}
-    handles = [Line2D([], [], **common, marker="*", markersize=11, color=QUERY, label="query")]
-    if with_truth:
-        handles.append(Line2D([], [], **RING, color="black", label="true position"))
-    if with_preds:
-        handles.append(Line2D([], [], **common, marker="X", markersize=7, color=WRONG, label="prediction"))
-    place = {"loc": "lower center", "fontsize": 9} | place
-    figure.legend(handles=handles, ncols=len(handles), frameon=False, **place)
-
-
-def draw_correlation(
-    src_img: ImageLike,
-    trg_img: ImageLike,
-    query_px: Tensor | np.ndarray,
-    maps: Mapping[str, Tensor | np.ndarray],
-    truth_px: Tensor | np.ndarray | None = None,
-    preds: Mapping[str, Tensor | np.ndarray] | None = None,
-    limits: tuple[float, float] | None = None,
-    max_columns: int = 5,
-    convention: str = "align_corners",
-) -> np.ndarray:
-    """The source with its query, the target, and one heat map over the target for each entry of `maps`.
-
-    Args:
-        src_img, trg_img: images as `to_rgb` takes them.
-        query_px: (2,) query point, px of the source image.
-        maps: title -> (h, w) correlation of the query with every target cell.
-        truth_px: (2,) true point, px of the target image.
-        preds: title of a map -> (2,) predicted point, px of the target image.
-        limits: common range of the colours; None gives each map its own.
-        max_columns: panels in a row.
-        convention: how px and cells are tied together, see `utils.geometry`.
-    Returns:
-        RGB picture (H, W, 3) uint8.
+    box: (4,) x1 y1 x2 y2, px; left and right differ in hue, top and bottom in lightness. Places outside take the
+    colour of the box's nearest place.
     """
-    preds = preds or {}
-    unknown = sorted(set(preds) - set(maps))
-    if unknown:
-        raise ValueError(f"predictions for {unknown}, but maps only for {list(maps)}")
-    source, target = to_rgb(src_img), to_rgb(trg_img)
-    figure, panels, bars = _panel_figure([source.shape, target.shape], len(maps), max_columns)
-    show_image(panels[0], source, aspect="auto")
-    show_image(panels[1], target, aspect="auto")
-    for panel, bar, heat in zip(panels[2:], bars, maps.values(), strict=True):
-        draw_bar(show_heat(panel, target, _numpy(heat), convention, limits), bar)
-    for panel, title in zip(panels, ("source", "target", *maps), strict=True):
-        panel.set_title(fit_title(title, panel.bbox.width / figure.dpi, lines=2), fontsize=10)
-    _mark_points(panels, query_px, [preds.get(title) for title in maps], truth_px)
-    correlation_legend(figure, truth_px is not None, bool(preds))
-    return render(figure)
+    top_left, top_right, bottom_left, bottom_right = torch.tensor(CORNERS, dtype=points_px.dtype) / 255
+    unit = ((points_px - box[:2]) / (box[2:] - box[:2]).clamp(min=1)).clamp(0, 1)
+    x, y = unit.split(1, dim=-1)
+    colours = (1 - y) * ((1 - x) * top_left + x * top_right) + y * ((1 - x) * bottom_left + x * bottom_right)
+    square = (unit * CHECKS).floor().clamp(max=CHECKS - 1).sum(dim=-1, keepdim=True)
+    return colours * (1 - CHECK_DEPTH * (square % 2))
 
 
-def _mark_points(panels: list["Axes"], query_px: Any, preds: Sequence[Any], truth_px: Any) -> None:
-    """The query on the source's panel, each map's prediction on its own, the truth on all of the target.
+def inside(points_px: Tensor, box: Tensor) -> Tensor:
+    """Whether each place (..., 2), px, lies in a box (4,) x1 y1 x2 y2."""
+    return ((points_px >= box[:2]) & (points_px <= box[2:])).all(dim=-1)
 
-    preds: a point for each map, or None; truth_px: None if it is not known.
+
+def pixel_places(image: Tensor) -> Tensor:
+    """(x, y) of every pixel of an image (3, H, W): (H, W, 2)."""
+    return cell_grid(image.shape[-2:], like=image).unflatten(0, image.shape[-2:])
+
+
+def warp_image(image: Tensor, points_px: Tensor) -> Tensor:
+    """The image (3, H, W) as seen at places (h, w, 2), px: (3, h, w), bilinear."""
+    seen = sample_features(image[None], rearrange(points_px, "h w xy -> 1 (h w) xy"))
+    return rearrange(seen, "1 (h w) c -> c h w", h=len(points_px))
+
+
+def paint(image: Tensor, points_px: Tensor, box: Tensor, keep: Tensor | None = None) -> Tensor:
+    """A grey image (3, H, W) in [-1, 1] under the colours of the places (h, w, 2) that its parts are matched with.
+
+    Parts matched outside the box (4,), and those that `keep` (h, w) leaves out, stay grey.
     """
-    source, *targets = panels
-    mark(source, query_px, "*", QUERY, 13)
-    for panel, pred in zip(targets[1:], preds, strict=True):
-        if pred is not None:
-            mark(panel, pred, "X", WRONG, 8)
-    if truth_px is not None:
-        for panel in targets:
-            draw_ring(panel, _numpy(truth_px))
+    shown = inside(points_px, box) if keep is None else inside(points_px, box) & keep
+    grey = image.mean(dim=0, keepdim=True).expand_as(image)
+    colours = 2 * rearrange(place_colours(points_px, box), "h w c -> c h w") - 1
+    layers = torch.cat([colours, shown[None].float()])
+    layers = F.interpolate(layers[None], image.shape[-2:], mode="nearest")[0]
+    return torch.lerp(grey, layers[:3], PAINT * layers[3:])
 
 
-def _panel_figure(
-    shapes: list[tuple[int, ...]], n_maps: int, max_columns: int
-) -> tuple["Figure", list["Axes"], list["Axes"]]:
-    """Figure with panels for source and target (of these shapes) and for each map, which has a colour bar.
+def save_figure(path: str | os.PathLike, picture: Figure | np.ndarray) -> None:
+    """Write a figure, or pixels (H, W, 3) uint8, in the format of the path's suffix, in one step.
 
-    All panels are equally high; a row holds at most `max_columns` of them.
+    The same figure gives the same bytes; text stays text in vector formats. ValueError for another suffix, and for
+    pixels that should become vectors.
     """
-    height, margin, gap, title, bar, bar_slot, legend = 2.4, 0.12, 0.15, 0.5, 0.1, 0.55, 0.35  # inches
-    source_w, target_w = (height * shape[1] / shape[0] for shape in shapes)
-    panels = [(source_w, 0.0), (target_w, 0.0)] + [(target_w, bar_slot)] * n_maps  # (width, room for the colour bar)
-    rows = [panels[start : start + max_columns] for start in range(0, len(panels), max_columns)]
-    total_w = max(sum(width + room + gap for width, room in row) for row in rows) - gap + 2 * margin
-    total_h = len(rows) * (height + title) + legend
-    figure = new_figure(total_w, total_h)
-
-    def add_axes(left: float, bottom: float, width: float) -> "Axes":
-        return figure.add_axes((left / total_w, bottom / total_h, width / total_w, height / total_h))
-
-    panel_axes, bar_axes = [], []
-    for r, row in enumerate(rows):
-        left, bottom = margin, total_h - (r + 1) * (height + title) + 0.05
-        for width, room in row:
-            panel_axes.append(add_axes(left, bottom, width))
-            if room:
-                bar_axes.append(add_axes(left + width + 0.06, bottom, bar))
-            left += width + room + gap
-    return figure, panel_axes, bar_axes
-
-
-FORMATS = ("png", "pdf", "svg")
-
-
-def save_figure(path: str | os.PathLike, picture: "np.ndarray | Figure", dpi: int = DPI) -> None:
-    """Write a picture (H, W, 3) uint8 as PNG, or a figure in the format of the path's suffix, in one step."""
+    suffix = find_format(path)
     with atomic_path(path) as temporary:
         if isinstance(picture, np.ndarray):
-            Image.fromarray(picture).save(temporary, format="PNG", dpi=(dpi, dpi))
+            if suffix in ("pdf", "svg"):
+                raise ValueError(f"{path}: this picture is made of pixels; its name must end in .png or .jpg")
+            Image.fromarray(picture).save(temporary, "PNG" if suffix == "png" else "JPEG", dpi=(DPI, DPI), quality=92)
         else:
-            _write_figure(picture, temporary, find_format(path), dpi)
+            _write_figure(picture, temporary, suffix)
 
 
 def find_format(path: str | os.PathLike) -> str:
-    """The format that a figure's file name asks for; ValueError lists the known ones."""
+    """The format that a picture's file name asks for; ValueError lists the known ones."""
     suffix = os.path.splitext(path)[1].lstrip(".").lower()
     if suffix not in FORMATS:
-        raise ValueError(f"{path}: a figure's name must end in {', '.join(f'.{name}' for name in FORMATS)}")
+        raise ValueError(f"{path}: a picture's name must end in {', '.join(f'.{name}' for name in FORMATS)}")
     return suffix
 
 
-def _write_figure(figure: "Figure", path: os.PathLike, suffix: str, dpi: int) -> None:
-    """Text stays text in vector formats; the same figure gives the same bytes."""
+def _write_figure(figure: Figure, path: os.PathLike, suffix: str) -> None:
     import matplotlib
 
-    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
     style = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}
     style["image.composite_image"] = False  # joined images would lose part of their opacity
     with matplotlib.rc_context(style):
-        figure.savefig(path, format=suffix, dpi=dpi, metadata=undated)
+        figure.savefig(path, format=suffix, dpi=DPI, metadata=undated)
+
+
+def _add_legend(figure: Figure, styles: Mapping[str, Mapping], loc: str = "lower center", **common: Any) -> None:
+    """Markers and their meanings in a line below the panels."""
+    from matplotlib.lines import Line2D
+
+    common = {"markeredgecolor": "white", **common}
+    handles = [Line2D([], [], label=label, **{**common, **style}) for label, style in styles.items()]
+    figure.legend(handles=handles, loc=loc, ncols=len(handles), frameon=False, fontsize=FONT, handlelength=3)
+
+
+def _first(row: Mapping[str, Shown]) -> Shown:
+    return next(iter(row.values()))
+
+
+def find_categories(rows: Sequence[Mapping[str, ImagePair]]) -> list[str]:
+    """The categories of the rows' pairs."""
+    return [_first(row).category for row in rows]
+
+
+def _outline(width: float) -> list:
+    """Path effects that keep a line of any colour visible on any picture."""
+    from matplotlib import patheffects
+
+    return [patheffects.Stroke(linewidth=width, foreground="white"), patheffects.Normal()]
+
+
+def _match_style(hit: bool) -> dict[str, Any]:
+    """Line and end marker of a right (solid, disc) or wrong (dashed, cross) prediction."""
+    if hit:
+        return {"color": RIGHT, "linestyle": "-", **DOT}
+    return {"linestyle": (0, (4, 2)), **CROSS}
+
+
+def _draw_match(source: Axes, target: Axes, start: Tensor, end: Tensor, truth: Tensor, hit: Tensor) -> None:
+    """A ring at the truth, a line from a keypoint to its prediction, and a dotted one from there if it is wrong."""
+    style = _match_style(bool(hit))
+    _draw_ring(target, truth)
+    _draw_line(source, target, start, end, color=style["color"], linestyle=style["linestyle"])
+    _draw_end(target, source, start, DOT | {"color": style["color"]})
+    _draw_end(target, target, end, {key: value for key, value in style.items() if key != "linestyle"})
+    if not hit:
+        dotted = {"color": WRONG, "linestyle": ":", "linewidth": 0.9, "path_effects": _outline(1.6), "zorder": 3}
+        target.plot(*torch.stack([end, truth], dim=1), **dotted)
+
+
+def _draw_line(source: Axes, target: Axes, start: Any, end: Any, **style: Any) -> None:
+    """From a point of one panel to one of another. It belongs to the last panel drawn, as the markers above it do."""
+    from matplotlib.patches import ConnectionPatch
+
+    ends = {"xyA": start, "xyB": end, "coordsA": source.transData, "coordsB": target.transData}
+    style |= {"linewidth": 1.1, "path_effects": _outline(2.0), "zorder": 3, "clip_on": False}
+    target.add_artist(ConnectionPatch(**ends, **style))
+
+
+def _draw_end(canvas: Axes, axes: Axes, point: Any, style: Mapping[str, Any]) -> None:
+    """A marker at a point of `axes`, drawn with the panel `canvas`."""
+    common = {"linestyle": "", "markeredgecolor": "white", "zorder": 5, "clip_on": False}
+    canvas.plot(*point, **common, **style, transform=axes.transData)
+
+
+def _draw_ring(axes: Axes, point: Tensor) -> None:
+    """A small hollow ring, white within black."""
+    for width, colour in ((2.2, "black"), (1.1, "white")):
+        style = RING | {"markeredgewidth": width, "markeredgecolor": colour}
+        axes.plot(*point, **style, clip_on=False, zorder=4)
+
+
+def _mark(axes: Axes, point: Tensor, style: Mapping[str, Any]) -> None:
+    axes.plot(*point, **style, **MARK, zorder=5, clip_on=False)
+
+
+def _write_number(canvas: Axes, axes: Axes, point: np.ndarray, number: int) -> None:
+    """Beside a point: right and above, unless that is outside the image."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x = -8 if point[0] > left + 0.94 * (right - left) else 8
+    y = -8 if point[1] < top + 0.06 * (bottom - top) else 8
+    place = {"xycoords": axes.transData, "xytext": (x, y), "textcoords": "offset points", "annotation_clip": False}
+    style = {"ha": "center", "va": "center", "fontsize": FONT, "fontweight": "bold"}
+    canvas.annotate(str(number), point, **place, **style, path_effects=_outline(2.0), zorder=6)

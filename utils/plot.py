@@ -1,13 +1,18 @@
 """Plots about methods rather than single matches: curves, and feature maps as colours."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import pack, rearrange, unpack
 from torch import Tensor
+from torch.nn import functional as F
 
-from utils.draw import ImageLike, new_figure, show_image, to_rgb, wrap_name
+from utils.draw import Grid, ImagePair, find_categories, new_figure, wrap_name
 from utils.geometry import l2_normalise
 
 if TYPE_CHECKING:
@@ -17,9 +22,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeaturePair(ImagePair):
+    """Feature maps (C, h, w) of both images, not normalised."""
+
+    src_feat: Tensor
+    trg_feat: Tensor
+
+
 def plot_curves(
     curves: Mapping[str, Mapping[float, float]], x_label: str, y_label: str, from_zero: bool = False
-) -> "Figure":
+) -> Figure:
     """One line per entry, x -> y, told apart by colour and marker; the legend lies beside the axes.
 
     from_zero: the y axis starts at 0.
@@ -48,35 +61,21 @@ def colour_features(maps: Sequence[Tensor]) -> list[Tensor]:
 
     The maps are L2-normalised per cell, as for matching; equal colours mean similar features across all maps.
     """
-    cells = torch.cat([l2_normalise(feat.float(), dim=0).flatten(1).T for feat in maps])  # (cells of all maps, C)
-    centred = cells - cells.mean(dim=0)
+    cells, sizes = pack([l2_normalise(feat.float(), dim=0) for feat in maps], "c *")  # (C, cells of all maps)
+    centred = rearrange(cells - cells.mean(dim=1, keepdim=True), "c n -> n c")
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
     projected = centred @ axes[:3].T
     low, high = (torch.quantile(projected, q, dim=0) for q in (0.01, 0.99))
-    colours = ((projected - low) / (high - low)).clamp(0, 1).T  # (3, cells of all maps)
-    sizes = [feat[0].numel() for feat in maps]
-    return [part.unflatten(1, feat.shape[1:]) for part, feat in zip(colours.split(sizes, dim=1), maps, strict=True)]
+    return unpack(((projected - low) / (high - low)).clamp(0, 1).T, sizes, "c *")
 
 
-def plot_feature_colours(images: Sequence[ImageLike], maps: Mapping[str, Sequence[Tensor]]) -> "Figure":
-    """A row of images, and below it for each entry of `maps` the images' feature maps in common colours.
-
-    maps: title -> one (C, h, w) map per image.
-    """
-    rows, columns, side = 1 + len(maps), len(images), 1.7
-    figure = new_figure(columns * side + 0.4, rows * side, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for place, image in zip(axes[0], images, strict=True):
-        show_image(place, to_rgb(image))
-    for row, (_, feats) in zip(axes[1:], maps.items(), strict=True):
-        for place, colours in zip(row, colour_features(feats), strict=True):
-            _show_cells(place, colours)
-    for row, title in zip(axes, ("images", *maps), strict=True):
-        row[0].set_ylabel("\n".join(wrap_name(title, 20)), fontsize=8)
-    return figure
-
-
-def _show_cells(axes, colours: Tensor) -> None:
-    axes.imshow(colours.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+def plot_feature_colours(rows: Sequence[Mapping[str, FeaturePair]]) -> Figure:
+    """A row for each pair, and both feature maps in common colours for each method (name -> pair)."""
+    groups, panels = [("source, target", 2)], [next(iter(row.values())).panels for row in rows]
+    for name in rows[0]:
+        groups.append((name, 2))
+        maps = colour_features([feat for row in rows for feat in (row[name].src_feat, row[name].trg_feat)])
+        for row, *colours in zip(panels, maps[::2], maps[1::2], strict=True):
+            for (size, image), cells in zip(row[:2], colours, strict=True):
+                row.append((size, 2 * F.interpolate(cells[None], image.shape[-2:], mode="nearest")[0] - 1))
+    return Grid(find_categories(rows), groups, panels).figure
