@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 def compute(config_file: str | None, opts: list[str], names: list[str] | None, condition: str) -> None:
     """Fill the condition's cache for every image of the named benchmarks."""
     from engine.build import build_accelerator, build_all_splits, find_datasets
-    from engine.precompute import fill_from_source, hash_images, unique_images
+    from engine.precompute import fill_from_source, unique_images
     from model.source import condition_source
 
     for name in names or find_datasets(load_config(config_file, opts)):
@@ -34,7 +34,7 @@ def compute(config_file: str | None, opts: list[str], names: list[str] | None, c
         check_config(cfg, training=False)
         refs = unique_images(build_all_splits(cfg))
         source = condition_source(cfg, condition)
-        cache = fill_from_source(cfg, source, refs, hash_images(refs), build_accelerator(cfg))
+        cache = fill_from_source(cfg, source, refs, build_accelerator(cfg))
         print(f"{name}: {len(refs)} images in {cache.folder}")
 
 

@@ -6,15 +6,12 @@ from config import ConfigError
 from dataset import DatasetError, MissingDataError
 from engine.monitor import DivergedError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
-from utils.cache import CacheError
-from utils.checkpoint import CheckpointError
 from utils.image import ImageError
+from utils.store import StoreError
 
 USER_ERRORS = (
     OSError,  # a folder that cannot be written, a full disk
     torch.OutOfMemoryError,
-    CacheError,
-    CheckpointError,
     ConfigError,
     DatasetError,
     DivergedError,
@@ -24,6 +21,7 @@ USER_ERRORS = (
     NetworkNotFoundError,
     PromptError,
     PromptNotFoundError,
+    StoreError,
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.pck import Record, merge_records
-from utils.store import atomic_path
+from utils.store import atomic_path, write_text
 
 COLUMN = 12  # characters; the width of the release's tables
 RULE = "-" * 65
@@ -183,9 +183,3 @@ def write_summary_json(
     content = {"summary": summary, "config": config, "provenance": provenance}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     write_text(path, text + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in one step (UTF-8)."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

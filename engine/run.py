@@ -24,6 +24,7 @@ from engine.transfer import build_loader, move_batch
 from model.method import METHODS
 from model.prompt.store import save_prompt
 from model.source import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
+from utils.checkpoint import NAME as CHECKPOINT
 from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
 from utils.noise import noise_seeds
 from utils.pck import alpha_key
@@ -179,7 +180,7 @@ class TrainingRun:
     def _forget(self) -> None:
         """Remove what an earlier run of the same name left, so that nothing can go on from it."""
         if self.accelerator.is_main_process:
-            for pattern in ("state.pt", "metrics.jsonl", "events.out.*"):
+            for pattern in (CHECKPOINT, "metrics.jsonl", "events.out.*"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
         self.accelerator.wait_for_everyone()

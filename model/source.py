@@ -14,7 +14,8 @@ from config import resolve_network
 from model.backbone.architecture import HUB_IDS
 from model.backbone.condition import compute_condition, condition_facts, get_condition
 from model.backbone.dino import compute_dino_map
-from model.backbone.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts, network_fingerprint
+from model.backbone.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts
+from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.vae import encode_posterior
 from utils.image import resize_image
@@ -54,7 +55,7 @@ def fingerprint_stable_diffusion(cfg, parts: Sequence[str]) -> str:
 
 
 def _fingerprint(download: Callable[[], object], **where: Any) -> str:
-    """model.backbone.facts.network_fingerprint, if need be after a download."""
+    """model.backbone.fingerprint.network_fingerprint, if need be after a download."""
     try:
         return network_fingerprint(**where)
     except FileNotFoundError:

@@ -18,7 +18,8 @@ from dataset.pair_dataset import load_image
 from engine.check import check_config
 from engine.report import build_result_stem
 from model.backbone.dino import compute_dino_map
-from model.backbone.facts import dino_facts, find_unet, network_facts, network_fingerprint
+from model.backbone.facts import dino_facts, find_unet, network_facts
+from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
 from model.backbone.vae import draw_latents

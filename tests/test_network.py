@@ -24,7 +24,8 @@ from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.condition import compute_condition
 from model.backbone.device import resolve_device, resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
-from model.backbone.facts import condition_facts, network_facts, network_fingerprint
+from model.backbone.facts import condition_facts, network_facts
+from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
 from model.backbone.vae import draw_latents, encode_posterior

@@ -169,7 +169,7 @@ def test_precompute_fills_the_cache_of_every_image(world, tmp_path):
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err[-3000:]
     assert "spair: 6 images" in out and "pfpascal: " in out
-    assert list((tmp_path / "asset" / "DINOv2" / "spair").glob("cached_output.*.bin"))
+    assert list((tmp_path / "asset" / "DINOv2" / "spair").glob("cached_output.*/*.safetensors"))
 
 
 def test_random_weights_need_no_download(world, tmp_path):

@@ -1,39 +1,74 @@
-"""Resumable training state: one file, written atomically, loaded without unpickling code."""
+"""Resumable training state: one file of plain values and tensors, complete or not there."""
 
-import os
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from utils.store import atomic_path
+from utils.store import StoreError, read_tensors, write_tensors
 
-NAME = "state.pt"
+NAME = "state.safetensors"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be resumed; the message names the file and what to do."""
+class CheckpointError(StoreError):
+    """A checkpoint that cannot be written or resumed; the message names the file and what to do."""
 
 
 def save_checkpoint(folder: str | Path, state: dict) -> None:
-    """Write plain state (tensors, numbers, strings, dicts, lists) to folder/state.pt, or leave the old one whole."""
-    with atomic_path(Path(folder) / NAME) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write nested dicts, lists and tuples of tensors, numbers and strings to folder/state.safetensors.
+
+    CheckpointError for values that are not finite; then, and after any other failure, the old file is still whole.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, tensors, "state")
+    try:
+        write_tensors(Path(folder) / NAME, tensors, {"tree": tree}, durable=True)
+    except StoreError as error:
+        raise CheckpointError(f"{error}; the last good state is kept") from error
 
 
 def load_checkpoint(folder: str | Path) -> dict | None:
-    """The state in folder/state.pt on the CPU, or None if there is none."""
+    """The state in folder/state.safetensors on the CPU, or None if there is none."""
     path = Path(folder) / NAME
     if not path.exists():
         return None
+    remedy = "start anew with --overwrite"
+    tensors, meta = read_tensors(path, CheckpointError, remedy)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); start anew with --overwrite") from error
+        return _unpack(meta["tree"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no training state; {remedy}") from error
 
 
 def changed_keys(old: dict[str, object], new: dict[str, object], may_differ: tuple[str, ...]) -> list[str]:
     """`key: old -> new` for the settings that differ between a checkpoint's run and this one."""
     keys = [key for key in {**old, **new} if key not in may_differ]
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _pack(node: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """JSON values for a nested state: every container says its kind, tensors are moved to `tensors` by name."""
+    if isinstance(node, Tensor):
+        tensors[name] = node
+        return {"tensor": name}
+    if isinstance(node, dict):
+        return {"dict": [[key, _pack(value, tensors, f"{name}.{key}")] for key, value in node.items()]}
+    if isinstance(node, list | tuple):
+        values = [_pack(value, tensors, f"{name}.{i}") for i, value in enumerate(node)]
+        return {"tuple" if isinstance(node, tuple) else "list": values}
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(f"{name} is a {type(node).__name__}, which a checkpoint cannot hold")
+
+
+def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((kind, value),) = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _unpack(part, tensors) for key, part in value}
+    return {"list": list, "tuple": tuple}[kind](_unpack(part, tensors) for part in value)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_a
 from model.error import NetworkError
 from utils.store import read_json
 
-_MIB = 1 << 20
-_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)/([\w.-]+\.safetensors)")
 
 
@@ -170,37 +166,6 @@ def get_condition(condition: str) -> Condition:
     return CONDITIONS[condition]
 
 
-def network_fingerprint(
-    folder: str,
-    parts: Sequence[str] = ("",),
-    *,
-    init: str = "pretrained",
-    architecture: str = "",
-    seed: int = 0,
-    unet: str = "",
-) -> str:
-    """16 hex digits that identify a network's weights, for cache stamps and prompt files.
-
-    parts: subfolders ("vae", "unet", "text_encoder"; "" is the folder itself). Hashed are the configuration's
-    bytes and, of each safetensors file that loading would use, name, size and a checksum of the first and
-    last MiB. With init="random" the architecture's name and the seed. unet: what stands for the part "unet", as
-    in model.backbone.load. Raises FileNotFoundError if a part is not, or not wholly, on this machine.
-    """
-    digest = hashlib.sha256()
-    if init == "random":
-        digest.update(f"random {architecture} {seed}".encode())
-        return digest.hexdigest()[:16]
-    root = local_folder(folder)
-    if root is None:
-        raise FileNotFoundError(f"no network at {folder!r}: neither a folder nor a downloaded hub id")
-    for part in parts:
-        if part == "unet" and unet:
-            _hash_unet(digest, unet)
-        else:
-            _hash_part(digest, root / part, part)
-    return digest.hexdigest()[:16]
-
-
 def find_unet(unet: str) -> Path | None:
     """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
     path = Path(unet).expanduser()
@@ -298,32 +263,3 @@ def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) 
 def _hub_cache() -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
-
-
-def _hash_part(digest: hashlib._Hash, folder: Path, part: str) -> None:
-    config = folder / "config.json"
-    weights = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
-    if not config.is_file() or not weights:
-        raise FileNotFoundError(f"no network at {folder}: config.json or its safetensors weights are missing")
-    digest.update(part.encode() + config.read_bytes())
-    for path in weights:
-        _hash_file(digest, path)
-
-
-def _hash_unet(digest: hashlib._Hash, unet: str) -> None:
-    path = find_unet(unet)
-    if path is None:
-        raise FileNotFoundError(f"no UNet at {unet!r}: neither a folder, a file nor a downloaded hub id")
-    if path.is_dir():
-        _hash_part(digest, path, "unet")
-    else:
-        _hash_file(digest, path)
-
-
-def _hash_file(digest: hashlib._Hash, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size}".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_MIB))
-        file.seek(max(0, size - _MIB))
-        digest.update(file.read(_MIB))

@@ -181,9 +181,9 @@ def run_cache(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         path, stamp = Path(folder) / "features.pt", {"what": "benchmark"}
         start = time.perf_counter()
-        with FeatureCache(folder, stamp, shape).writer() as write:
-            for name, array in features.items():
-                write(name, "0", array)
+        cache = FeatureCache(folder, stamp, shape)
+        for name, array in features.items():
+            cache.put(name, "0", array)
         written = time.perf_counter()
         torch.save(features, path)
         seconds = {"write": written - start, "write_reference": time.perf_counter() - written}
@@ -202,10 +202,10 @@ def run_cache(args: argparse.Namespace) -> dict:
 def _write_random(root: str, key: str, shape: tuple[int, ...], pairs: PairDataset) -> FeatureCache:
     """A cache of random rows for the images of some pairs."""
     generator = torch.Generator().manual_seed(0)
-    with FeatureCache(root, {"what": key}, shape).writer() as write:
-        for ref in unique_images([pairs]):
-            write(ref.identifier, "0", torch.randn(shape, generator=generator))
-    return FeatureCache(root, {"what": key}, shape)
+    cache = FeatureCache(root, {"what": key}, shape)
+    for ref in unique_images([pairs]):
+        cache.put(ref.identifier, "0", torch.randn(shape, generator=generator))
+    return cache
 
 
 def _read_batches(batches: Iterator[dict], n_pairs: int) -> int:

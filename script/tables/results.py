@@ -13,7 +13,7 @@ from typing import Any
 from config import WITHOUT_EFFECT, ConfigError, iter_keys, resolve_path
 from engine.report import build_result_stem
 from engine.result import read_pairs_csv, write_text
-from model.backbone.facts import network_fingerprint
+from model.backbone.fingerprint import network_fingerprint
 from model.method import METHODS
 from model.prompt.name import parse_prompt_name
 from model.prompt.store import TENSOR_FILES
