@@ -24,7 +24,8 @@ _C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow"
 _C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/ and pf-willow/
 _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what messages advise where data is missing
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
-_C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels that every image is resized to; the aspect ratio is not kept
+_C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input
+_C.DATASET.FRAME = "stretch"  # how an image fills it: "stretch" (each axis to its length), "pad" (aspect kept, black)
 _C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process does
 
 # ---- the frozen Stable Diffusion -----------------------------------------------------------------------------

@@ -1,24 +1,24 @@
 """Pair records -> tensors: the batches that training, evaluation and the caches are fed with.
 
-Keypoints of a batch are (x, y) pixels of the resized image (W', H'), unless the name ends in `_orig`.
+Keypoints of a batch are (x, y) pixels of the network's input, unless the name ends in `_orig`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from dataset.error import DatasetError, MissingDataError
 from dataset.record import Benchmark, ImageRef, PairRecord, threshold
 from dataset.table import FLAGS
-from utils.image import as_size, resize_image
-
-EPS = 1e-4  # keypoints keep this distance (px) from the border of the resized image
+from utils.frame import Frame, as_frame
+from utils.image import ImageError, read_image
 
 
 class Cache(Protocol):
@@ -30,65 +30,49 @@ class Cache(Protocol):
 
 
 def load_pil(ref: ImageRef) -> Image.Image:
-    """The image in RGB at its own size, mirrored if `ref.flip`.
+    """The upright image in RGB, mirrored if `ref.flip`; at its own size, but for huge ones (utils.image.read_image).
 
     Raises MissingDataError or DatasetError with the path if it is not there, cannot be decoded, or is not of
     `ref.size`.
     """
-    advice = "`sh script/prepare_data.sh` downloads and checks data sets"
     try:
-        with Image.open(ref.path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
-        raise MissingDataError(f"{ref.path}: no such image. {advice}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{ref.path}: the image cannot be decoded ({error}). {advice}") from error
-    if (image.height, image.width) != ref.size:
-        found = (image.height, image.width)
-        raise DatasetError(f"{ref.path}: the image has size (H, W) = {found}, its annotation says {ref.size}. {advice}")
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if ref.flip else image
+        picture = read_image(ref.path)
+    except ImageError as error:
+        raise (DatasetError if os.path.exists(ref.path) else MissingDataError)(str(error)) from error
+    if picture.size != ref.size:
+        turned = "; annotations count the pixels of the upright image, after its EXIF orientation"
+        raise DatasetError(
+            f"{ref.path}: the image has size (H, W) = {picture.size}, its annotation says {ref.size}"
+            + turned * (picture.size == ref.size[::-1])
+        )
+    return picture.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if ref.flip else picture.image
 
 
-def load_image(ref: ImageRef, image_size: int | tuple[int, int]) -> torch.Tensor:
-    """(3, H', W') float32 in [-1, 1] (mean 0.5, std 0.5), mirrored if `ref.flip`, aspect ratio not kept.
-
-    Resized as torchvision does tensors: bilinear, antialiased, half-pixel centres.
-    """
-    return resize_image(load_pil(ref), image_size)
+def load_image(ref: ImageRef, frame: Frame | int | tuple[int, int]) -> torch.Tensor:
+    """The network's input (3, H', W') float32 in [-1, 1], mirrored if `ref.flip`."""
+    return as_frame(frame).fit(load_pil(ref))
 
 
-def compute_scale(size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """(2,) float32 factors for (x, y): W'/W, H'/H."""
-    return np.array([image_size[1] / size[1], image_size[0] / size[0]], dtype=np.float32)
-
-
-def clamp_kps(kps: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Points (N, 2) moved into [EPS, W' - 1 - EPS] x [EPS, H' - 1 - EPS]."""
-    last = np.array([image_size[1] - 1, image_size[0] - 1], dtype=np.float32)
-    return np.clip(kps, np.float32(EPS), last - np.float32(EPS))
-
-
-def pack_kps(kps: np.ndarray, max_kps: int) -> np.ndarray:
-    """(max_kps, 2) float32: the points (N, 2), then zeros. ValueError if there are more."""
+def pack_kps(kps: torch.Tensor, max_kps: int) -> torch.Tensor:
+    """(max_kps, 2): the points (N, 2), then zeros. ValueError if there are more."""
     if len(kps) > max_kps:
         raise ValueError(f"{len(kps)} keypoints do not fit into max_kps = {max_kps}")
-    packed = np.zeros((max_kps, 2), dtype=np.float32)
-    packed[: len(kps)] = kps
-    return packed
+    return F.pad(kps, (0, 0, 0, max_kps - len(kps)))
 
 
 class PairDataset(Dataset):
     """The pairs of a benchmark as dicts of tensors; `collate` makes batches of them.
 
-    image_size: of the network's input, one number or (H', W'). caches: for each name K, `src_K` and `trg_K`
-    are `cache.get(identifier)`; an image missing from a cache is refused here. with_images: also decode them.
+    frame: how images become the network's input; a size, one number or (H', W'), stretches them. caches: for each
+    name K, `src_K` and `trg_K` are `cache.get(identifier)`; an image missing from a cache is refused here.
+    with_images: also decode them.
 
     Keys of a batch (B pairs, N = benchmark.max_kps, padding is zero):
         index (B,) int64, pair_id, category: lists; category_id (B,) int64, the place in benchmark.categories
         src_identifier, trg_identifier: lists; src_size, trg_size (B, 2) int64, original (H, W)
-        src_kps, trg_kps (B, N, 2) float32, resized px, clamped; kps_mask (B, N) bool
+        src_kps, trg_kps (B, N, 2) float32, input px, clamped; kps_mask (B, N) bool
         trg_kps_orig (B, N, 2) float32, original px, not clamped
-        pck_threshold (B,) float32, resized px; pck_threshold_orig (B,) float32, original px
+        pck_threshold (B,) float32, input px; pck_threshold_orig (B,) float32, original px
         flags: dict of (B,) int64, -1 = unknown
         src_img, trg_img (B, 3, H', W') float32 in [-1, 1], only with_images
         src_K, trg_K (B, ...) for each cache K
@@ -97,21 +81,26 @@ class PairDataset(Dataset):
     def __init__(
         self,
         benchmark: Benchmark,
-        image_size: int | tuple[int, int],
+        frame: Frame | int | tuple[int, int],
         caches: Mapping[str, Cache] | None = None,
         with_images: bool = False,
     ) -> None:
         self.benchmark = benchmark
-        self.image_size = as_size(image_size)
+        self.frame = as_frame(frame)
         self.caches = dict(caches or {})
         self.with_images = with_images
         self._category_ids = {name: i for i, name in enumerate(benchmark.categories)}
         if self.caches:
             check_caches(self.caches, benchmark.images())
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H', W') of the network's input."""
+        return self.frame.image_size
+
     def select(self, positions: Sequence[int]) -> PairDataset:
         """Only the pairs at `positions`, in that order, with the same caches."""
-        return PairDataset(self.benchmark.select(positions), self.image_size, self.caches, self.with_images)
+        return PairDataset(self.benchmark.select(positions), self.frame, self.caches, self.with_images)
 
     def __len__(self) -> int:
         return len(self.benchmark)
@@ -130,23 +119,22 @@ class PairDataset(Dataset):
             item[f"{side}_identifier"] = ref.identifier
             item[f"{side}_size"] = torch.tensor(ref.size)
             if self.with_images:
-                item[f"{side}_img"] = load_image(ref, self.image_size)
+                item[f"{side}_img"] = load_image(ref, self.frame)
             for name, cache in self.caches.items():
                 item[f"{side}_{name}"] = cache.get(ref.identifier)
         return item
 
     def _points(self, record: PairRecord) -> dict[str, Any]:
-        rule, max_kps = self.benchmark.threshold_rule, self.benchmark.max_kps
-        src_kps = record.src_kps * compute_scale(record.src.size, self.image_size)
-        trg_scale = compute_scale(record.trg.size, self.image_size)
-        trg_kps = record.trg_kps * trg_scale
-        trg_bbox = record.trg_bbox * np.tile(trg_scale, 2)
+        rule, max_kps, frame = self.benchmark.threshold_rule, self.benchmark.max_kps, self.frame
+        src_kps, trg_kps, trg_bbox = map(torch.from_numpy, (record.src_kps, record.trg_kps, record.trg_bbox))
+        src_px, trg_px = frame.to_px(src_kps, record.src.size), frame.to_px(trg_kps, record.trg.size)
+        box_px = frame.box_to_px(trg_bbox, record.trg.size)
         return {
-            "src_kps": torch.from_numpy(pack_kps(clamp_kps(src_kps, self.image_size), max_kps)),
-            "trg_kps": torch.from_numpy(pack_kps(clamp_kps(trg_kps, self.image_size), max_kps)),
-            "trg_kps_orig": torch.from_numpy(pack_kps(record.trg_kps, max_kps)),
+            "src_kps": pack_kps(frame.clamp(src_px), max_kps),
+            "trg_kps": pack_kps(frame.clamp(trg_px), max_kps),
+            "trg_kps_orig": pack_kps(trg_kps, max_kps),
             "kps_mask": torch.arange(max_kps) < len(trg_kps),
-            "pck_threshold": threshold(rule, trg_bbox, trg_kps, self.image_size),
+            "pck_threshold": threshold(rule, box_px.numpy(), trg_px.numpy(), frame.image_size),
             "pck_threshold_orig": threshold(rule, record.trg_bbox, record.trg_kps, record.trg.size),
         }
 
@@ -165,13 +153,13 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         refs: Sequence[ImageRef],
-        image_size: int | tuple[int, int],
+        frame: Frame | int | tuple[int, int],
         caches: Mapping[str, Cache] | None = None,
         with_images: bool = True,
         categories: Sequence[str] | None = None,
     ) -> None:
         self.refs = list(refs)
-        self.image_size = as_size(image_size)
+        self.frame = as_frame(frame)
         self.caches = dict(caches or {})
         self.with_images = with_images
         names = sorted({ref.category for ref in self.refs}) if categories is None else categories
@@ -191,7 +179,7 @@ class ImageDataset(Dataset):
             "size": torch.tensor(ref.size),
         }
         if self.with_images:
-            item["img"] = load_image(ref, self.image_size)
+            item["img"] = load_image(ref, self.frame)
         return item | {name: cache.get(ref.identifier) for name, cache in self.caches.items()}
 
 

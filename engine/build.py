@@ -28,6 +28,7 @@ from model.prompt.name import PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
 from model.prompt.text_prompt import OpenTextPrompt
 from model.source import condition_shape, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
+from utils.frame import build_frame
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -78,7 +79,7 @@ def build_pairs(cfg, split: str) -> PairDataset:
         raise
     except ValueError as error:  # an unknown name
         raise ConfigError(str(error)) from error
-    return PairDataset(benchmark, cfg.DATASET.IMAGE_SIZE)
+    return PairDataset(benchmark, build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE))
 
 
 def build_all_splits(cfg) -> list[PairDataset]:

@@ -19,6 +19,7 @@ _TIMESTEP, _COUNT, _MANY, _TEMPERATURE = (0, 999), (1, 1024), (1, 10**9), (1e-6,
 RULES: dict[str, tuple] = {
     "SEED": (0, 2**32 - 1),
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
+    "DATASET.FRAME": ("stretch", "pad"),
     "DATASET.IMAGE_SIZE": (1, 8192),
     "DATASET.NUM_WORKERS": (0, 256),
     "NETWORK.INIT": ("pretrained", "random"),

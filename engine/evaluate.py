@@ -50,7 +50,7 @@ def evaluate(
     An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
     feature_gib: device memory for the maps of one category's images; the rest are kept in host memory.
     """
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.image_size)
+    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.frame)
     positions = share_positions(dataset, rank, world)
     waiting: tuple[dict, HostCopy] | None = None
     for batch, *maps in progress(
@@ -111,7 +111,7 @@ def _extract_by_image(
 ) -> Iterator[Features]:
     """The maps of one category's images are held at a time."""
     benchmark = dataset.benchmark
-    bare = PairDataset(benchmark, dataset.image_size)
+    bare = PairDataset(benchmark, dataset.frame)
     for _, group in groupby(positions, key=lambda position: benchmark[position].category):
         group = list(group)
         refs = {ref.identifier: ref for i in group for ref in (benchmark[i].src, benchmark[i].trg)}
@@ -127,7 +127,7 @@ def extract_images(
     matcher, dataset: PairDataset, refs: list, seed: int, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """(identifiers, maps (n, C, h, w)) of the images, `batch_size` at a time."""
-    images = ImageDataset(refs, dataset.image_size, dataset.caches, False, dataset.benchmark.categories)
+    images = ImageDataset(refs, dataset.frame, dataset.caches, False, dataset.benchmark.categories)
     for batch in build_loader(images, device, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
         yield batch["identifier"], matcher.extract(move_batch(batch, device), seeds)

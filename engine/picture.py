@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dataset.pair_dataset import PairDataset, collate, compute_scale, load_image
+from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_generator
 from engine.evaluate import extract_pairs
 from engine.transfer import move_batch
@@ -63,7 +63,7 @@ def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.
         src_kps=src_kps[0].cpu(),
         trg_kps=batch["trg_kps"][0, :n].cpu(),
         pred_kps=pred[0, :n].cpu(),
-        hits=compute_hits(pred, batch, [section.PICTURE_ALPHA], section.PROTOCOL, size)[0, :n, 0],
+        hits=compute_hits(pred, batch, [section.PICTURE_ALPHA], section.PROTOCOL, dataset.frame)[0, :n, 0],
         sim=correlation(src_feat, trg_feat, px_to_cell(src_kps, size, src_feat.shape[-2:]))[0].cpu(),
     )
 
@@ -76,10 +76,9 @@ def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device
     finer = [resize_features(feat[0], (grid, grid)) for feat in (src_feat, trg_feat)]
     sigma = section.SIGMA * grid / max(src_feat.shape[-2:])
     field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
-    scale = torch.from_numpy(compute_scale(record.trg.size, size)).repeat(2)
     return DensePair(
         **_load_images(dataset, position),
-        trg_box=torch.from_numpy(record.trg_bbox) * scale,
+        trg_box=dataset.frame.box_to_px(torch.from_numpy(record.trg_bbox), record.trg.size),
         points=cell_to_px(field.points, (grid, grid), size).cpu(),
         cycle=field.cycle.cpu() / grid,
     )
@@ -152,6 +151,7 @@ class Preview:
 
 def _load_images(dataset: PairDataset, position: int) -> dict:
     """The fields of `utils.draw.ImagePair`."""
-    record, size = dataset.benchmark[position], dataset.image_size
-    images = {"src_img": load_image(record.src, size), "trg_img": load_image(record.trg, size)}
-    return {"category": record.category, **images, "src_size": record.src.size, "trg_size": record.trg.size}
+    record, frame = dataset.benchmark[position], dataset.frame
+    images = {"src_img": load_image(record.src, frame), "trg_img": load_image(record.trg, frame)}
+    sizes = {"src_size": frame.aspect(record.src.size), "trg_size": frame.aspect(record.trg.size)}
+    return {"category": record.category, **images, **sizes}

@@ -98,6 +98,7 @@ def _name_rare_settings(cfg) -> list[str]:
     default = get_default_config()
     words = [f"Beta{cfg.EVAL.BETA:g}"] if cfg.EVAL.BETA != default.EVAL.BETA else []
     words += [f"Sigma{cfg.EVAL.SIGMA:g}"] if cfg.EVAL.SIGMA != default.EVAL.SIGMA else []
+    words += [cfg.DATASET.FRAME] if cfg.DATASET.FRAME != default.DATASET.FRAME else []
     words += [cfg.PRECISION] if cfg.PRECISION != default.PRECISION else []
     words += [f"init{cfg.NETWORK.INIT}"] if cfg.NETWORK.INIT != default.NETWORK.INIT else []
     if build_result_name(cfg) == "text" and cfg.PROMPT.TEMPLATE != default.PROMPT.TEMPLATE:

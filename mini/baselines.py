@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import load_config, resolve_network
-from dataset.pair_dataset import PairDataset, collate, compute_scale, load_image
+from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_test
 from engine.check import check_config
 from engine.evaluate import evaluate
@@ -34,10 +34,10 @@ class ColourPatches:
 
     def __init__(self, pairs: PairDataset, cells: tuple[int, int]):
         self.refs = {ref.identifier: ref for ref in unique_images([pairs])}
-        self.size, self.cells = pairs.image_size, cells
+        self.frame, self.cells = pairs.frame, cells
 
     def extract(self, batch: dict, seeds: torch.Tensor) -> torch.Tensor:
-        images = torch.stack([load_image(self.refs[name], self.size) for name in batch["identifier"]])
+        images = torch.stack([load_image(self.refs[name], self.frame) for name in batch["identifier"]])
         small = F.adaptive_avg_pool2d(images, self.cells)
         padded = F.pad(small, (PATCH // 2,) * 4, mode="replicate")
         return F.unfold(padded, PATCH).unflatten(2, self.cells)
@@ -45,11 +45,10 @@ class ColourPatches:
 
 def predict_by_box(pairs: PairDataset, position: int) -> torch.Tensor:
     """(1, N, 2) px of the resized frame: source keypoints carried from box to box."""
-    record, size = pairs.benchmark[position], pairs.image_size
-    scale = {side: compute_scale(getattr(record, side).size, size) for side in ("src", "trg")}
+    record = pairs.benchmark[position]
     src_box, trg_box = (
-        torch.as_tensor(box).reshape(2, 2) * torch.as_tensor(scale[side])
-        for side, box in (("src", record.src_bbox), ("trg", record.trg_bbox))
+        pairs.frame.box_to_px(torch.from_numpy(box), image.size).reshape(2, 2)
+        for image, box in ((record.src, record.src_bbox), (record.trg, record.trg_bbox))
     )
     place = (pairs[position]["src_kps"] - src_box[0]) / (src_box[1] - src_box[0])
     return (trg_box[0] + place * (trg_box[1] - trg_box[0]))[None]
@@ -58,7 +57,7 @@ def predict_by_box(pairs: PairDataset, position: int) -> torch.Tensor:
 def score_box(cfg, pairs: PairDataset) -> list[Record]:
     """Records of the box guess, the same for every localiser."""
     protocol = build_protocol(cfg)
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.image_size)
+    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.frame)
     for position in range(len(pairs)):
         guess = predict_by_box(pairs, position)
         evaluator.update(collate([pairs[position]]), dict.fromkeys(protocol.localisers, guess))

@@ -18,7 +18,7 @@ from model.backbone.facts import DinoFacts, condition_preprocessor, dino_facts, 
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.vae import encode_posterior
-from utils.image import resize_image
+from utils.frame import Frame, build_frame
 
 Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
 
@@ -88,12 +88,12 @@ def condition_shape(cfg, condition: str) -> tuple[int, int]:
 
 def posterior_source(cfg) -> Source:
     """The VAE's posterior (mean and log-variance) of the resized image, computed in float32."""
-    where = find_stable_diffusion(cfg)
+    where, frame = find_stable_diffusion(cfg), build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
     stamp = {
         "what": "posterior of the VAE",
         "fingerprint": fingerprint_stable_diffusion(cfg, ("vae",)),
         "image_size": list(cfg.DATASET.IMAGE_SIZE),
-        "preprocessing": "bilinear, antialiased, [-1, 1]",
+        "preprocessing": f"{frame.resampling}, [-1, 1]",
     }
     facts = network_facts(**where)
     height, width = (side // facts.vae_stride for side in cfg.DATASET.IMAGE_SIZE)
@@ -103,7 +103,7 @@ def posterior_source(cfg) -> Source:
 
         @torch.no_grad()
         def compute(images: Sequence[Image]) -> Tensor:
-            return encode_posterior(vae, _resize(images, cfg.DATASET.IMAGE_SIZE))
+            return encode_posterior(vae, _fit(images, frame))
 
         return compute
 
@@ -150,6 +150,7 @@ def dino_source(cfg) -> Source:
     """DINOv2's patch tokens as a feature map (model.backbone.dino.compute_dino_map), computed in float32."""
     fingerprint = fingerprint_dino(cfg)
     section, facts = cfg.METHOD, dino_facts(**find_dino(cfg))
+    frame = build_frame(cfg.DATASET.FRAME, section.DINO_SIZE)
     normalise = section.DINO_INPUT == "normalised"
     stamp = {
         "what": "patch tokens of DINOv2",
@@ -157,7 +158,7 @@ def dino_source(cfg) -> Source:
         "image_size": list(section.DINO_SIZE),
         "layer": section.DINO_LAYER,
         "norm": section.DINO_NORM,
-        "preprocessing": "bilinear, antialiased",
+        "preprocessing": frame.resampling,
         "mean, std": [facts.image_mean, facts.image_std] if normalise else "[-1, 1]",
     }
 
@@ -168,7 +169,7 @@ def dino_source(cfg) -> Source:
             return compute_dino_map(
                 model,
                 facts,
-                _resize(images, section.DINO_SIZE),
+                _fit(images, frame),
                 layer=section.DINO_LAYER,
                 norm=section.DINO_NORM,
                 normalise=normalise,
@@ -182,8 +183,8 @@ def dino_source(cfg) -> Source:
 SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a matcher may read of each image
 
 
-def _resize(images: Sequence[Image], image_size: tuple[int, int]) -> Tensor:
-    return torch.stack(_map(partial(resize_image, image_size=image_size), images))
+def _fit(images: Sequence[Image], frame: Frame) -> Tensor:
+    return torch.stack(_map(frame.fit, images))
 
 
 def _map(function: Callable, values: Sequence) -> list:

@@ -57,7 +57,7 @@ def run_setting(cfg, accelerator, pairs, prompt, n_pairs: int) -> tuple[list[dic
     from utils.pck import PCKEvaluator
 
     protocol, loss_fn, losses = build_protocol(cfg), build_loss(cfg), {}
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.image_size)
+    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.frame)
     matcher = build_tester(cfg, prompt, accelerator.device)
     step = len(pairs) / (n_pairs or len(pairs))
     positions = sorted({int(i * step) for i in range(n_pairs or len(pairs))})

@@ -21,6 +21,7 @@ from model.backbone.device import resolve_device
 from model.prompt.base import Prompt
 from sd4match.pair import Pair, Setting
 from sd4match.source import find_prompt, find_settings
+from utils.frame import build_frame
 from utils.image import ImageSource, Picture, read_image
 from utils.noise import identifier_seed
 
@@ -56,7 +57,12 @@ class Matcher:
         self._lock = threading.Lock()
         self._owner = object()  # features of another prompt, timestep or network are computed anew
         section = cfg.EVAL
-        self._setting = Setting(section.PICTURE_LOCALISER, section.BETA, section.SIGMA, cfg.DATASET.IMAGE_SIZE)
+        self._setting = Setting(
+            section.PICTURE_LOCALISER,
+            section.BETA,
+            section.SIGMA,
+            build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE),
+        )
 
     @classmethod
     def from_pretrained(

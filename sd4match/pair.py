@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.pair_dataset import clamp_kps, compute_scale
 from sd4match.error import PointError
 from utils.dense import DenseField, match_densely
+from utils.frame import Frame
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
 from utils.image import Picture
 from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
@@ -30,7 +30,7 @@ class Setting:
     localiser: str
     beta: float  # temperature of the softmax
     sigma: float  # of kernelsoftmax's Gaussian, feature cells
-    image_size: tuple[int, int]  # (H, W) of the networks' input
+    frame: Frame  # of the networks' input
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,16 +176,16 @@ class Pair:
 
     def _to_cells(self, points: np.ndarray) -> Tensor:
         """Original px of the source (N, 2) -> cells of its map, as the benchmarks' keypoints go."""
-        size = self.setting.image_size
-        resized = clamp_kps(points * compute_scale(self.src.size, size), size)
-        return px_to_cell(torch.from_numpy(resized).to(self.src_feat.device), size, self.src_feat.shape[-2:])
+        frame = self.setting.frame
+        px = frame.clamp(frame.to_px(torch.from_numpy(points), self.src.size))
+        return px_to_cell(px.to(self.src_feat.device), frame.image_size, self.src_feat.shape[-2:])
 
     def _to_original(self, cells: Tensor, picture: Picture, map_size: tuple[int, int]) -> np.ndarray:
         """Cells (N, 2) -> original px of a picture, (N, 2) float32, inside it."""
-        size = self.setting.image_size
-        resized = cell_to_px(cells, map_size, size).cpu().numpy()
+        frame = self.setting.frame
+        px = cell_to_px(cells, map_size, frame.image_size).cpu()
         last = np.array([picture.size[1] - 1, picture.size[0] - 1], np.float32)
-        return np.clip(resized / compute_scale(picture.size, size), 0, last).astype(np.float32)
+        return np.clip(frame.to_orig(px, picture.size).numpy(), 0, last).astype(np.float32)
 
     def _query(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> MatchQuery:
         return MatchQuery(from_feat[None], to_feat[None], cells[None], self.setting.beta, self.setting.sigma)

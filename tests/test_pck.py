@@ -96,9 +96,9 @@ def test_protocol_errors():
     batch = make_batch()
     with pytest.raises(ValueError, match="resized.*original.*'image'"):
         compute_hits(noisy(batch), batch, ALPHAS, "image")
-    with pytest.raises(ValueError, match="image_size"):
+    with pytest.raises(ValueError, match="needs the frame"):
         compute_hits(noisy(batch), batch, ALPHAS, "original")
-    with pytest.raises(ValueError, match="image_size"):
+    with pytest.raises(ValueError, match="needs the frame"):
         PCKEvaluator(["nn"], ALPHAS, "original")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 MAX_PIXELS = 150_000_000  # larger files are refused: a small file may claim any size and fill the memory
@@ -223,18 +222,3 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
             f"{array.dtype} values up to {high} may be of 8 or 16 bits; make them uint8 (0..255) or uint16 (0..65535)"
         )
     return np.round(array / 257).astype(np.uint8)
-
-
-def resize_image(image: Image.Image, image_size: int | tuple[int, int]) -> torch.Tensor:
-    """The network's input (3, H', W') float32 in [-1, 1] from an RGB image; see `load_image`."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    resized = F.interpolate(pixels, as_size(image_size), mode="bilinear", align_corners=False, antialias=True)
-    return (resized[0] - 0.5) / 0.5
-
-
-def as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H', W') of one number (a square) or two."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if not (height >= 1 and width >= 1):
-        raise ValueError(f"image size must be positive pixels (H, W), got {image_size}")
-    return int(height), int(width)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.geometry import Size, rescale_kps
+from utils.frame import Frame, as_frame
+from utils.geometry import Size
 
 PROTOCOLS = ("resized", "original")
 Record = dict[str, Any]
@@ -26,17 +27,17 @@ def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{what} must be one of {list(choices)}, got {value!r}")
 
 
-def _check_protocol(protocol: str, image_size: Size | None) -> None:
+def _check_protocol(protocol: str, frame: Frame | Size | None) -> None:
     _check_choice("protocol", protocol, PROTOCOLS)
-    if protocol == "original" and image_size is None:
-        raise ValueError('protocol "original" needs image_size, the (H, W) of the resized frame')
+    if protocol == "original" and frame is None:
+        raise ValueError('protocol "original" needs the frame that predictions are in')
 
 
 def compute_errors(
     pred_px: Tensor,
     batch: Mapping[str, Any],
     protocol: str = "resized",
-    image_size: Size | None = None,
+    frame: Frame | Size | None = None,
 ) -> Tensor:
     """Distances ||prediction - truth|| in the protocol's frame.
 
@@ -44,19 +45,19 @@ def compute_errors(
         pred_px: (B, N, 2) predictions, px of the resized target frame.
         batch: a pair batch. Protocol "resized" reads trg_kps (B, N, 2); "original" reads trg_kps_orig and
             trg_size (B, 2).
-        protocol: "resized" measures in the resized frame (SD4Match); "original" scales the prediction per
-            axis to the original target image and measures there (common in the literature).
-        image_size: (H, W) of the resized frame; needed by "original" only.
+        protocol: "resized" measures in the network's frame (SD4Match); "original" maps the prediction to the
+            original target image and measures there (common in the literature).
+        frame: the network's frame, or the (H, W) of a stretched one; needed by "original" only.
     Returns:
         (B, N) float32 on the CPU, px.
     Raises:
-        ValueError: unknown protocol, or "original" without image_size.
+        ValueError: unknown protocol, or "original" without a frame.
     """
-    _check_protocol(protocol, image_size)
+    _check_protocol(protocol, frame)
     truth, _ = _read_truth(batch, protocol)
     pred = pred_px.detach().cpu().double()
     if protocol == "original":
-        pred = rescale_kps(pred, image_size, batch["trg_size"].cpu())
+        pred = as_frame(frame).to_orig(pred, batch["trg_size"].cpu())
     # Rounded to float32 only after the float64 arithmetic: a point exactly on the threshold stays on it.
     return torch.linalg.vector_norm(pred - truth.double(), dim=-1).float()
 
@@ -78,7 +79,7 @@ def compute_hits(
     batch: Mapping[str, Any],
     alphas: Sequence[float],
     protocol: str = "resized",
-    image_size: Size | None = None,
+    frame: Frame | Size | None = None,
 ) -> Tensor:
     """Which predictions count as correct: ||prediction - truth|| <= alpha * threshold.
 
@@ -86,7 +87,7 @@ def compute_hits(
     pck_threshold_orig (B,) are read as well.
     Returns (B, N, A) bool on the CPU; False for padded keypoints.
     """
-    errors = compute_errors(pred_px, batch, protocol, image_size)
+    errors = compute_errors(pred_px, batch, protocol, frame)
     _, threshold = _read_truth(batch, protocol)
     return judge_errors(errors, threshold, alphas) & batch["kps_mask"].detach().cpu()[:, :, None]
 
@@ -97,7 +98,7 @@ class PCKEvaluator:
     Args:
         localisers: names of the predictions to score.
         alphas: tolerances, relative to the threshold.
-        protocol, image_size: see `compute_hits`.
+        protocol, frame: see `compute_hits`.
     """
 
     def __init__(
@@ -105,13 +106,13 @@ class PCKEvaluator:
         localisers: Iterable[str],
         alphas: Iterable[float],
         protocol: str = "resized",
-        image_size: Size | None = None,
+        frame: Frame | Size | None = None,
     ) -> None:
-        _check_protocol(protocol, image_size)
+        _check_protocol(protocol, frame)
         self.localisers, self.alphas = tuple(localisers), tuple(alphas)
         if len({alpha_key(alpha) for alpha in self.alphas}) < len(self.alphas):
             raise ValueError(f"alphas must differ, got {self.alphas}")
-        self.protocol, self.image_size = protocol, image_size
+        self.protocol, self.frame = protocol, None if frame is None else as_frame(frame)
         self._records: list[Record] = []
 
     def update(self, batch: Mapping[str, Any], predictions: Mapping[str, Tensor]) -> None:
@@ -121,7 +122,7 @@ class PCKEvaluator:
             raise ValueError(f"no predictions for {missing}; got {sorted(predictions)}")
         mask = batch["kps_mask"].detach().cpu()
         _, threshold = _read_truth(batch, self.protocol)
-        settings = batch, self.protocol, self.image_size
+        settings = batch, self.protocol, self.frame
         errors = {name: compute_errors(predictions[name], *settings) for name in self.localisers}
         hits = {name: self._count_hits(errors[name], threshold, mask) for name in self.localisers}
         points = {name: self._list_points(predictions[name], batch) for name in self.localisers}
@@ -141,7 +142,7 @@ class PCKEvaluator:
                     "hits": {name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers},
                     "threshold": threshold[b].item(),
                     "errors": {name: errors[name][b][mask[b]].tolist() for name in self.localisers},
-                    "predictions": {name: points[name][b] for name in self.localisers if self.image_size},
+                    "predictions": {name: points[name][b] for name in self.localisers if self.frame},
                 }
             )
 
@@ -154,10 +155,10 @@ class PCKEvaluator:
         return hits.sum(dim=1).tolist()
 
     def _list_points(self, pred_px: Tensor, batch: Mapping[str, Any]) -> list[list[list[float]]]:
-        """For each pair, the predicted (x, y) in px of the original target; empty lists without image_size."""
-        if self.image_size is None:
+        """For each pair, the predicted (x, y) in px of the original target; empty lists without a frame."""
+        if self.frame is None:
             return [[] for _ in batch["index"]]
-        pred = rescale_kps(pred_px.detach().cpu().double(), self.image_size, batch["trg_size"].cpu())
+        pred = self.frame.to_orig(pred_px.detach().cpu().double(), batch["trg_size"].cpu())
         counts = batch["kps_mask"].sum(dim=1).tolist()
         return [points[:count].tolist() for points, count in zip(pred, counts, strict=True)]
 
@@ -166,7 +167,7 @@ class PCKEvaluator:
 
         Keys: index, pair_id, category, src_identifier, trg_identifier, protocol, n_points, flags {name: int},
         hits {localiser: {alpha_key: number of correct keypoints}}, threshold (px of the protocol's frame), errors
-        {localiser: [distance of each keypoint, px of that frame]} and, if `image_size` was given, predictions
+        {localiser: [distance of each keypoint, px of that frame]} and, if a frame was given, predictions
         {localiser: [[x, y] of each keypoint in px of the original target]}.
         """
         return list(self._records)

@@ -160,7 +160,7 @@ def run_loader(args: argparse.Namespace) -> dict:
         channels, *size = work.latent_shape
         shapes = {"posterior": (2 * channels, *size), "condition": work.condition_shape}
         pairs.caches.update({key: _write_random(root, key, shape, pairs) for key, shape in shapes.items()})
-        plain = PairDataset(pairs.benchmark, pairs.image_size, keep_condition(pairs, root), with_images=True)
+        plain = PairDataset(pairs.benchmark, pairs.frame, keep_condition(pairs, root), with_images=True)
         same = torch.equal(pairs[0]["src_condition"], plain[0]["src_condition"])
         checked = check_close({"rows that differ": float(not same)}, {"rows that differ": 0.0})
         device = resolve_device(cfg.DEVICE)

@@ -105,7 +105,7 @@ def open_world(args: argparse.Namespace, prompt_type: str = "CPM") -> Iterator[W
         build = build_new_prompt if prompt_type == "CPM" else build_tested_prompt
         prompt = build(cfg, pairs.benchmark.categories)
         build_caches(cfg, (pairs,), prompt.condition, accelerator)
-        plain = PairDataset(pairs.benchmark, pairs.image_size, keep_condition(pairs, root), with_images=True)
+        plain = PairDataset(pairs.benchmark, pairs.frame, keep_condition(pairs, root), with_images=True)
         yield World(cfg, accelerator, prompt, pairs, plain)
 
 

@@ -90,7 +90,7 @@ class PlainTester:
     @torch.no_grad()
     def extract_images(self) -> dict[str, torch.Tensor]:
         """{identifier: (1, C, h, w)} of every image."""
-        images = ImageDataset(self.refs, self.world.pairs.image_size, categories=self.world.pairs.benchmark.categories)
+        images = ImageDataset(self.refs, self.world.pairs.frame, categories=self.world.pairs.benchmark.categories)
         maps = {}
         for batch in build_loader(images, self.world.device, batch_size=1):
             batch, name = move_batch(batch, self.world.device), batch["identifier"][0]
