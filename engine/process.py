@@ -12,22 +12,31 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 
 from config import ROOT
 from engine.host_copy import HostCopy
 from engine.result import write_text
+from model.backbone.device import resolve_device
 from utils.pck import Record, merge_records
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
 def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) -> Accelerator:
-    """One process or many, as launched. fp16 brings a gradient scaler; frozen networks are cast by their loader."""
+    """One process or many, as launched. fp16 brings a gradient scaler on a GPU, but no autocast: the prompt is in fp32.
+
+    Frozen networks are cast by their loader.
+    """
     if device not in ("auto", "cpu", "cuda"):  # with those, each process finds its own
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    precision = "fp16" if dtype == torch.float16 else "no"
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulation)
+    scaled = dtype == torch.float16 and resolve_device(device).type != "cpu"
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="fp16" if scaled else "no",
+        gradient_accumulation_steps=accumulation,
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+    )
 
 
 def gather_records(records: list[Record]) -> list[Record]:

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from config import resolve_network
 from model.backbone.architecture import HUB_IDS
-from model.backbone.condition import compute_condition, condition_facts, get_condition
-from model.backbone.dino import compute_dino_map
-from model.backbone.facts import DinoFacts, condition_preprocessor, dino_facts, network_facts
+from model.backbone.facts import (
+    DinoFacts,
+    condition_facts,
+    condition_preprocessor,
+    dino_facts,
+    get_condition,
+    network_facts,
+)
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.vae import encode_posterior
+from model.backbone.vision import compute_condition, compute_dino_map
 from utils.frame import Frame, build_frame
 
 Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
@@ -120,9 +126,12 @@ def condition_source(cfg, condition: str) -> Source:
         "fingerprint": fingerprint_condition(cfg, condition),
         "preprocessing": condition_preprocessor(condition, **where),
     }
+    if spec.network == "DINO":
+        stamp["positions"] = cfg.CONDITION.DINO_POSITIONS
 
     def load(device: torch.device) -> Compute:
-        network = load_vision(spec.network, device=device, seed=cfg.SEED, **where)
+        positions = cfg.CONDITION.DINO_POSITIONS
+        network = load_vision(spec.network, device=device, seed=cfg.SEED, positions=positions, **where)
         return partial(compute_condition, condition, network)
 
     return Source(spec.cache, stamp, shape, load)
@@ -137,7 +146,8 @@ def find_dino(cfg) -> dict:
 def load_dino(cfg, device: torch.device | str = "cpu") -> tuple[torch.nn.Module, DinoFacts]:
     """The matcher's DINOv2 in float32, and its facts; a hub id that is not on this machine yet is downloaded."""
     where = find_dino(cfg)
-    network = load_vision("DINO", device=device, seed=cfg.SEED, key="METHOD.DINO_FOLDER", **where)
+    settings = {"seed": cfg.SEED, "key": "METHOD.DINO_FOLDER", "positions": cfg.METHOD.DINO_POSITIONS}
+    network = load_vision("DINO", device=device, **settings, **where)
     return network.model, dino_facts(**where)
 
 
@@ -147,7 +157,7 @@ def fingerprint_dino(cfg) -> str:
 
 
 def dino_source(cfg) -> Source:
-    """DINOv2's patch tokens as a feature map (model.backbone.dino.compute_dino_map), computed in float32."""
+    """DINOv2's patch tokens as a feature map (model.backbone.vision.compute_dino_map), computed in float32."""
     fingerprint = fingerprint_dino(cfg)
     section, facts = cfg.METHOD, dino_facts(**find_dino(cfg))
     frame = build_frame(cfg.DATASET.FRAME, section.DINO_SIZE)
@@ -158,6 +168,7 @@ def dino_source(cfg) -> Source:
         "image_size": list(section.DINO_SIZE),
         "layer": section.DINO_LAYER,
         "norm": section.DINO_NORM,
+        "positions": section.DINO_POSITIONS,
         "preprocessing": frame.resampling,
         "mean, std": [facts.image_mean, facts.image_std] if normalise else "[-1, 1]",
     }

@@ -17,12 +17,12 @@ from dataset import ImageRef
 from dataset.pair_dataset import load_image
 from engine.check import check_config
 from engine.report import build_result_stem
-from model.backbone.dino import compute_dino_map
 from model.backbone.facts import dino_facts, find_unet, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
 from model.backbone.vae import draw_latents
+from model.backbone.vision import compute_dino_map
 from model.error import NetworkError
 from model.method import METHODS, build_method
 from model.method.cleandift import without_noise
@@ -122,7 +122,7 @@ def test_dino_maps_equal_a_direct_transformers_call(dino, tmp_path):
     """The photo has the input's size, so that no resampling stands between the two."""
     ref = write_photo(tmp_path / "photo.png")
     images = load_image(ref, (70, 84))[None]
-    network, facts = load_vision("DINO", dino), dino_facts(dino)
+    network, facts = load_vision("DINO", dino, positions="size"), dino_facts(dino)
     ours = compute_dino_map(network.model, facts, images)
 
     processor = AutoImageProcessor.from_pretrained(dino, backend="pil")
@@ -383,13 +383,13 @@ def test_whatever_changes_a_number_changes_the_result_name(world, tmp_path):
         (False, ["METHOD.NAME", "cleandift", "TEST.ENSEMBLE", "8"], r"TEST.ENSEMBLE must be 1, got 8: cleandift adds"),
         (True, ["METHOD.NAME", "cleandift", "VAL.ENSEMBLE", "2"], r"VAL.ENSEMBLE must be 1, got 2"),
         (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[57, 70]"], r"multiples of 14 px; .* \(56, 70\)"),
-        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[56]"], r"DINO_SIZE must be two positive numbers"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[56]"], r"DINO_SIZE must be two numbers"),
         (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "2"], r"DINO_LAYER 2 does not exist: blocks are 0..1"),
-        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "-2"], r"DINO_LAYER must be at least -1"),
+        (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_LAYER", "-2"], r"DINO_LAYER must be in -1..999"),
         (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_FOLDER", "/none"], r"DINO_FOLDER /none: not a transformers"),
         (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_INPUT", "raw"], r"DINO_INPUT must be one of normalised, rel"),
-        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "-1.0"], r"SD_WEIGHT must be at least 0"),
-        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", ".nan"], r"SD_WEIGHT must be at least 0"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "-1.0"], r"SD_WEIGHT must be in 0..1000"),
+        (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", ".nan"], r"SD_WEIGHT must be in 0..1000"),
         (False, ["METHOD.NAME", "sd_dino", "METHOD.SD_WEIGHT", "0", "METHOD.DINO_WEIGHT", "0"], r"not both 0"),
         (False, ["METHOD.NAME", "sd_dino", "METHOD.LAYER", "9"], r"METHOD.LAYER 9 does not exist"),
         (False, ["NETWORK.UNET", "/nowhere"], r"NETWORK.UNET /nowhere: no UNet folder"),

@@ -34,7 +34,7 @@ def fail(error, **options):
         (ConfigError("SEED is odd"), {}, 2, "SEED is odd"),
         (ConfigError("SEED is odd"), {"mendable": (ValueError,), "status": 3}, 2, "SEED is odd"),
         (MissingDataError("no data"), {}, 1, "no data"),
-        (OSError(28, "No space left on device"), {}, 1, "[Errno 28] No space left on device"),
+        (OSError(13, "Permission denied", "/x"), {}, 1, "[Errno 13] Permission denied: '/x'"),
         (MissingDataError("no data"), {"status": 3}, 3, "no data"),
         (LookupError("x"), {"wrong": (LookupError,)}, 2, "x"),
         (LookupError("x"), {"mendable": (LookupError,)}, 1, "x"),
@@ -45,6 +45,11 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, error, options, s
     monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
     assert fail(error, **options) == status
     assert capsys.readouterr() == ("", f"train.py: {line}\n")
+
+
+def test_a_full_disk_is_told_with_the_way_out(capsys):
+    assert fail(OSError(28, "No space left on device", "/x/y.csv")) == 1
+    assert "the disk is full (/x/y.csv): make room, or choose another OUTPUT_ROOT" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(capsys):

@@ -128,6 +128,24 @@ def test_maps_past_the_budget_spill(budget, spilled):
     assert torch.equal(store.stack(["d", "a", "d"], CPU), maps[[3, 0, 3]])
 
 
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_prompt_runs_without_autocast_in_every_precision(dtype):
+    from engine.process import build_accelerator
+
+    accelerator = build_accelerator("cpu", dtype)
+    layer = accelerator.prepare(torch.nn.Linear(3, 3))
+    assert layer(torch.ones(1, 3)).dtype == torch.float32
+    assert accelerator.autocast_handler.enabled is False and accelerator.scaler is None
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_half_precision_trains_and_tests_on_a_cpu(world, tmp_path):
+    from tests.test_train import run
+
+    run(world, tmp_path, "TRAIN.MAX_STEPS", "2", "PRECISION", "fp16")
+
+
 def test_host_copies_are_the_tensors():
     assert HostCopy({"a": torch.tensor(3.0, requires_grad=True)}).get() == {"a": torch.tensor(3.0)}
 

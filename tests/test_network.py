@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 
 import numpy as np
@@ -21,14 +22,14 @@ from transformers import (
 
 from config import ConfigError, load_config
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
-from model.backbone.condition import compute_condition
-from model.backbone.device import resolve_device, resolve_dtype, resolve_precision
+from model.backbone.device import check_finite, resolve_device, resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
 from model.backbone.facts import condition_facts, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.tokenizer import build_byte_tokenizer
 from model.backbone.vae import draw_latents, encode_posterior
+from model.backbone.vision import compute_condition
 from model.error import NetworkError, NetworkNotFoundError
 from tests import tiny
 from utils.noise import derive_seeds, draw_noise, identifier_seed, noise_seeds
@@ -225,6 +226,34 @@ def test_incomplete_weights_are_refused(tmp_path, folders, part, file):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(NetworkError, match="cannot load the network"):
         load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
+def test_weights_that_are_not_finite_are_refused(tmp_path, folders, value):
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    path = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["mid_block.resnets.0.conv1.bias"][3] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    load_stable_diffusion(str(tmp_path / "sd"), parts=("vae",))
+    with pytest.raises(
+        NetworkError, match=r"unet of .*mid_block.resnets.0.conv1.bias is not finite in .*float16.*fp32"
+    ):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",), dtype=torch.float16)
+    if value == 1e6:  # which fp16 cannot hold
+        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",))
+
+
+def test_features_that_are_not_finite_are_refused_with_the_image_and_the_way_out():
+    features = torch.ones(3, 2, 4, 4)
+    check_finite(features, ["a", "b", "c"], "up1", "fp16")
+    features[1, 0, 2, 2] = float("inf")
+    with pytest.raises(
+        NetworkError, match="the features of b at up1 are not finite in fp16; run it with PRECISION fp32"
+    ):
+        check_finite(features, ["a", "b", "c"], "up1", "fp16")
+    with pytest.raises(NetworkError, match="not finite in fp32; the image's cache or the network is damaged"):
+        check_finite(features.half(), ["a", "b", "c"], "up1", "fp32")
 
 
 def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, folders):
@@ -525,6 +554,45 @@ def test_conditions_have_the_expected_outputs(folders):
         embedding[:, 0],
         clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds,
     )
+
+
+def cubic(distance: float) -> float:
+    """Weight of the cubic convolution kernel with a = -0.75."""
+    x, a = abs(distance), -0.75
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def stretch_plainly(grid: np.ndarray, cells: int, factor: float) -> np.ndarray:
+    """The first axis of a grid, resampled to `cells` samples that lie 1 / factor apart, borders repeated."""
+    rows = []
+    for i in range(cells):
+        place = (i + 0.5) / factor - 0.5
+        taps = [math.floor(place) + k for k in (-1, 0, 1, 2)]
+        rows.append(sum(cubic(place - tap) * grid[min(max(tap, 0), len(grid) - 1)] for tap in taps))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("size", [(70, 98), (28, 42), (56, 56)])
+def test_positions_of_dinov2_are_stretched_as_by_its_authors(folders, size):
+    """By the factor (cells + 0.1) / grid; to a size, as transformers does, is another key."""
+    embeddings = {
+        way: load_vision("DINO", folders["DINO"], positions=way).model.embeddings for way in ("scale", "size")
+    }
+    learned = embeddings["scale"].position_embeddings.detach()[0]
+    cells = [side // 14 for side in size]
+    for way, network in embeddings.items():
+        found = network.interpolate_pos_encoding(torch.zeros(1, 1 + math.prod(cells), 24), *size)
+        offset = 0.1 if way == "scale" and cells != [4, 4] else 0.0
+        grid = learned[1:].double().numpy().reshape(4, 4, 24)
+        for axis, n in enumerate(cells):
+            grid = np.moveaxis(stretch_plainly(np.moveaxis(grid, axis, 0), n, (n + offset) / 4), 0, axis)
+        np.testing.assert_allclose(found[0, 1:].detach(), grid.reshape(-1, 24), atol=1e-5)
+        assert torch.equal(found[0, 0], learned[0])
+    images = torch.rand(1, 3, *size)
+    maps = [network(images).detach() for network in embeddings.values()]
+    assert torch.equal(*maps) == (cells == [4, 4])
 
 
 def test_a_whole_clip_model_gives_its_vision_tower(tmp_path, folders):

@@ -21,7 +21,7 @@ from tests.golden import CPM, CURVE, DINO_KEYS, TESTED_KEYS, TRAINED_KEYS, VALUE
 from tests.watch import Seen, watching
 
 KEYS = {key for key, _ in iter_keys(get_default_config())}
-NOT_YET = {"VAL.EVERY", "METHOD.DINO_POSITIONS"}
+NOT_YET = {"VAL.EVERY"}
 GOLDEN = json.loads(VALUES.read_text())
 SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5", "PROMPT.INIT", "empty")
 PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")

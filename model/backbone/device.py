@@ -1,13 +1,16 @@
-"""Where the frozen networks run, and in which precision."""
+"""Where the frozen networks run, in which precision, and whether that held."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from config import ConfigError
+from model.error import NetworkError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # in a config, in torch
 
@@ -59,3 +62,26 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS:
         raise ConfigError(f"PRECISION must be one of auto, {', '.join(PRECISIONS)}; got {name!r}")
     return getattr(torch, PRECISIONS[name])
+
+
+def check_finite(features: Tensor, names: Sequence[str], block: str, precision: str) -> None:
+    """Refuse features (n, ...) with an inf or nan: NetworkError names the image, the block and the precision.
+
+    precision: as of `resolve_precision`. On a GPU this waits for the features.
+    """
+    finite = features.detach().isfinite().flatten(1).all(dim=1)
+    if finite.all():
+        return
+    image = names[finite.tolist().index(False)]
+    remedy = "the image's cache or the network is damaged" if precision == "fp32" else "run it with PRECISION fp32"
+    raise NetworkError(f"the features of {image} at {block} are not finite in {precision}; {remedy}")
+
+
+def check_weights(network: nn.Module, where: str) -> None:
+    """Refuse a network with a weight that is inf or nan in its dtype: NetworkError names the first."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not all(bound.isfinite() for bound in value.aminmax()):
+            raise NetworkError(
+                f"{where}: the weight {name} is not finite in {value.dtype}; fetch the network again"
+                + ("" if value.element_size() > 2 else ", or use PRECISION fp32")
+            )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from einops import rearrange
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
     CLIPTextConfig,
@@ -26,7 +30,7 @@ from transformers import (
 )
 
 from model.backbone.architecture import STABLE_DIFFUSION, VISION, default_hub_id, get_architecture
-from model.backbone.device import resolve_device, resolve_dtype
+from model.backbone.device import check_weights, resolve_device, resolve_dtype
 from model.backbone.facts import (
     CONDITION_ARCHITECTURE,
     NetworkFacts,
@@ -103,9 +107,10 @@ def load_stable_diffusion(
         networks = _pretrained_stable_diffusion(folder or default_hub_id(architecture), parts, dtype, unet)
     else:
         raise ValueError(f'init must be "pretrained" or "random", got {init!r}')
-    for module in (networks.vae, networks.unet, networks.text_encoder):
-        if module is not None:
+    for part in ("vae", "unet", "text_encoder"):
+        if (module := getattr(networks, part)) is not None:
             freeze(module, dtype, device)
+            check_weights(module, f"{part} of {unet if unet and part == 'unet' else folder or architecture}")
     _set_attention(networks.unet, attention)
     return networks
 
@@ -120,8 +125,11 @@ def load_vision(
     device: torch.device | str = "cpu",
     seed: int = 0,
     key: str | None = None,  # configuration key that named the folder, for messages; None: the condition's
+    positions: str = "scale",  # of DINOv2: how its grid of position embeddings is stretched, "scale" or "size"
 ) -> VisionNetwork:
     """Load and freeze DINOv2 or CLIP's vision tower, with its image processor. Same errors."""
+    if positions not in ("scale", "size"):
+        raise ValueError(f'positions must be "scale" or "size", got {positions!r}')
     if network not in CONDITION_ARCHITECTURE:
         raise ValueError(f"network must be one of {', '.join(CONDITION_ARCHITECTURE)}; got {network!r}")
     architecture = architecture or CONDITION_ARCHITECTURE[network]
@@ -133,7 +141,27 @@ def load_vision(
     else:
         raise ValueError(f'init must be "pretrained" or "random", got {init!r}')
     freeze(loaded.model, dtype, device)
+    check_weights(loaded.model, folder or architecture)
+    if network == "DINO" and positions == "scale":
+        embeddings = loaded.model.embeddings
+        embeddings.interpolate_pos_encoding = MethodType(_stretch_by_scale, embeddings)
     return loaded
+
+
+def _stretch_by_scale(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    """DINOv2's position embeddings (1, 1 + N, D) for an image of height x width pixels.
+
+    The grid is stretched by the factor (cells + 0.1) / grid, which moves every sample a little, as in Meta's code and
+    in transformers when the released prompts were trained. Transformers now stretches it to a size.
+    """
+    positions = embeddings.position_embeddings
+    grid, cells = math.isqrt(positions.shape[1] - 1), [side // embeddings.config.patch_size for side in (height, width)]
+    if cells == [grid, grid]:
+        return positions
+    patches = rearrange(positions[:, 1:].float(), "1 (h w) d -> 1 d h w", h=grid)
+    factors = [(n + 0.1) / grid for n in cells]
+    patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)], dim=1)
 
 
 def freeze(module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> nn.Module:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from model.error import PromptError
 
 
 class PromptEncoder(nn.Module):
@@ -41,7 +44,7 @@ class PromptEncoder(nn.Module):
         return super().train(False)
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
-        """Ids (n, L): SOS, the words, EOS, padding. ValueError for a text longer than the sequence."""
+        """Ids (n, L): SOS, the words, EOS, padding. PromptError for a text longer than the sequence."""
         return find_ids(self.tokenizer, texts, self.n_positions).to(self.device)
 
     @torch.no_grad()
@@ -100,5 +103,6 @@ def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int) -
     ids = tokenizer(list(texts), padding="max_length", max_length=n_positions).input_ids
     for text, row in zip(texts, ids, strict=True):
         if len(row) > n_positions:
-            raise ValueError(f"{text!r} has {len(row) - 2} tokens; at most {n_positions - 2} fit")
+            start = textwrap.shorten(text, 60, placeholder="...")
+            raise PromptError(f"the text {start!r} has {len(row) - 2} tokens; at most {n_positions - 2} fit")
     return torch.tensor(ids).reshape(len(ids), n_positions)

@@ -11,7 +11,7 @@ from model.method.base import get_cached
 
 
 class DINOv2(nn.Module):
-    """Reads the maps of model.backbone.dino from the cache; no prompt, no noise, nothing to compute."""
+    """Reads the maps of model.backbone.vision from the cache; no prompt, no noise, nothing to compute."""
 
     per_image = True
     cache_keys = ("dino",)

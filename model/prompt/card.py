@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.backbone.architecture import STABLE_DIFFUSION, default_hub_id
-from model.backbone.condition import get_condition
-from model.backbone.facts import is_hub_id
+from model.backbone.facts import get_condition, is_hub_id
 from model.prompt.store import StoredPrompt
 
 _METHODS = {
