@@ -15,10 +15,11 @@ from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from engine import process as runtime
 from engine.precompute import build_caches, find_caches
+from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.execution import resolve_memory_format, speed_up
 from model.backbone.facts import get_condition
 from model.backbone.generate import Generator
-from model.backbone.load import load_stable_diffusion, resolve_device, resolve_dtype
+from model.backbone.load import load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkError, NetworkNotFoundError
 from model.method import METHODS, build_method

@@ -20,7 +20,7 @@ from engine.report import build_result_stem
 from model.backbone.facts import dino_facts, find_unet, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
-from model.backbone.tokenizer import build_byte_tokenizer
+from model.backbone.text import build_byte_tokenizer
 from model.backbone.vae import draw_latents
 from model.backbone.vision import compute_dino_map
 from model.error import NetworkError
@@ -276,10 +276,8 @@ def test_a_unet_is_found_in_the_hubs_cache(world, clean_unet, tmp_path, monkeypa
     (repository / "refs" / "main").write_text("abc")
     (repository / "snapshots" / "abc").mkdir(parents=True)
     (repository / "snapshots" / "abc" / "weights.safetensors").symlink_to(weights)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(
-        "model.backbone.load.hf_hub_download", lambda owner, file: str(tmp_path / find_unet(f"{owner}/{file}"))
-    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder, unet = str(world.root / "sd"), "owner/clean/weights.safetensors"
     assert network_fingerprint(folder, ("unet",), unet=unet) == network_fingerprint(
         folder, ("unet",), unet=str(weights)

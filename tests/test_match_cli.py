@@ -94,7 +94,7 @@ def test_errors_name_what_is_wrong(run, photos, arguments, status, message):
 
 
 def test_the_default_network_downloads_nothing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert command.choose_network() == "mini"
     assert "of no use for photos" in capsys.readouterr().err
     repository = tmp_path / "models--sd2-community--stable-diffusion-2-1"

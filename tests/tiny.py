@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from model.backbone.tokenizer import build_byte_tokenizer
+from model.backbone.text import build_byte_tokenizer
 
 SD_CONFIG = {
     "vae": {

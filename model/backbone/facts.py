@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,20 @@ from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_a
 from model.error import NetworkError
 from utils.store import read_json
 
-_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)/([\w.-]+\.safetensors)")
+_HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Sizes of a Stable Diffusion model.
-
-    up_channels[i] is the channel count of `up_blocks[i]`'s output; up_upsamples[i] says whether it ends in a
-    x2 upsampler.
-    """
+    """Sizes of a Stable Diffusion model. up_channels[i] is the channel count of `up_blocks[i]`'s output."""
 
     vae_stride: int
     latent_channels: int
     scaling_factor: float
     up_channels: tuple[int, ...]
-    up_upsamples: tuple[bool, ...]
-    n_downsamples: int
     cross_attention_dim: int
     text_width: int
     n_positions: int
-    vocab_size: int
-    n_train_timesteps: int
     prediction_type: str
 
     @property
@@ -43,18 +36,17 @@ class NetworkFacts:
     @property
     def image_divisor(self) -> int:
         """Image sides must be multiples of this: VAE stride times the UNet's total downsampling."""
-        return self.vae_stride * 2**self.n_downsamples
+        return self.vae_stride * 2 ** (self.n_up_blocks - 1)
 
     def feature_shape(self, image_size: tuple[int, int], layer: int) -> tuple[int, int, int]:
-        """(C, h, w) of `up_blocks[layer]`'s output for images of `image_size` (H, W) pixels.
+        """(C, h, w) of `up_blocks[layer]`'s output, after its upsampler, for images of `image_size` (H, W) pixels.
 
         Raises ValueError for a layer that does not exist or a size that is no multiple of `image_divisor`.
         """
         if not 0 <= layer < self.n_up_blocks:
             raise ValueError(f"layer must be one of {list(range(self.n_up_blocks))}, got {layer}")
-        if any(side <= 0 or side % self.image_divisor for side in image_size):
-            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.image_divisor} px per side")
-        stride = self.image_divisor // 2 ** sum(self.up_upsamples[: layer + 1])
+        _check_multiples(image_size, self.image_divisor)
+        stride = self.image_divisor // 2 ** min(layer + 1, self.n_up_blocks - 1)  # the last block has no upsampler
         return (self.up_channels[layer], image_size[0] // stride, image_size[1] // stride)
 
 
@@ -70,9 +62,13 @@ class DinoFacts:
 
     def feature_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the patch tokens of images of (H, W) pixels; ValueError unless multiples of the patch."""
-        if any(side <= 0 or side % self.patch_size for side in image_size):
-            raise ValueError(f"image size {tuple(image_size)} must be a multiple of {self.patch_size} px per side")
+        _check_multiples(image_size, self.patch_size)
         return (self.width, *(side // self.patch_size for side in image_size))
+
+
+def _check_multiples(image_size: tuple[int, int], divisor: int) -> None:
+    if any(side <= 0 or side % divisor for side in image_size):
+        raise ValueError(f"image size {tuple(image_size)} must be a multiple of {divisor} px per side")
 
 
 @dataclass(frozen=True)
@@ -117,6 +113,22 @@ def find_configs(
     return STABLE_DIFFUSION.get(HUB_IDS.get(folder, ""))
 
 
+def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
+    """Sizes from the configurations of "vae", "unet", "text_encoder" and "scheduler"."""
+    vae, unet, text, scheduler = (configs[name] for name in ("vae", "unet", "text_encoder", "scheduler"))
+    with _told("the Stable Diffusion model"):
+        return NetworkFacts(
+            vae_stride=2 ** (len(vae["block_out_channels"]) - 1),
+            latent_channels=int(vae.get("latent_channels", 4)),
+            scaling_factor=float(vae.get("scaling_factor", 0.18215)),
+            up_channels=tuple(int(channels) for channels in reversed(unet["block_out_channels"])),
+            cross_attention_dim=int(unet["cross_attention_dim"]),
+            text_width=int(text["hidden_size"]),
+            n_positions=int(text.get("max_position_embeddings", 77)),
+            prediction_type=scheduler.get("prediction_type", "epsilon"),
+        )
+
+
 def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "") -> DinoFacts | None:
     """Facts of the DINOv2 model in `folder`, as `network_facts`; NetworkError for a network of another kind."""
     config, preprocessor = _vision_configs(CONDITIONS["DINO-Feat"], folder, init, architecture)
@@ -124,13 +136,14 @@ def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "")
         return None
     if (kind := config.get("model_type")) != "dinov2":
         raise NetworkError(f"{folder} holds a model of type {kind!r}, not 'dinov2'")
-    return DinoFacts(
-        patch_size=config.get("patch_size", 14),
-        width=config.get("hidden_size", 768),
-        n_layers=config.get("num_hidden_layers", 12),
-        image_mean=tuple(preprocessor["image_mean"]),
-        image_std=tuple(preprocessor["image_std"]),
-    )
+    with _told(folder):
+        return DinoFacts(
+            patch_size=int(config.get("patch_size", 14)),
+            width=int(config.get("hidden_size", 768)),
+            n_layers=int(config.get("num_hidden_layers", 12)),
+            image_mean=tuple(map(float, preprocessor["image_mean"])),
+            image_std=tuple(map(float, preprocessor["image_std"])),
+        )
 
 
 def condition_facts(
@@ -144,12 +157,13 @@ def condition_facts(
     config, preprocessor = _vision_configs(spec, folder, init, architecture)
     if config is None:
         return None
-    if spec.output == "embedding":
-        return 1, config.get("projection_dim", 512)
-    patch = config.get("patch_size", 14 if spec.network == "DINO" else 32)
-    crop = preprocessor.get("crop_size", 224)
-    height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-    return 1 + (height // patch) * (width // patch), config.get("hidden_size", 768)
+    with _told(folder):
+        if spec.output == "embedding":
+            return 1, int(config.get("projection_dim", 512))
+        patch = int(config.get("patch_size", 14 if spec.network == "DINO" else 32))
+        crop = preprocessor.get("crop_size", 224)
+        height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+        return 1 + (height // patch) * (width // patch), int(config.get("hidden_size", 768))
 
 
 def condition_preprocessor(
@@ -166,22 +180,35 @@ def get_condition(condition: str) -> Condition:
     return CONDITIONS[condition]
 
 
-def find_unet(unet: str) -> Path | None:
-    """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
-    path = Path(unet).expanduser()
-    if path.exists():
-        return path
-    if (hub_file := split_hub_file(unet)) is None:
-        return local_folder(unet)
-    repository, name = hub_file
-    folder = local_folder(repository)
-    return folder / name if folder and (folder / name).is_file() else None
+def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
+    if init == "random":
+        entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
+        return entry["config"], entry["preprocessor"]
+    root = local_folder(folder) or Path(folder)
+    files = root / "config.json", root / "preprocessor_config.json"
+    if not all(path.is_file() for path in files):
+        entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
+        return entry["config"], entry["preprocessor"]
+    config, preprocessor = (read_config(path) for path in files)
+    if isinstance(whole := config.get("vision_config"), dict):  # of a CLIP model with both towers
+        config = {**whole, "projection_dim": config.get("projection_dim", 512)}
+    return config, preprocessor
 
 
-def split_hub_file(text: str) -> tuple[str, str] | None:
-    """(hub id, file) of owner/name/file.safetensors, or None."""
-    match = _HUB_FILE.fullmatch(text)
-    return None if match is None or Path(text).exists() else (match[1], match[2])
+def read_config(path: Path) -> dict[str, Any]:
+    """A network's JSON file; NetworkError names one that is corrupt."""
+    return read_json(path, NetworkError, "fetch the network again")
+
+
+@contextlib.contextmanager
+def _told(who: str) -> Iterator[None]:
+    """Entries that are missing or of another type end in a NetworkError."""
+    try:
+        yield
+    except KeyError as error:
+        raise NetworkError(f"a configuration of {who} lacks the entry {error}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise NetworkError(f"a configuration of {who} holds an entry of the wrong kind ({error})") from error
 
 
 def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[str]:
@@ -194,72 +221,36 @@ def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[
     return [f"{name} {have}, not {want}" for name, (have, want) in found.items() if have != want]
 
 
+def is_hub_id(folder: str) -> bool:
+    """Whether `folder` has the form owner/name of a hub id (and is no existing folder)."""
+    return bool(re.fullmatch(_HUB_ID, folder)) and not Path(folder).exists()
+
+
+def split_hub_file(text: str) -> tuple[str, str] | None:
+    """(hub id, file) of owner/name/file.safetensors, or None."""
+    match = re.fullmatch(rf"({_HUB_ID})/([\w.-]+\.safetensors)", text)
+    return None if match is None or Path(text).exists() else (match[1], match[2])
+
+
 def local_folder(folder: str) -> Path | None:
     """The folder itself, or where the hub's cache keeps an id owner/name; None if not on this machine."""
     path = Path(folder).expanduser()
     if path.is_dir():
         return path
-    repository = _hub_cache() / f"models--{folder.replace('/', '--')}"
-    reference = repository / "refs" / "main"
-    if not is_hub_id(folder) or not reference.is_file():
+    if not is_hub_id(folder):
         return None
-    snapshot = repository / "snapshots" / reference.read_text().strip()
-    return snapshot if snapshot.is_dir() else None
+    from huggingface_hub import snapshot_download  # half a second, which only hub ids need
+
+    with contextlib.suppress(OSError, ValueError):
+        return Path(snapshot_download(folder, local_files_only=True))
+    return None
 
 
-def is_hub_id(folder: str) -> bool:
-    """Whether `folder` has the form owner/name of a hub id (and is no existing folder)."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", folder)) and not Path(folder).exists()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A network's JSON file; NetworkError names one that is corrupt."""
-    return read_json(path, NetworkError, "fetch the network again")
-
-
-def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
-    """Sizes from the configurations of "vae", "unet", "text_encoder" and "scheduler"."""
-    try:
-        return _compute_facts(configs)
-    except KeyError as error:
-        raise NetworkError(f"a configuration of the Stable Diffusion model lacks the entry {error}") from error
-
-
-def _compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
-    vae, unet, text, scheduler = (configs[name] for name in ("vae", "unet", "text_encoder", "scheduler"))
-    channels = unet["block_out_channels"]
-    n_up = len(unet["up_block_types"])
-    return NetworkFacts(
-        vae_stride=2 ** (len(vae["block_out_channels"]) - 1),
-        latent_channels=vae["latent_channels"],
-        scaling_factor=vae.get("scaling_factor", 0.18215),
-        up_channels=tuple(reversed(channels)),
-        up_upsamples=tuple(i < n_up - 1 for i in range(n_up)),
-        n_downsamples=len(channels) - 1,
-        cross_attention_dim=unet["cross_attention_dim"],
-        text_width=text["hidden_size"],
-        n_positions=text.get("max_position_embeddings", 77),
-        vocab_size=text.get("vocab_size", 49408),
-        n_train_timesteps=scheduler.get("num_train_timesteps", 1000),
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-    )
-
-
-def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
-    if init == "random":
-        entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
-        return entry["config"], entry["preprocessor"]
-    root = local_folder(folder) or Path(folder)
-    files = root / "config.json", root / "preprocessor_config.json"
-    if not all(path.is_file() for path in files):
-        entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
-        return entry["config"], entry["preprocessor"]
-    config, preprocessor = (read_config(path) for path in files)
-    if "vision_config" in config:  # a whole CLIP model: the projection's width is kept one level up
-        config = {**config["vision_config"], "projection_dim": config.get("projection_dim", 512)}
-    return config, preprocessor
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+def find_unet(unet: str) -> Path | None:
+    """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
+    path = Path(unet).expanduser()
+    if path.exists():
+        return path
+    repository, name = split_hub_file(unet) or (unet, "")
+    folder = local_folder(repository)
+    return folder / name if folder and (folder / name).exists() else None

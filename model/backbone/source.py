@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import constants, snapshot_download
 from torch import nn
 
-from model.backbone.facts import is_hub_id
+from model.backbone.facts import is_hub_id, local_folder, split_hub_file
 from model.error import NetworkError, NetworkNotFoundError
-
-CONFIG_FILE = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Result = TypeVar("_Result")
@@ -24,65 +22,69 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A folder or hub id, with the configuration key that named it and what is worth knowing if it fails."""
+    """A folder, file or hub id, with the configuration key that named it and what is worth knowing if it fails."""
 
     folder: str
     key: str
     remark: str = ""
 
-    @property
-    def is_local(self) -> bool:
-        return self.path.exists()
+    def fetch(self, files: Sequence[str], required: Sequence[str]) -> Path:
+        """The folder or file on this machine; of a hub id what matches the patterns `files`, downloaded if need be.
 
-    @property
-    def path(self) -> Path:
-        return Path(self.folder).expanduser()
-
-    def require(self, files: Sequence[str]) -> None:
-        """Refuse a folder that does not exist or lacks one of `files`, before anything is loaded."""
-        if not self.is_local:
-            if not is_hub_id(self.folder):
+        Raises NetworkNotFoundError if the download fails, or a folder does not exist or lacks one of `required`.
+        """
+        path, reason = Path(self.folder).expanduser(), "the folder"
+        if not path.exists():
+            repository, name = split_hub_file(self.folder) or (self.folder, "")
+            if not is_hub_id(repository):
                 raise NetworkNotFoundError(self.explain("there is no such folder"))
-            return
-        if missing := sorted(name for name in files if not (self.path / name).is_file()):
-            raise NetworkNotFoundError(self.explain(f"the folder lacks {', '.join(missing)}"))
+            if local_folder(repository) is None:
+                print(f"{self.key}: fetching {self.folder} from {constants.ENDPOINT}", file=sys.stderr)
+            try:
+                path = Path(snapshot_download(repository, allow_patterns=[name] if name else list(files))) / name
+            except Exception as error:  # of the network, the hub or the disk
+                reason = f"the download from {constants.ENDPOINT} failed ({_first_line(error)})"
+                raise NetworkNotFoundError(self.explain(reason)) from error
+            reason = f"what {constants.ENDPOINT} has of it"
+        wanted = [] if path.is_file() else required
+        if missing := sorted(name for name in wanted if not (path / name).is_file()):
+            raise NetworkNotFoundError(self.explain(f"{reason} lacks {', '.join(missing)}"))
+        return path
 
-    def load(self, network: type[_Module], subfolder: str = "", **options: Any) -> _Module:
+    def load(self, network: type[_Module], folder: Path, **options: Any) -> _Module:
         """network.from_pretrained, safetensors only; NetworkError if weights are missing or misshapen."""
         model, info = self.attempt(
-            lambda where: network.from_pretrained(
-                where, subfolder=subfolder, use_safetensors=True, output_loading_info=True, **options
-            )
+            lambda: network.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
         )
         if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
             names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise NetworkError(
-                self.explain(f"{subfolder or 'the network'} lacks weights of {network.__name__}: {names}")
-            )
+            raise NetworkError(self.explain(f"{folder} lacks weights of {network.__name__}: {names}"))
         return model
 
-    def attempt(self, action: Callable[[str], _Result]) -> _Result:
-        """action(folder or id), with the libraries' errors explained."""
-        if not self.is_local:
-            print(f"{self.key}: fetching {self.folder} from the hub, unless it is in the cache", file=sys.stderr)
+    def attempt(self, action: Callable[[], _Result]) -> _Result:
+        """action(), quietly, with the libraries' errors explained."""
         try:
-            with _quiet() if self.is_local else contextlib.nullcontext():
-                return action(str(self.path) if self.is_local else self.folder)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            if self.is_local:
-                raise NetworkError(self.explain(reason)) from error
-            raise NetworkNotFoundError(self.explain(f"the download failed ({reason})")) from error
+            with _quiet():
+                return action()
+        except MemoryError:
+            raise
+        except Exception as error:  # each library has its own for a damaged file
+            raise NetworkError(self.explain(_first_line(error))) from error
 
     def explain(self, reason: str) -> str:
         """What was tried, why it failed, what to do."""
         sentences = [
             f"cannot load the network {self.folder!r} ({self.key}): {reason}.",
             self.remark,
-            f"Point {self.key} at a local folder or another hub id, in the configuration file or on the "
-            f"command line (python test.py ... {self.key} /path/to/folder). Only safetensors files are read.",
+            f"Name another folder or hub id in the config file or after the command ({self.key} /path/to/folder, "
+            "match.py: --network /path/to/folder), a mirror of the hub in the environment's HF_ENDPOINT. "
+            "Only safetensors files are read.",
         ]
         return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextlib.contextmanager

@@ -106,3 +106,18 @@ def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int) -
             start = textwrap.shorten(text, 60, placeholder="...")
             raise PromptError(f"the text {start!r} has {len(row) - 2} tokens; at most {n_positions - 2} fit")
     return torch.tensor(ids).reshape(len(ids), n_positions)
+
+
+def build_byte_tokenizer(vocab_size: int, pad_token: str = "!", n_positions: int = 77) -> CLIPTokenizer:
+    """CLIP tokenizer without a download: its tokens are single bytes, and nothing is merged.
+
+    Ids are those of CLIP's own vocabulary: 0..255 within a word ("!" is 0, the padding of SD2-1), 256..511 at its end.
+    SOS and EOS take the last two ids (49406 and 49407 for the released text models). ValueError below 514 ids.
+    """
+    if vocab_size < 514:
+        raise ValueError(f"a byte tokenizer needs a vocabulary of at least 514 ids, got {vocab_size}")
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # byte-level BPE's alphabet
+    letters = [chr(code) for code in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
+    vocab = {token: i for i, token in enumerate(letters + [letter + "</w>" for letter in letters])}
+    vocab |= {"<|startoftext|>": vocab_size - 2, "<|endoftext|>": vocab_size - 1}
+    return CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad_token, model_max_length=n_positions)

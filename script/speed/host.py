@@ -22,8 +22,8 @@ from engine.build import build_pairs
 from engine.precompute import unique_images
 from engine.report import build_protocol
 from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index
+from model.backbone.device import resolve_device
 from model.backbone.facts import compute_facts
-from model.backbone.load import resolve_device
 from script.speed import reference
 from script.speed.inputs import SPLIT, keep_condition, make_config, make_work, render_pairs
 from script.speed.measure import Side, interleave, quartiles

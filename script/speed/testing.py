@@ -12,7 +12,7 @@ from engine.evaluate import evaluate, extract_images, extract_pairs
 from engine.precompute import unique_images
 from engine.report import build_protocol
 from engine.transfer import build_loader, move_batch
-from model.backbone.load import resolve_dtype
+from model.backbone.device import resolve_dtype
 from script.speed import reference
 from script.speed.flops import count_image, count_reference_test_pair, count_test_pair
 from script.speed.inputs import World, build_reference, make_work, open_world

@@ -16,7 +16,7 @@ from dataset.pair_dataset import PairDataset, collate
 from engine.build import build_loss, build_trainee
 from engine.learner import Learner
 from engine.transfer import build_loader, move_batch
-from model.backbone.load import resolve_dtype
+from model.backbone.device import resolve_dtype
 from script.speed import reference
 from script.speed.flops import count_reference_training_pair, count_training_pair
 from script.speed.inputs import World, build_reference, make_work, open_world

@@ -15,7 +15,7 @@ from functools import cache
 from config import resolve_network
 from dataset import build_benchmark
 from engine.build import build_prompt_name, find_caches, find_folder
-from model.backbone.load import resolve_device, resolve_dtype
+from model.backbone.device import resolve_device, resolve_dtype
 from model.prompt.name import PromptName, parse_prompt_name
 from script.speed.flops import TERA, Work, count_parts, require_configs
 from script.speed.measure import measure_matmul_peak
