@@ -1,8 +1,9 @@
 #!/bin/sh
 # Renders the training scenes and pretrains the networks of the mini world (VAE, DINOv2, Stable Diffusion) into
-# asset/mini. Takes two to three hours on two CPU cores. Interrupted, the same command goes on from the last checkpoint.
-# Options: --minutes or --samples (budget), --stage, --device, --scenes, --seed, --work, --out.
-# Two processes on a CPU: torchrun --nproc-per-node 2 -m mini.pretrain.pretrain (the batch is shared between them).
-set -eu
-cd "$(dirname "$0")/../.."
-exec python -m mini.pretrain.pretrain "$@"
+# asset/mini, and writes their model card. Takes about two and a half hours on two CPU cores. Interrupted, even killed,
+# the same command goes on from the last checkpoint (one every minute or so) in asset/mini/work, which may be deleted
+# at the end; the networks in asset/mini are replaced when all are finished.
+# Options: --stage, --share (of samples and scenes, for a trial), --seed, --work, --out.
+. "$(dirname "$0")/../script/setup.sh"
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+exec "$PYTHON" -m mini.pretrain.pretrain "$@"

@@ -1,5 +1,6 @@
 """The pretrained networks of the mini world and the captions and scores they were trained with."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from mini.pretrain import dino
 from mini.pretrain.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
+from mini.pretrain.loop import Run, Schedule, fit
 from mini.pretrain.proxy import nearest_cells, part_transfer
-from mini.pretrain.scenes import to_cells, to_parts
+from mini.pretrain.scenes import draw_scene, render, to_cells, to_parts
+from mini.render.categories import KNOWN
+from mini.render.relation import RELATIONS
 
 ROOT = Path(__file__).parents[1] / "asset" / "mini"
 SD, DINO = ROOT / "stable-diffusion", ROOT / "dinov2"
 
 
 def category(fine, coarse_of, coarse):
-    return SimpleNamespace(fine_parts=fine, coarse_of=coarse_of, coarse_parts=coarse)
+    return SimpleNamespace(fine_parts=fine, coarse_of=coarse_of, coarse_parts=coarse, kin="")
 
 
 WORLD = {
@@ -87,6 +92,33 @@ def test_drawn_captions_are_reproducible_and_name_only_known_parts():
     assert any(caption.categories == {"dog"} for caption in draws[0])  # a category the scene does not show
 
 
+def test_kin_share_their_labels():
+    wolf = SimpleNamespace(**vars(WORLD["dog"]) | {"kin": "dog"})
+    space = LabelSpace(WORLD | {"wolf": wolf})
+    assert space.size == LabelSpace(WORLD).size
+    caption = Caption("a wolf, all parts", frozenset({"wolf"}), True, frozenset(wolf.fine_parts))
+    assert space.asked(caption) == [23, 24, 25]
+    assert space.label_map(caption, DETAIL, INSTANCE, ["car", "dog"]).max() == BACKGROUND
+
+
+def test_statements_are_true_of_their_scene_or_ask_for_nothing():
+    objects = [{"category": n, "colour": c, "facing": "left"} for n, c in (("car", "red"), ("dog", "blue"))]
+    facts = {("car", "left of", "dog"), ("dog", "right of", "car")}
+    sampler, rng, space = CaptionSampler(KNOWN), np.random.default_rng(0), LabelSpace(KNOWN)
+    drawn = [sampler.draw(rng, objects, "left of") for _ in range(400)]
+    said = [c for c in drawn if any(f" {relation} " in c.text for relation in RELATIONS)]
+    assert 150 < len(said) < 330 and {caption.true for caption in said} == {True, False}
+    for caption in said:
+        text = caption.text.removeprefix("a photo of ")
+        relation = next(word for word in RELATIONS if f" {word} " in text)
+        things = [thing.removeprefix("a ").split() for thing in text.split(f" {relation} ")]
+        colours = {"car": "red", "dog": "blue"}
+        holds = (things[0][-1], relation, things[1][-1]) in facts
+        holds &= all(len(thing) == 1 or colours.get(thing[-1]) == thing[0] for thing in things)
+        assert holds == caption.true
+        assert (space.label_map(caption, DETAIL, INSTANCE, ["car", "dog"]).max() > 0) == caption.true
+
+
 def test_part_transfer_of_known_features():
     part = np.array([[1, 1], [2, 0]])
     feat = torch.eye(4).reshape(4, 2, 2)
@@ -107,6 +139,83 @@ def test_cells_keep_thin_parts_and_the_majority():
     cells, objects = to_cells(part, instance)
     assert cells.tolist() == [[[3, 2], [3, 0]]]
     assert objects.tolist() == [[[2, 2], [2, 0]]]
+
+
+def test_training_scenes_show_species_and_related_objects():
+    drawn = [draw_scene(index) for index in range(300)]
+    assert drawn == [draw_scene(index) for index in range(300)]
+    assert {name for scene in drawn for name in scene["categories"]} == set(KNOWN)
+    related = [(index, scene) for index, scene in enumerate(drawn) if scene["relation"]]
+    assert 40 < len(related) < 120
+    for index, scene in related[:4]:
+        *_, objects, relation = render(index, **scene)
+        assert relation == scene["relation"] and [o["category"] for o in objects] == list(scene["categories"])
+
+
+# ---- the training loop
+
+
+def fit_line(folder, stop_after=None):
+    """Ten steps of a linear regression, killed after so many of them; returns the exported weights and the log."""
+    torch.manual_seed(0)
+    run, exported = Run("line", torch.nn.Linear(3, 1), Schedule(40, 4, 0.1, warmup=8, reports=2), folder), []
+
+    def compute_loss(network, generator):
+        if run.step == stop_after:
+            raise KeyboardInterrupt
+        x = torch.rand(4, 3, generator=generator)
+        loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
+        return loss, {"loss": loss.item()}
+
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(run, compute_loss, lambda network: {"weight": network.weight.sum().item()}, exported.append)
+    return exported[0].state_dict() if exported else None, run.log
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path, step):
+    whole, log = fit_line(tmp_path / "whole")
+    assert fit_line(tmp_path / "killed", stop_after=step)[0] is None
+    resumed, other = fit_line(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [line["samples"] for line in other] == [line["samples"] for line in log] == [20, 40]
+    assert [line["weight"] for line in other] == [line["weight"] for line in log]
+    again, _ = fit_line(tmp_path / "killed")  # a finished run only exports
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_checkpoint_of_another_recipe_is_refused(tmp_path):
+    fit_line(tmp_path)
+    run = Run("line", torch.nn.Linear(3, 1), Schedule(40, 8, 0.1), tmp_path)
+    with pytest.raises(ValueError, match="line.pt was made by another recipe: remove it, or choose another --work"):
+        run.resume()
+
+
+# ---- DINOv2's crops
+
+
+def test_crops_and_their_labels_stay_together():
+    """A scene whose pixels are its labels, mirrored or not."""
+    maps = torch.arange(96 * 96).view(1, 1, 96, 96).repeat(8, 1, 1, 1).float() % 96  # column
+    pixels = (maps / 192).expand(-1, 3, -1, -1)
+    crops, labels, mirrored = dino.draw_crops(pixels, maps, torch.Generator().manual_seed(0))
+    assert crops.shape == (8, 3, 84, 84) and labels.shape == (8, 1, 12, 12)
+    columns = labels[:, 0, 6]
+    assert torch.equal(columns[:, -1] < columns[:, 0], mirrored) and 0 < mirrored.sum() < 8
+    for crop, column in zip(crops[:, :, 3::7, 3::7], columns, strict=True):
+        for channel in crop[:, 6]:
+            gain = channel.sum() / column.sum()
+            assert torch.allclose(channel, gain * column, atol=0.02)
+
+
+def test_tokens_of_all_patches_are_the_network_s_own():
+    teacher = dino.DinoTeacher(3, 2, 5).eval()
+    pixels = torch.randn(2, 3, 84, 84, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(144, generator=torch.Generator().manual_seed(0)).expand(2, -1)
+    with torch.no_grad():
+        tokens, whole = teacher.tokens(pixels, order), teacher.network(pixels).last_hidden_state
+    torch.testing.assert_close(tokens[:, 1:], whole[:, 1:][:, order[0]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tokens[:, 0], whole[:, 0], atol=1e-5, rtol=1e-4)
 
 
 needs_networks = pytest.mark.skipif(not (SD / "model_index.json").exists(), reason=f"no networks in {ROOT}")

@@ -1,8 +1,9 @@
 """Captions of different granularity and the part labels each of them asks for.
 
 "a photo of a dog" asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the
-rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, the empty caption
-only for where objects are. This stands in for real captions: a template under-specifies the image.
+rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, "a red dog left of a
+blue car" for both wholes, the empty caption only for where objects are; a caption that is not true asks for nothing.
+This stands in for real captions: a template under-specifies the image.
 """
 
 from collections import defaultdict
@@ -11,11 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mini.render.appearance import COLOUR_NAMES
+from mini.render.categories import SIDES
+from mini.render.comvg import CHANGES, Statement, change_statement
 from mini.render.detail import CODES
 
 BACKGROUND, OBJECT = 0, 1
 
-KINDS = {"empty": 0.07, "plain": 0.22, "parts": 0.33, "object": 0.35, "absent": 0.03}
+KINDS = {"empty": 0.07, "plain": 0.22, "parts": 0.33, "object": 0.34, "absent": 0.04}
+PAIR_SHARE = 0.6  # share of the scenes of two objects in a plain relation whose caption is a statement on both
+UNTRUE_SHARE = 0.35  # share of the statements, and of the named colours of absent things, that are not true
 PLAIN = ("a photo of {}",) * 4 + ("an image of {}", "{}")
 PARTS = (
     "a photo of {subject}, {parts}",
@@ -23,7 +29,6 @@ PARTS = (
     "{subject}, {parts}",
     "{parts} {subject}",
 )
-SIDES = frozenset({"left", "right", "front", "back"})
 JOINTS = (", ", " and ", " ")
 ALL_PARTS, IN_DETAIL = "all parts", "in detail"
 ALL_SHARE = 0.65  # share of part captions that ask for every part
@@ -31,6 +36,7 @@ DETAIL_SHARE = 0.75  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
 PLAIN_OBJECT_SHARE = 0.2  # share of captions of "an object" that ask for no parts
 MAX_WORDS = 6
+REVERSED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Caption:
     whole or by `kinds` of part.
 
     `categories` None names no category: every object counts, and what is not in `parts` is a generic object.
+    One that is not `true` of its scene asks for nothing there.
     """
 
     text: str
@@ -46,6 +53,7 @@ class Caption:
     kinds: bool = False
     parts: frozenset[str] = frozenset()
     detail: bool = False
+    true: bool = True
 
 
 def part_words(category) -> dict[str, frozenset[str]]:
@@ -76,6 +84,7 @@ def _spoken(name: str) -> str:
 class LabelSpace:
     """One integer per category, kind of part, part, or end of a part, after background 0 and generic object 1.
 
+    Kin (a wolf and a dog) have their labels in common.
     Tables map the renderer's detail values (0 = none) to labels.
     """
 
@@ -86,8 +95,12 @@ class LabelSpace:
         self.detail: dict[str, np.ndarray] = {}
         self.part_names: dict[str, np.ndarray] = {}  # name of the part by detail value
         self.size = OBJECT + 1
-        for name in sorted(categories):
-            self._add(name, categories[name].fine_parts)
+        for name in sorted(categories, key=lambda name: (bool(categories[name].kin), name)):
+            if kin := categories[name].kin:
+                for table in (self.whole, self.kind, self.part, self.detail, self.part_names):
+                    table[name] = table[kin]
+            else:
+                self._add(name, categories[name].fine_parts)
 
     def _add(self, name: str, parts: Sequence[str]) -> None:
         kinds = [_noun(part) or part for part in parts]
@@ -125,6 +138,8 @@ class LabelSpace:
     ) -> np.ndarray:
         """Return the labels (h, w) int64 asked for; object i of `instance` is of `categories[i - 1]`."""
         labels = np.full(detail.shape, BACKGROUND, dtype=np.int64)
+        if not caption.true:
+            return labels
         for number, category in enumerate(categories, start=1):
             mask = instance == number
             labels[mask] = self.part_table(caption, category)[detail[mask]]
@@ -137,9 +152,14 @@ class CaptionSampler:
     def __init__(self, categories: Mapping[str, object]):
         self.fine_parts = {name: tuple(category.fine_parts) for name, category in categories.items()}
         self.words = {name: part_words(category) for name, category in categories.items()}
+        self.kin = {name: category.kin or name for name, category in categories.items()}
 
-    def draw(self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> Caption:
-        """Draw the caption of a scene."""
+    def draw(
+        self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]], relation: str | None = None
+    ) -> Caption:
+        """Draw the caption of a scene; relation: of the first object to the second."""
+        if relation and rng.random() < PAIR_SHARE:
+            return self._statement(rng, objects, relation)
         kind = rng.choice(list(KINDS), p=list(KINDS.values()))
         if kind == "empty":
             return Caption("")
@@ -156,9 +176,28 @@ class CaptionSampler:
         return self._with_parts(rng, subject, named)
 
     def _absent(self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> Caption:
-        names = sorted(set(self.words) - {o["category"] for o in objects})
-        name = _pick(rng, names)
+        """A category that is not there, nor its kin; or one that is, in a colour that none of the objects has."""
+        present = {o["category"] for o in objects}
+        if rng.random() < UNTRUE_SHARE:
+            name, colours = _pick(rng, sorted(present)), set(COLOUR_NAMES) - {o["colour"] for o in objects}
+            text = f"a {_pick(rng, sorted(colours))} {_spoken(name)}"
+            return Caption(_pick(rng, PLAIN).format(text), frozenset([name]), true=False)
+        kin = {self.kin[name] for name in present}
+        name = _pick(rng, sorted(name for name in self.words if self.kin[name] not in kin))
         return Caption(_pick(rng, PLAIN).format(f"a {_spoken(name)}"), frozenset([name]))
+
+    def _statement(self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]], relation: str) -> Caption:
+        """What is true of two objects, or with one thing changed."""
+        things = tuple((o["colour"], o["category"]) for o in objects)
+        if relation in REVERSED and rng.random() < 0.5:
+            things, relation = things[::-1], REVERSED[relation]
+        said, true = Statement(things, relation), bool(rng.random() >= UNTRUE_SHARE)
+        if not true:
+            said = change_statement(rng, said, _pick(rng, CHANGES))
+        elif rng.random() < 0.5:
+            said = Statement(tuple((_pick(rng, (colour, "")), name) for colour, name in things), relation)
+        text = _pick(rng, ("a photo of {}", "{}")).format(said.sentence)
+        return Caption(text, frozenset(name for _, name in said.things), true=true)
 
     @staticmethod
     def _subject(rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> tuple[str, frozenset[str]]:

@@ -1,12 +1,13 @@
-"""The model card of the mini networks, written from the logs of the runs that made them."""
+"""The model card of the mini networks, written from the logs of the run that made them."""
 
-import json
 import platform
 from pathlib import Path
 
-from mini.pretrain import diffusion
-from mini.pretrain.captions import KINDS
+from mini.pretrain import diffusion, scenes
+from mini.pretrain.captions import KINDS, PAIR_SHARE, UNTRUE_SHARE
+from mini.pretrain.loop import Scores, read_log
 from mini.pretrain.proxy import TEMPLATES, TIMESTEP
+from utils.store import write_text
 
 ROWS = {"empty": '""', "text": '"a photo of a X"', "parts": '"a photo of a X, all parts"'}
 ROWS |= {
@@ -16,26 +17,19 @@ ROWS |= {
 }
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the reports of a run, oldest first. Raises FileNotFoundError if it has not been trained."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run mini/pretrain.sh --stage {path.stem}")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def folder_size(folder: Path) -> str:
     """Return the size of all files of a folder in words."""
     return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
 
 
-def percent(line: dict[str, float], *keys: str) -> str:
+def percent(line: Scores, *keys: str) -> str:
     """Return the cells of a table row: scores in percent."""
     return " | ".join(f"{100 * line[key]:.1f}" for key in keys)
 
 
-def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str, note: str) -> None:
-    """Write `out/README.md` from the logs in `work`."""
-    logs = {name: read_log(work / f"{name}.jsonl") for name in ("vae", "dino", "diffusion")}
+def write_card(work: Path, out: Path, count: int, baseline: float) -> None:
+    """Write `out/README.md` from the checkpoints in `work`; count: of the training scenes."""
+    logs = {name: read_log(work / f"{name}.pt") for name in ("vae", "dino", "diffusion")}
     final = {name: log[-1] for name, log in logs.items()}
     compute = "\n".join(f"| {name} | {line['samples']:,} | {line['minutes']:.0f} |" for name, line in final.items())
     scores = "\n".join(f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_ends')} |" for kind in TEMPLATES)
@@ -43,9 +37,10 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str,
         f"| {line['samples']:,} | {line['minutes']:.0f} | {percent(line, *TEMPLATES)} |" for line in logs["diffusion"]
     )
     text = TEMPLATE.format(
-        scenes=scenes,
-        device=device,
-        note=note,
+        scenes=count,
+        two=scenes.TWO_OBJECTS,
+        arranged=scenes.ARRANGED,
+        species=scenes.SPECIES_SHARE,
         machine=platform.machine(),
         compute=compute,
         scores=scores,
@@ -60,10 +55,12 @@ def write_card(work: Path, out: Path, scenes: int, baseline: float, device: str,
         timestep=TIMESTEP,
         asking=diffusion.ASKING,
         shares=", ".join(f"{name} {share:.0%}" for name, share in KINDS.items()),
+        pair=PAIR_SHARE,
+        untrue=UNTRUE_SHARE,
         sd_size=folder_size(out / "stable-diffusion"),
         dino_size=folder_size(out / "dinov2"),
     )
-    (out / "README.md").write_text(text)
+    write_text(out / "README.md", text)
 
 
 TEMPLATE = """# Networks of the mini world
@@ -87,26 +84,30 @@ All weights are half precision. `mini/pretrain.sh` makes them.
   `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for the dog as a
   whole, "a dog, left" for each of its parts on the left and for the rest by kinds of part (legs),
   "a dog, all parts in detail" for the ends of every single part, "an object, all parts in detail"
-  for the same without the name, the empty caption for the objects, a caption of an absent category
-  for nothing. An end is the half or quarter of a part on one side of the middle of its 3D box.
-  Kinds of caption: {shares}. A second throw-away classifier (weight {asking}) reads from the text
-  alone which labels it asks for; it replaces the pretraining of the text encoder.
-- DINOv2: category, colour and facing from the class token, kinds of part from the patch tokens.
+  for the same without the name, the empty caption for the objects, a caption of an absent category,
+  or of a thing in another colour, for nothing. An end is the half or quarter of a part on one side
+  of the middle of its 3D box.
+  Kinds of caption: {shares}. Of the scenes of two objects in a plain relation, {pair:.0%} bear
+  a statement instead ("a red dog left of a blue car"; also right of, above, below, on), which asks
+  for both wholes, or, with one thing changed ({untrue:.0%}), for nothing. A second throw-away
+  classifier (weight {asking}) reads from the text alone which labels it asks for; it replaces the
+  pretraining of the text encoder.
+- DINOv2: category and facing from the class token, category from the mean of the patch tokens, kinds of
+  part from each of them, on random crops, mirrored and recoloured; 70 % of the steps see a third of the patches.
 
 **The real Stable Diffusion has no grounded objective.** It stands in for what hundreds of millions
 of captioned photos teach the real one: which words belong to which pixels. No
 network saw a keypoint, or a scene of the benchmark's other splits.
 
 ## Data and compute
-{scenes:,} rendered scenes (a quarter with two objects), split `pretrain`, seeds fixed. Trained on
-{device} ({machine}); minutes are wall-clock time of the training steps on a machine shared with
-other work:
+{scenes:,} rendered scenes, split `pretrain`, seeds fixed; {two:.0%} of them drawn with two objects, of these
+{arranged:.0%} in a drawn relation; {species:.0%} of the objects are species of AP-10K's layout (fox, jackal, wolf,
+antelope, bison, cow), which share the part labels of dog or horse. One run of the recipe
+on a CPU ({machine}), two processes of one thread each; minutes are wall-clock time of the training steps:
 
 | network | samples | minutes |
 |---|---:|---:|
 {compute}
-
-{note}
 
 ## Scores on held-out scenes
 VAE reconstruction: {psnr:.1f} dB PSNR. DINOv2: {knn:.1f} % nearest-neighbour accuracy of the

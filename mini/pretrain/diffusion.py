@@ -5,7 +5,6 @@ a throw-away classifier on cosine similarity, the matcher's own metric.
 """
 
 import copy
-import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mini.pretrain.proxy import encode_text, grounding_scores
 from mini.pretrain.scenes import SceneStore, to_cells
 from mini.pretrain.tokenizer import POSITIONS, VOCABULARY_FILES, tokenize
 from mini.pretrain.vae import encode
+from utils.store import atomic_path
 
 WIDTH = 96  # of the text condition
 FEATURE_BLOCK = 1  # up block whose output is matched
@@ -144,7 +144,7 @@ class Batches:
     """Draws noisy latents, captions and label maps from the pre-encoded scenes."""
 
     def __init__(self, store: SceneStore, moments: torch.Tensor, scale: float, space: LabelSpace, categories):
-        self.objects, self.space = store.objects, space
+        self.store, self.space = store, space
         self.detail, self.instance = to_cells(store.detail, store.instance)
         self.moments, self.scale = moments, scale
         self.sampler = CaptionSampler(categories)
@@ -160,8 +160,8 @@ class Batches:
         rng = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
         texts, labels, asked = [], [], torch.zeros(len(rows), self.space.size)
         for i, row in enumerate(rows.tolist()):
-            caption = self.sampler.draw(rng, self.objects[row])
-            names = [o["category"] for o in self.objects[row]]
+            caption = self.sampler.draw(rng, self.store.objects[row], self.store.relations[row])
+            names = [o["category"] for o in self.store.objects[row]]
             texts.append(caption.text)
             asked[i, self.space.asked(caption)] = 1.0
             labels.append(self.space.label_map(caption, self.detail[row], self.instance[row], names))
@@ -226,9 +226,8 @@ def load_moments(vae: AutoencoderKL, store: SceneStore, path: Path, device) -> t
         if len(moments) == len(store) and torch.allclose(moments[:4].float(), probe.float(), atol=0.01):
             return moments
     moments = encode(vae, store.image, device)
-    temporary = path.with_suffix(".tmp")
-    torch.save(moments, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        torch.save(moments, temporary)
     return moments
 
 

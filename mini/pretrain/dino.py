@@ -1,4 +1,8 @@
-"""The mini DINOv2: an ordinary `Dinov2Model` taught categories and kinds of part of the scenes."""
+"""The mini DINOv2: an ordinary `Dinov2Model` taught categories, facing and kinds of part of the scenes.
+
+Most steps see a third of the patches: three times as many scenes in the same time, and nothing can be told from one
+spot alone.
+"""
 
 from pathlib import Path
 
@@ -8,24 +12,33 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from mini.pretrain.captions import Caption, LabelSpace
+from mini.pretrain.captions import LabelSpace
 from mini.pretrain.loop import Run, Schedule, Scores, fit, load_as_float32
 from mini.pretrain.scenes import SceneStore
 
 CROP, PATCH = 84, 7
 GRID = CROP // PATCH
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDTH = 96
+WHOLE_SHARE = 0.3  # of the steps that see every patch
+KEPT = GRID * GRID // 3  # patches that the other steps see
+CROP_SIDES = (0.6, 1.0)  # of a training crop, relative to the scene
+GAIN = 0.4  # largest change of a colour channel, relative
+SWAP_SHARE = 0.5  # of the crops whose colour channels are exchanged
+TAU = 0.1  # temperature of the cosine classifier of categories
+WEIGHTS = {"category": 1.0, "pooled": 0.5, "facing": 0.2, "part": 1.0}
+MIRRORED = {"left": "right", "right": "left"}
 NEIGHBOURS = 5
 
 
 class DinoTeacher(nn.Module):
     """The network with the throw-away heads it is trained with."""
 
-    def __init__(self, categories: int, colours: int, facings: int, labels: int):
+    def __init__(self, categories: int, facings: int, labels: int):
         super().__init__()
         self.network = Dinov2Model(
             Dinov2Config(
-                hidden_size=96,
+                hidden_size=WIDTH,
                 num_hidden_layers=5,
                 num_attention_heads=4,
                 mlp_ratio=3,
@@ -34,10 +47,19 @@ class DinoTeacher(nn.Module):
                 layerscale_value=1.0,
             )
         )
-        self.category = nn.Linear(96, categories)
-        self.colour = nn.Linear(96, colours)
-        self.facing = nn.Linear(96, facings)
-        self.part = nn.Linear(96, labels)
+        self.category = nn.Parameter(torch.randn(categories, WIDTH))
+        self.facing = nn.Linear(WIDTH, facings)
+        self.part = nn.Linear(WIDTH, labels)
+
+    def tokens(self, pixels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Return the class token and the tokens of the patches `kept` (n, k), computed from these alone."""
+        embedded = self.network.embeddings(pixels)
+        patches = embedded[:, 1:].gather(1, kept[..., None].expand(-1, -1, WIDTH))
+        encoded = self.network.encoder(torch.cat([embedded[:, :1], patches], 1)).last_hidden_state
+        return self.network.layernorm(encoded)
+
+    def category_logits(self, class_token: torch.Tensor) -> torch.Tensor:
+        return F.normalize(class_token, dim=1) @ F.normalize(self.category, dim=1).T / TAU
 
 
 def build_processor() -> BitImageProcessor:
@@ -51,41 +73,79 @@ def build_processor() -> BitImageProcessor:
     )
 
 
-def _normalise(crops: np.ndarray, device: torch.device) -> torch.Tensor:
-    x = torch.tensor(crops, device=device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (x.new_tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
-    return (x - mean) / std
+def _normalise(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (pixels.new_tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def _to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
+
+
+def draw_crops(
+    pixels: torch.Tensor, maps: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut a random crop of each scene and change its colours.
+
+    pixels (n, 3, H, W) in [0, 1], maps (n, C, H, W) of labels. Returns the crops (n, 3, CROP, CROP), the labels at
+    their patch centres (n, C, GRID, GRID), and which were mirrored (n,) bool.
+    """
+    n = len(pixels)
+    side = CROP_SIDES[0] + (CROP_SIDES[1] - CROP_SIDES[0]) * torch.rand(n, generator=generator)
+    shift = (1 - side) * (2 * torch.rand(2, n, generator=generator) - 1)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(mirrored, -side, side), side
+    theta[:, :, 2] = shift.T
+    theta = theta.to(pixels)
+    grids = [F.affine_grid(theta, [n, 1, length, length], align_corners=False) for length in (CROP, GRID)]
+    crops = F.grid_sample(pixels, grids[0], padding_mode="reflection", align_corners=False)
+    labels = F.grid_sample(maps, grids[1], mode="nearest", align_corners=False)
+    orders = torch.stack([torch.randperm(3, generator=generator) for _ in range(n)])
+    swapped = torch.rand(n, 1, generator=generator) < SWAP_SHARE
+    orders = torch.where(swapped, orders, torch.arange(3))
+    crops = crops[torch.arange(n)[:, None], orders]
+    gain = 1 + GAIN * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
+    return (crops * gain.to(crops)).clamp(0, 1), labels, mirrored
 
 
 class DinoTargets:
-    """What each scene teaches: its categories, and of one-object scenes the colour and the facing."""
+    """What each scene teaches: its categories and kinds of part, and of one-object scenes the facing."""
 
     def __init__(self, store: SceneStore, space: LabelSpace):
-        self.store, self.space = store, space
-        objects = [o for scene in store.objects for o in scene]
-        self.names = sorted(space.whole)
-        self.colours = sorted({o["colour"] for o in objects})
-        self.facings = sorted({o["facing"] for o in objects})
+        self.store = store
+        self.names = sorted({o["category"] for scene in store.objects for o in scene})
+        self.facings = sorted({o["facing"] for scene in store.objects for o in scene})
+        longest = max(len(space.kind[name]) for name in self.names)
+        self.kind = np.zeros((1 + len(self.names), longest), np.int64)  # label of each detail value, row 0: no object
+        for i, name in enumerate(self.names, 1):
+            self.kind[i, : len(space.kind[name])] = space.kind[name]
 
-    def presence(self, rows: list[int]) -> torch.Tensor:
-        """Return which categories the scenes show, (n, categories) float."""
-        target = torch.zeros(len(rows), len(self.names))
+    def maps(self, rows: list[int]) -> torch.Tensor:
+        """Return the kinds of part of scenes, (n, 1, H, W) float."""
+        objects = np.zeros((len(rows), 256), np.int64)  # row of `kind` for each object number
+        for i, row in enumerate(rows):
+            for number, o in enumerate(self.store.objects[row], 1):
+                objects[i, number] = 1 + self.names.index(o["category"])
+        owner = objects[np.arange(len(rows))[:, None, None], self.store.instance[rows]]
+        return torch.from_numpy(self.kind[owner, self.store.detail[rows]].astype(np.float32))[:, None]
+
+    def categories(self, rows: list[int]) -> torch.Tensor:
+        """Return the share of each category among the objects of scenes, (n, categories)."""
+        shares = torch.zeros(len(rows), len(self.names))
         for i, row in enumerate(rows):
             for o in self.store.objects[row]:
-                target[i, self.names.index(o["category"])] = 1.0
-        return target
+                shares[i, self.names.index(o["category"])] += 1 / len(self.store.objects[row])
+        return shares
 
-    def only_object(self, rows: list[int], key: str, words: list[str]) -> torch.Tensor:
-        """Return the index of the only object's word, -100 (ignored) for scenes with two."""
-        scenes = [self.store.objects[row] for row in rows]
-        return torch.tensor([words.index(scene[0][key]) if len(scene) == 1 else -100 for scene in scenes])
-
-    def patches(self, row: int, top: int, left: int) -> np.ndarray:
-        """Return the kinds of part at the patch centres of a crop, (GRID, GRID)."""
-        names = [o["category"] for o in self.store.objects[row]]
-        centres = np.s_[top + PATCH // 2 : top + CROP : PATCH, left + PATCH // 2 : left + CROP : PATCH]
-        caption = Caption("", frozenset(names), kinds=True)
-        return self.space.label_map(caption, self.store.detail[row][centres], self.store.instance[row][centres], names)
+    def facing(self, rows: list[int], mirrored: torch.Tensor) -> torch.Tensor:
+        """Return the index of the only object's facing, -100 (ignored) for scenes with more."""
+        words = []
+        for row, flip in zip(rows, mirrored.tolist(), strict=True):
+            word = self.store.objects[row][0]["facing"]
+            words.append(MIRRORED.get(word, word) if flip else word)
+        alone = [len(self.store.objects[row]) == 1 for row in rows]
+        return torch.tensor([self.facings.index(w) if one else -100 for w, one in zip(words, alone, strict=True)])
 
 
 def train_dino(
@@ -99,31 +159,24 @@ def train_dino(
 ) -> None:
     """Train the network on crops of the scenes and save it with its image processor to `out`."""
     targets = DinoTargets(store, space)
-    teacher = DinoTeacher(len(targets.names), len(targets.colours), len(targets.facings), space.size).to(device)
+    teacher = DinoTeacher(len(targets.names), len(targets.facings), space.size).to(device)
 
     def compute_loss(teacher: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
         rows = torch.randint(len(store), (schedule.local_batch,), generator=generator).tolist()
-        tops, lefts = torch.randint(
-            store.image.shape[1] - CROP + 1, (2, schedule.local_batch), generator=generator
-        ).tolist()
-        boxes = list(zip(rows, tops, lefts, strict=True))
-        crops = np.stack([store.image[r, y : y + CROP, x : x + CROP] for r, y, x in boxes])
-        tokens = teacher.network(_normalise(crops, device)).last_hidden_state
-        patches = torch.from_numpy(np.stack([targets.patches(*box) for box in boxes])).flatten(1).to(device)
+        pixels, maps = _to_pixels(store.image[rows], device), targets.maps(rows).to(device)
+        crops, labels, mirrored = draw_crops(pixels, maps, generator)
+        count = GRID * GRID if torch.rand((), generator=generator) < WHOLE_SHARE else KEPT
+        kept = torch.rand(len(rows), GRID * GRID, generator=generator).argsort(1)[:, :count].to(device)
+        tokens = teacher.tokens(_normalise(crops), kept)
+        patches = labels.flatten(1).long().gather(1, kept)
+        shares, facing = targets.categories(rows).to(device), targets.facing(rows, mirrored).to(device)
         losses = {
-            "category": F.binary_cross_entropy_with_logits(
-                teacher.category(tokens[:, 0]), targets.presence(rows).to(device)
-            ),
-            "colour": _cross_entropy(
-                teacher.colour(tokens[:, 0]), targets.only_object(rows, "colour", targets.colours)
-            ),
-            "facing": _cross_entropy(
-                teacher.facing(tokens[:, 0]), targets.only_object(rows, "facing", targets.facings)
-            ),
+            "category": F.cross_entropy(teacher.category_logits(tokens[:, 0]), shares),
+            "pooled": F.cross_entropy(teacher.category_logits(tokens[:, 1:].mean(1)), shares),
+            "facing": F.cross_entropy(teacher.facing(tokens[:, 0]), facing, reduction="sum") / len(rows),
             "part": F.cross_entropy(teacher.part(tokens[:, 1:]).transpose(1, 2), patches),
         }
-        weights = {"category": 4.0, "colour": 0.2, "facing": 0.4, "part": 1.0}
-        return sum(weights[k] * v for k, v in losses.items()), {k: v.item() for k, v in losses.items()}
+        return sum(WEIGHTS[k] * v for k, v in losses.items()), {k: v.item() for k, v in losses.items()}
 
     def evaluate(teacher: nn.Module) -> Scores:
         names = [scene[0]["category"] for scene in held_out.objects]
@@ -139,17 +192,13 @@ def train_dino(
     fit(Run("dino", teacher, schedule, folder), compute_loss, evaluate, export)
 
 
-def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits, target.to(logits.device), reduction="sum") / len(target)
-
-
 @torch.no_grad()
 def class_tokens(network: nn.Module, images: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return the class tokens (n, D) of the centre crops of 96-px images (n, H, W, 3)."""
     top, left = (images.shape[1] - CROP) // 2, (images.shape[2] - CROP) // 2
     crops = images[:, top : top + CROP, left : left + CROP]
-    outputs = [network(_normalise(crops[i : i + 64], device)) for i in range(0, len(crops), 64)]
-    return torch.cat([output.last_hidden_state[:, 0].float().cpu() for output in outputs])
+    chunks = [_normalise(_to_pixels(crops[i : i + 64], device)) for i in range(0, len(crops), 64)]
+    return torch.cat([network(chunk).last_hidden_state[:, 0].float().cpu() for chunk in chunks])
 
 
 def knn_accuracy(tokens: torch.Tensor, names: list[str]) -> float:

@@ -2,18 +2,20 @@
 
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from utils.progress import progress
+from utils.store import atomic_path
 
 Scores = dict[str, float]
 
@@ -44,98 +46,69 @@ def change_config(folder: Path, without: tuple[str, ...] = (), **values: str) ->
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; the run ends at `samples` or after `minutes`, whichever comes first."""
+    """How long and how fast to train."""
 
-    samples: int | None
-    minutes: float | None
+    samples: int
     batch: int  # over all processes
     lr: float
     warmup: int = 2000  # samples
     weight_decay: float = 0.01
     ema: float = 0.998  # per step
-    report_minutes: float = 4.0  # between two evaluations and checkpoints
+    reports: int = 20  # evaluations, each with a checkpoint; there are ten times as many checkpoints
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.samples is None and self.minutes is None:
-            raise ValueError("a schedule needs a budget: samples, minutes or both")
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.samples / self.batch)
 
     @property
     def local_batch(self) -> int:
         """Samples of this process per step."""
         return self.batch // (dist.get_world_size() if dist.is_initialized() else 1)
 
-    def progress(self, samples: int, minutes: float) -> float:
-        """Return the share of the budget used up, in [0, 1]."""
-        shares = [
-            samples / self.samples if self.samples else 0.0,
-            minutes / self.minutes if self.minutes else 0.0,
-        ]
-        return min(1.0, max(shares))
-
-    def learning_rate(self, samples: int, minutes: float) -> float:
-        """Return the rate after `samples` samples and `minutes` minutes."""
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress(samples, minutes)))
-        return self.lr * min(1.0, (samples + self.batch) / self.warmup) * (0.02 + 0.98 * cosine)
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of step `step`, counted from 0."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.lr * min(1.0, (step + 1) * self.batch / self.warmup) * (0.02 + 0.98 * cosine)
 
 
 class Run:
-    """The state of one training run, saved to `folder/<name>.pt` and logged to `folder/<name>.jsonl`."""
+    """The state of one training run, kept in `folder/<name>.pt`."""
 
     def __init__(self, name: str, networks: nn.Module, schedule: Schedule, folder: Path):
         self.name, self.schedule, self.networks = name, schedule, networks
         self.average = deepcopy(networks).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(_parameter_groups(networks, schedule.weight_decay), lr=schedule.lr)
-        self.checkpoint, self.log = folder / f"{name}.pt", folder / f"{name}.jsonl"
-        self.step, self.minutes = 0, 0.0
+        self.checkpoint = folder / f"{name}.pt"
+        self.step, self.minutes, self.log = 0, 0.0, []
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def samples(self) -> int:
-        return self.step * self.schedule.batch
 
     def resume(self) -> None:
-        """Load the last checkpoint if there is one."""
+        """Load the last checkpoint if there is one. Raises ValueError if it belongs to another schedule."""
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.networks.load_state_dict(state["networks"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.minutes = state["step"], state["minutes"]
+        if state["schedule"] != asdict(self.schedule) or state["processes"] != self.processes:
+            raise ValueError(f"{self.checkpoint} was made by another recipe: remove it, or choose another --work")
+        for name in ("networks", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.minutes, self.log = state["step"], state["minutes"], state["log"]
 
     def save(self) -> None:
         """Write the checkpoint."""
-        state = {
-            "networks": self.networks.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "minutes": self.minutes,
-        }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        state = {name: getattr(self, name).state_dict() for name in ("networks", "average", "optimizer")}
+        state |= {"step": self.step, "minutes": self.minutes, "log": self.log, "processes": self.processes}
+        with atomic_path(self.checkpoint, durable=True) as temporary:
+            torch.save(state | {"schedule": asdict(self.schedule)}, temporary)
 
-    def synchronise(self, minutes: float) -> float:
-        """Average the gradients and the time used over all processes; returns the latter."""
-        gradients = [p.grad for p in self.networks.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients] + [gradients[0].new_tensor([minutes])])
-        dist.all_reduce(flat)
-        flat /= self.processes
-        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-        return flat[-1].item()
-
-    def update(self, loss: torch.Tensor, start: float) -> None:
-        """Take one optimiser step, begun at `start` (monotonic seconds), and average the weights."""
+    def update(self, loss: torch.Tensor) -> None:
+        """Take one optimiser step with the gradients of all processes, and average the weights."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.samples, self.minutes)
+            group["lr"] = self.schedule.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        minutes = self.minutes + (time.monotonic() - start) / 60
-        self.minutes = self.synchronise(minutes) if self.processes > 1 else minutes
+        if self.processes > 1:
+            self._share_gradients()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -143,13 +116,24 @@ class Run:
         for kept, new in zip(self.average.parameters(), self.networks.parameters(), strict=True):
             kept.lerp_(new.detach(), 1 - decay)
 
-    def report(self, **values: float) -> None:
-        """Append a line to the log."""
-        line = {"samples": self.samples, "minutes": round(self.minutes, 2)}
-        line |= {key: round(float(value), 4) for key, value in values.items()}
-        with self.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{self.name}: {line}", flush=True)
+    def _share_gradients(self) -> None:
+        gradients = [p.grad for p in self.networks.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.processes).split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, parts, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def report(self, values: Scores) -> None:
+        """Add a line to the log."""
+        line = {"samples": self.step * self.schedule.batch, "minutes": round(self.minutes, 2)}
+        self.log.append(line | {key: round(float(value), 4) for key, value in values.items()})
+        print(f"{self.name}: {self.log[-1]}", flush=True)
+
+
+def read_log(path: Path) -> list[Scores]:
+    """Return the reports in a run's checkpoint, oldest first."""
+    return torch.load(path, map_location="cpu", weights_only=True)["log"]
 
 
 def _parameter_groups(networks: nn.Module, weight_decay: float) -> list[dict]:
@@ -166,34 +150,36 @@ def fit(
     compute_loss: Callable[[nn.Module, torch.Generator], tuple[torch.Tensor, Scores]],
     evaluate: Callable[[nn.Module], Scores],
     export: Callable[[nn.Module], None],
-) -> nn.Module:
-    """Train until the budget is used up and return the averaged networks.
+) -> None:
+    """Train to the end of the schedule, then `export` the averaged networks.
 
-    `compute_loss(networks, generator)` draws its batch from the generator, seeded by (seed, step), so a
-    resumed run sees the batches it would have seen. Several processes (torch.distributed) draw different
-    batches and average their gradients; the first of them evaluates and saves. `evaluate` and `export` get
-    the averaged networks every `report_minutes` and at the end.
+    `compute_loss(networks, generator)` draws its batch from the generator, seeded by (seed, step, process), so a
+    resumed run sees the batches it would have seen. Several processes (torch.distributed) average their gradients;
+    the first of them evaluates and saves.
     """
     schedule = run.schedule
     run.resume()
-    recent, last_report = defaultdict(list), run.minutes
-    while schedule.progress(run.samples, run.minutes) < 1.0:
-        start = time.monotonic()
-        draw = run.step * run.processes + run.rank
-        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + draw)
-        run.networks.train()
-        loss, parts = compute_loss(run.networks, generator)
-        run.update(loss, start)
-        for key, value in parts.items():
-            recent[key].append(value)
-        finished = schedule.progress(run.samples, run.minutes) == 1.0
-        if run.rank == 0 and (finished or run.minutes - last_report >= schedule.report_minutes):
-            run.save()
-            losses = {key: sum(values) / len(values) for key, values in recent.items()}
-            run.report(**losses, **evaluate(run.average))
+    report_at = {round(schedule.steps * (i + 1) / schedule.reports) for i in range(schedule.reports)}
+    save_every = max(1, schedule.steps // (10 * schedule.reports))
+    recent = defaultdict(list)
+    done, shown = run.step * schedule.batch, run.rank == 0
+    with progress(what=run.name, total=schedule.samples, initial=done, unit=" samples", shown=shown) as bar:
+        while run.step < schedule.steps:
+            start = time.monotonic()
+            draw = run.step * run.processes + run.rank
+            generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + draw)
+            run.networks.train()
+            loss, parts = compute_loss(run.networks, generator)
+            run.update(loss)
+            run.minutes += (time.monotonic() - start) / 60
+            bar.update(schedule.batch)
+            for key, value in parts.items():
+                recent[key].append(value)
+            if run.rank == 0 and run.step in report_at:
+                run.report({key: sum(values) / len(values) for key, values in recent.items()} | evaluate(run.average))
+                recent.clear()
+            if run.rank == 0 and (run.step in report_at or run.step % save_every == 0):
+                run.save()
+    with first_process_first():
+        if run.rank == 0:
             export(run.average)
-            recent.clear()
-            last_report = run.minutes
-    if run.processes > 1:
-        dist.barrier()  # what the first process exported is there for all
-    return run.average

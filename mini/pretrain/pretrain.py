@@ -1,7 +1,11 @@
-"""Pretrain the networks of the mini world: `python -m mini.pretrain.pretrain --help`."""
+"""Pretrain the networks of the mini world: `sh mini/pretrain.sh --help`."""
 
 import argparse
 import os
+import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,101 +21,119 @@ from mini.pretrain.diffusion import train_diffusion
 from mini.pretrain.dino import train_dino
 from mini.pretrain.loop import Schedule, first_process_first
 from mini.pretrain.proxy import colour_baseline
-from mini.pretrain.scenes import SceneStore, build_held_out_store, build_training_store
+from mini.pretrain.scenes import SceneStore, build_held_out_store, build_training_store, load_training_store
 from mini.pretrain.tokenizer import build_tokenizer
 from mini.pretrain.vae import train_vae
-from mini.render import CATEGORIES
+from mini.render.categories import KNOWN
 
 SCHEDULES = {
-    "vae": Schedule(samples=25_000, minutes=None, batch=8, lr=1.5e-3, warmup=800, report_minutes=1.0),
-    "dino": Schedule(samples=50_000, minutes=None, batch=32, lr=1e-3),
-    "diffusion": Schedule(samples=156_000, minutes=None, batch=24, lr=1e-3),
+    "vae": Schedule(samples=24_000, batch=8, lr=1.5e-3, warmup=800, reports=8),
+    "dino": Schedule(samples=400_000, batch=16, lr=1e-3, reports=10),
+    "diffusion": Schedule(samples=168_000, batch=24, lr=1e-3, reports=28),
 }
-STAGES = (*SCHEDULES, "card")
-SHARE = {"vae": 0.1, "dino": 0.3, "diffusion": 0.6}  # of --minutes
+MINUTES = {"rendering": 3, "vae": 8, "dino": 25, "diffusion": 118}  # on two cores
+PROCESSES = 2  # of one thread each, on any machine, so that the recipe is the same
+SCENES = 24_000
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
 VAE_SCENES = 2000  # it sees crops, and needs no more
-CAPTIONS = 20_000  # drawn to learn the vocabulary
+CAPTIONS = 30_000  # drawn to learn the vocabulary
+FOLDERS = ("stable-diffusion", "dinov2")
+ADDRESS = "MINI_PRETRAIN_ADDRESS"  # environment variable that tells a helper process where the first one listens
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="what to make")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="training time of the chosen stages together")
-    budget.add_argument("--samples", type=int, help="diffusion samples; the other stages scale with them")
-    parser.add_argument("--scenes", type=int, default=24_000, help="training scenes to render")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser = argparse.ArgumentParser(
+        prog="pretrain.sh", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--stage", nargs="+", choices=tuple(SCHEDULES), default=tuple(SCHEDULES), help="what to train")
+    parser.add_argument("--share", type=float, default=1.0, help="of the scenes and samples, for a trial")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, logs")
-    parser.add_argument("--out", type=Path, default=Path("asset/mini"), help="the finished networks")
-    parser.add_argument("--note", default="", help="what the model card should say about the run")
+    parser.add_argument("--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, networks")
+    parser.add_argument("--out", type=Path, default=Path("asset/mini"), help="the finished networks and their card")
     return parser.parse_args(argv)
 
 
 def build_schedule(stage: str, args: argparse.Namespace) -> Schedule:
-    """Return the schedule of a stage under the budget asked for."""
-    schedule = replace(SCHEDULES[stage], seed=args.seed)
-    if args.minutes is not None:
-        minutes = args.minutes * SHARE[stage] / sum(SHARE.get(name, 0.0) for name in args.stage)
-        return replace(schedule, samples=None, minutes=minutes)
-    if args.samples is not None:
-        return replace(schedule, samples=round(schedule.samples * args.samples / SCHEDULES["diffusion"].samples))
-    return schedule
+    """Return the schedule of a stage."""
+    schedule = SCHEDULES[stage]
+    samples, reports = (max(1, round(value * args.share)) for value in (schedule.samples, schedule.reports))
+    return replace(schedule, samples=samples, reports=min(reports, schedule.reports), seed=args.seed)
 
 
 def load_tokenizer(store: SceneStore, folder: Path, seed: int) -> CLIPTokenizer:
     """Read the tokenizer, or learn its vocabulary from drawn captions."""
-    if (folder / "tokenizer_config.json").exists():
-        return CLIPTokenizer.from_pretrained(folder)
-    sampler, rng = CaptionSampler(CATEGORIES), np.random.default_rng([seed, 77])
-    texts = (sampler.draw(rng, store.objects[i % len(store)]).text for i in range(CAPTIONS))
-    return build_tokenizer(texts, folder)
+    if not folder.exists():
+        sampler, rng = CaptionSampler(KNOWN), np.random.default_rng([seed, 77])
+        rows = (i % len(store) for i in range(CAPTIONS))
+        texts = (sampler.draw(rng, store.objects[row], store.relations[row]).text for row in rows)
+        aside = folder.with_name(f"{folder.name}.new")
+        build_tokenizer(texts, aside)
+        os.replace(aside, folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
-def describe(device: torch.device) -> str:
-    """Return the device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"a CPU with {os.cpu_count()} cores"
+def start_helper() -> subprocess.Popen:
+    """Start the second process, which ends when this one does, and meet it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "mini.pretrain.pretrain", *sys.argv[1:]]
+    helper = subprocess.Popen(command, env={**os.environ, ADDRESS: address})
+    dist.init_process_group("gloo", init_method=address, rank=0, world_size=PROCESSES)
+    return helper
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the chosen stages; every process runs this."""
+    device, store = torch.device("cpu"), load_training_store(args.work / "scenes")
+    networks = args.work / "networks"
+    if "vae" in args.stage:
+        torch.manual_seed(args.seed)
+        held_out, schedule = build_held_out_store(HELD_OUT_PER_CATEGORY), build_schedule("vae", args)
+        train_vae(store.first(VAE_SCENES), held_out, schedule, args.work, args.work / "vae", device)
+    if "dino" in args.stage:
+        torch.manual_seed(args.seed)
+        held_out, schedule = build_held_out_store(HELD_OUT_DINO), build_schedule("dino", args)
+        train_dino(store, held_out, LabelSpace(KNOWN), schedule, args.work, networks / "dinov2", device)
+    if "diffusion" in args.stage:
+        held_out, schedule = build_held_out_store(HELD_OUT_PER_CATEGORY), build_schedule("diffusion", args)
+        vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
+        with first_process_first():
+            tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
+        torch.manual_seed(args.seed)
+        out = networks / "stable-diffusion"
+        train_diffusion(store, held_out, KNOWN, tokenizer, vae, schedule, args.work, out, device)
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Put the finished networks and their card in their place."""
+    baseline = colour_baseline(build_held_out_store(HELD_OUT_PER_CATEGORY))
+    for name in FOLDERS:
+        aside, target = args.out / f".{name}.new", args.out / name
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(args.work / "networks" / name, aside)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+    write_card(args.work, args.out, round(SCENES * args.share), baseline)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Render, train what was asked for, and save it."""
+    """Render, train what was asked for, and put it in its place when all of it is there."""
     args = parse_arguments(argv)
-    if "WORLD_SIZE" in os.environ:  # started by torchrun
-        dist.init_process_group("gloo")
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    device = torch.device(name)
-    torch.manual_seed(args.seed)
-    with first_process_first():
-        store = build_training_store(args.work / "scenes", args.scenes)
-    if "vae" in args.stage:
-        held_out = build_held_out_store(HELD_OUT_PER_CATEGORY)
-        train_vae(
-            store.first(VAE_SCENES),
-            held_out,
-            build_schedule("vae", args),
-            args.work,
-            args.work / "vae",
-            device,
-        )
-    if "dino" in args.stage:
-        held_out = build_held_out_store(HELD_OUT_DINO)
-        space, schedule = LabelSpace(CATEGORIES), build_schedule("dino", args)
-        train_dino(store, held_out, space, schedule, args.work, args.out / "dinov2", device)
-    if "diffusion" in args.stage:
-        held_out = build_held_out_store(HELD_OUT_PER_CATEGORY)
-        vae = AutoencoderKL.from_pretrained(args.work / "vae").to(device).eval()
-        with first_process_first():
-            tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
-        schedule, out = build_schedule("diffusion", args), args.out / "stable-diffusion"
-        train_diffusion(store, held_out, CATEGORIES, tokenizer, vae, schedule, args.work, out, device)
-    if "card" in args.stage and (not dist.is_initialized() or dist.get_rank() == 0):
-        baseline = colour_baseline(build_held_out_store(HELD_OUT_PER_CATEGORY))
-        write_card(args.work, args.out, args.scenes, baseline, describe(device), args.note)
+    torch.set_num_threads(1)
+    if address := os.environ.get(ADDRESS):
+        dist.init_process_group("gloo", init_method=address, rank=1, world_size=PROCESSES)
+        return train(args)
+    stages = ", ".join(f"{name} {minutes * args.share:.0f} min" for name, minutes in MINUTES.items())
+    print(f"pretraining on two cores: {stages}; interrupted, the same command goes on", flush=True)
+    build_training_store(args.work / "scenes", round(SCENES * args.share))
+    helper = start_helper()
+    train(args)
+    helper.wait()
+    if all((args.work / "networks" / name).exists() for name in FOLDERS):
+        publish(args)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,27 @@ Only images, label maps and object descriptions are kept: no network may see key
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mini.render import CATEGORIES, instance_seed, render_scene
+from mini.render import CATEGORIES, SPECIES, instance_seed, render_scene
 from mini.render.detail import CODES
+from mini.render.relation import RELATIONS
+from utils.progress import progress
+from utils.store import write_text
 
 SIZE = (96, 96)
 HELD_OUT = 1_000_000  # first index of the scenes no network is trained on
-TWO_OBJECTS = 0.25  # share of training scenes with two objects
-FLUSH = 250
+TWO_OBJECTS = 0.35  # share of training scenes with two objects
+ARRANGED = 0.7  # share of those whose objects stand in a drawn relation
+SPECIES_SHARE = 0.2  # share of the objects that are one of the species
+BLOCK = 500  # scenes written at a time
 CELL = 4  # image px per feature cell
 BASE = 256  # more than any category has ends of parts
+MAPS = ("image", "detail", "instance")
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,14 @@ class SceneStore:
     detail: np.ndarray  # (n, H, W) uint8, 0 background, else an end of a part (Scene.detail)
     instance: np.ndarray  # (n, H, W) uint8, 0 background, else object number
     objects: Sequence[Sequence[Mapping[str, str]]]  # category, colour, facing
+    relations: Sequence[str | None]  # of the first of two objects to the second
 
     def __len__(self) -> int:
         return len(self.objects)
 
     def first(self, count: int) -> "SceneStore":
         """Return the store of the first `count` scenes."""
-        return SceneStore(self.image[:count], self.detail[:count], self.instance[:count], self.objects[:count])
+        return SceneStore(*(getattr(self, name)[:count] for name in (*MAPS, "objects", "relations")))
 
 
 def to_parts(detail: np.ndarray) -> np.ndarray:
@@ -62,19 +70,48 @@ def _reduce(code: np.ndarray) -> np.ndarray:
     return np.where((pixels > 0).sum(-1) >= CELL, winner, 0)
 
 
-def render(categories: tuple[str, ...], index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-    """Render the `index`-th pretraining scene with these categories: image, detail, instance, objects."""
-    scene = render_scene(instance_seed("pretrain", categories[0], index), categories, size=SIZE)
-    objects = [{"category": o.category, "colour": o.colour, "facing": o.facing} for o in scene.objects]
-    return scene.image, scene.detail, scene.instance, objects
-
-
-def draw_categories(index: int) -> tuple[str, ...]:
-    """Return the one or two categories of training scene `index`, the same at every call."""
-    names = sorted(CATEGORIES)
+def draw_scene(index: int) -> dict:
+    """Return the categories and the relation of training scene `index`, the same at every call."""
     rng = np.random.default_rng([20, index])
     count = 2 if rng.random() < TWO_OBJECTS else 1
-    return tuple(names[i] for i in rng.choice(len(names), size=count, replace=False))
+    pools = [sorted(SPECIES if rng.random() < SPECIES_SHARE else CATEGORIES) for _ in range(count)]
+    names = [pool[rng.integers(len(pool))] for pool in pools]
+    if len(set(names)) < count:
+        names = names[:1]
+    arranged = len(names) == 2 and rng.random() < ARRANGED
+    return {"categories": tuple(names), "relation": RELATIONS[rng.integers(len(RELATIONS))] if arranged else None}
+
+
+def render(index: int, categories: Sequence[str], relation: str | None = None):
+    """Return a scene of the pretraining split: its maps, the descriptions of its objects, and their relation."""
+    seed = instance_seed("pretrain", categories[0], index)
+    scene = render_scene(seed, categories, size=SIZE, relation=relation)
+    objects = [{"category": o.category, "colour": o.colour, "facing": o.facing} for o in scene.objects]
+    return scene.image, scene.detail, scene.instance, objects, scene.relation
+
+
+def _render_training(index: int):
+    return render(index, **draw_scene(index))
+
+
+def build_training_store(folder: Path, count: int) -> SceneStore:
+    """Render `count` training scenes into `folder`, going on where an earlier call stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = _open_arrays(folder, count)
+    listing = folder / "scenes.json"
+    rows = json.loads(listing.read_text()) if listing.exists() else []
+    with ProcessPoolExecutor() as pool:
+        for start in progress(range(len(rows), count, BLOCK), "rendering", unit=f" x {BLOCK} scenes"):
+            block = range(start, min(start + BLOCK, count))
+            scenes = pool.map(_render_training, block, chunksize=25)
+            for index, (*maps, objects, relation) in zip(block, scenes, strict=True):
+                for name, value in zip(MAPS, maps, strict=True):
+                    arrays[name][index] = value
+                rows.append([objects, relation])
+            for array in arrays.values():
+                array.flush()
+            write_text(listing, json.dumps(rows))
+    return load_training_store(folder)
 
 
 def _open_arrays(folder: Path, count: int) -> dict[str, np.ndarray]:
@@ -91,40 +128,15 @@ def _open_arrays(folder: Path, count: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def build_training_store(folder: Path, count: int) -> SceneStore:
-    """Render `count` training scenes into `folder`, going on where an earlier call stopped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = _open_arrays(folder, count)
-    listing = folder / "objects.jsonl"
-    done = len(listing.read_text().splitlines()) if listing.exists() else 0
-    while done < count:
-        block = range(done, min(done + FLUSH, count))
-        lines = []
-        for index in block:
-            *maps, objects = render(draw_categories(index), index)
-            for name, value in zip(("image", "detail", "instance"), maps, strict=True):
-                arrays[name][index] = value
-            lines.append(json.dumps(objects) + "\n")
-        for array in arrays.values():
-            array.flush()
-        with listing.open("a") as file:
-            file.writelines(lines)
-        done = block.stop
-    return load_training_store(folder)
-
-
 def load_training_store(folder: Path) -> SceneStore:
     """Open the scenes rendered so far, read-only."""
-    objects = [json.loads(line) for line in (folder / "objects.jsonl").read_text().splitlines()]
-    maps = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[: len(objects)]
-        for name in ("image", "detail", "instance")
-    }
-    return SceneStore(objects=objects, **maps)
+    objects, relations = zip(*json.loads((folder / "scenes.json").read_text()), strict=True)
+    maps = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[: len(objects)] for name in MAPS]
+    return SceneStore(*maps, objects, relations)
 
 
 def build_held_out_store(per_category: int, start: int = HELD_OUT) -> SceneStore:
     """Render `per_category` one-object scenes of every category, from outside the training range."""
-    rows = [render((name,), index) for name in sorted(CATEGORIES) for index in range(start, start + per_category)]
-    image, detail, instance, objects = zip(*rows, strict=True)
-    return SceneStore(np.stack(image), np.stack(detail), np.stack(instance), objects)
+    rows = [render(index, (name,)) for name in sorted(CATEGORIES) for index in range(start, start + per_category)]
+    image, detail, instance, objects, relations = zip(*rows, strict=True)
+    return SceneStore(np.stack(image), np.stack(detail), np.stack(instance), objects, relations)

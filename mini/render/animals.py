@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mini.render.geometry import Frame, Vec, mix, swing
 from mini.render.primitives import WORLD, Builder
@@ -99,8 +99,29 @@ PERSON_KEYPOINTS = (
 )
 
 
+SPECIES_KEYPOINTS = (  # AP-10K's, in its order
+    "left eye",
+    "right eye",
+    "nose",
+    "neck",
+    "root of tail",
+    "left shoulder",
+    "left elbow",
+    "left front paw",
+    "right shoulder",
+    "right elbow",
+    "right front paw",
+    "left hip",
+    "left knee",
+    "left back paw",
+    "right hip",
+    "right knee",
+    "right back paw",
+)
+
+
 @dataclass(frozen=True)
-class _Quadruped:
+class Quadruped:
     """Proportions of a four-legged animal as (low, high) ranges."""
 
     half_length: Range
@@ -112,57 +133,87 @@ class _Quadruped:
     neck_radius: Range  # fraction of the body's half height, at the head
     head: Range  # overall size of the head
     muzzle: Range  # length, fraction of the head size
-    foot: str
-    joints: bool  # front knees are keypoints
-    mane: bool
+    foot: str  # hoof or paw
+    floppy: float = 0.0  # probability of hanging ears
+    ear: Range = (0.5, 0.8)  # length, fraction of the head size
+    mane: bool = False
+    tail: str = "raised"  # raised, switch (hangs, with long hair) or brush (thick)
+    horn: Range | None = None  # length, fraction of the head size
+    hump: float = 0.0  # height, fraction of the body's half height
+    knees: bool = False  # the front knees are keypoints
+
+    def __call__(self, builder: Builder) -> None:
+        _quadruped(builder, self)
 
 
-def horse(b: Builder) -> None:
-    _quadruped(
-        b,
-        _Quadruped(
-            (0.40, 0.52),
-            (0.17, 0.23),
-            (0.58, 0.80),
-            (0.042, 0.058),
-            (0.30, 0.46),
-            (25, 70),
-            (0.40, 0.5),
-            (0.16, 0.21),
-            (1.25, 1.7),
-            "hoof",
-            True,
-            True,
-        ),
-    )
+horse = Quadruped(
+    half_length=(0.40, 0.52),
+    half_height=(0.17, 0.23),
+    leg=(0.58, 0.80),
+    leg_radius=(0.042, 0.058),
+    neck=(0.30, 0.46),
+    neck_pitch=(25, 70),
+    neck_radius=(0.40, 0.5),
+    head=(0.16, 0.21),
+    muzzle=(1.25, 1.7),
+    foot="hoof",
+    mane=True,
+    tail="switch",
+    knees=True,
+)
+dog = Quadruped(
+    half_length=(0.34, 0.50),
+    half_height=(0.14, 0.20),
+    leg=(0.26, 0.48),
+    leg_radius=(0.048, 0.066),
+    neck=(0.10, 0.20),
+    neck_pitch=(20, 65),
+    neck_radius=(0.62, 0.75),
+    head=(0.19, 0.26),
+    muzzle=(0.8, 1.15),
+    foot="paw",
+    floppy=0.5,
+)
+fox = replace(dog, half_height=(0.11, 0.15), leg=(0.24, 0.36), floppy=0.0, ear=(0.9, 1.2), tail="brush")
+jackal = replace(dog, half_height=(0.10, 0.14), leg=(0.44, 0.58), leg_radius=(0.036, 0.048), floppy=0.0, ear=(1.1, 1.5))
+wolf = replace(dog, leg=(0.42, 0.56), neck_radius=(0.8, 0.95), floppy=0.0, tail="switch")
+antelope = replace(
+    horse,
+    half_height=(0.14, 0.18),
+    leg_radius=(0.03, 0.042),
+    neck_pitch=(45, 75),
+    mane=False,
+    tail="raised",
+    horn=(1.6, 2.4),
+)
+bison = replace(
+    horse,
+    half_height=(0.22, 0.28),
+    leg=(0.34, 0.46),
+    leg_radius=(0.05, 0.066),
+    neck=(0.10, 0.18),
+    neck_pitch=(-20, 15),
+    neck_radius=(0.7, 0.85),
+    head=(0.2, 0.25),
+    muzzle=(0.9, 1.2),
+    mane=False,
+    horn=(0.4, 0.6),
+    hump=0.55,
+)
+cow = replace(
+    bison, leg=(0.42, 0.58), neck=(0.2, 0.3), neck_pitch=(5, 40), neck_radius=(0.5, 0.6), horn=(0.5, 0.9), hump=0.0
+)
 
 
-def dog(b: Builder) -> None:
-    _quadruped(
-        b,
-        _Quadruped(
-            (0.34, 0.50),
-            (0.14, 0.20),
-            (0.26, 0.48),
-            (0.048, 0.066),
-            (0.10, 0.20),
-            (20, 65),
-            (0.62, 0.75),
-            (0.19, 0.26),
-            (0.8, 1.15),
-            "paw",
-            False,
-            False,
-        ),
-    )
-
-
-def _quadruped(b: Builder, spec: _Quadruped) -> None:
+def _quadruped(b: Builder, spec: Quadruped) -> None:
     length, height = b.u(*spec.half_length), b.u(*spec.half_height)
     width = height * b.u(0.72, 0.95)
     b.ellipsoid("body", WORLD, (0, 0, 0), (length * 0.9, width * 0.95, height * 0.92))
     b.ellipsoid("body", WORLD, (0.42 * length, 0, 0), (0.55 * length, width, height * 1.05))
     b.ellipsoid("body", WORLD, (-0.48 * length, 0, 0.02), (0.5 * length, width, height))
+    if spec.hump:
+        tall = spec.hump * height
+        b.ellipsoid("body", WORLD, (0.3 * length, 0, height), (0.45 * length, 0.6 * width, tall))
     b.keypoint("withers", (0.45 * length, 0, height * 1.03), "body", "neck", depth=0.07)
     end, direction = _neck(b, spec, length, height)
     _quadruped_head(b, spec, end, direction)
@@ -170,7 +221,7 @@ def _quadruped(b: Builder, spec: _Quadruped) -> None:
     _tail(b, spec, (-0.93 * length, 0, 0.38 * height))
 
 
-def _neck(b: Builder, spec: _Quadruped, length: float, height: float) -> tuple[Vec, float]:
+def _neck(b: Builder, spec: Quadruped, length: float, height: float) -> tuple[Vec, float]:
     """Returns the position of the head joint and the yaw of the neck."""
     yaw, pitch, reach = b.draws.bump(-25, 25), b.u(*spec.neck_pitch), b.u(*spec.neck)
     frame = WORLD.child((0.66 * length, 0, 0.35 * height), yaw, pitch)
@@ -179,10 +230,11 @@ def _neck(b: Builder, spec: _Quadruped, length: float, height: float) -> tuple[V
     b.limb("neck", frame.at(0, 0, 0), end, height * 0.72, radius, round_ends=(True, False))
     if spec.mane:
         b.ellipsoid("neck", frame, (0.55 * reach, 0, height * 0.52), (reach * 0.72, 0.03, height * 0.3), "second")
+    b.keypoint("neck", frame.at(0.4 * reach, 0, 0), "neck", "body", depth=1.1 * height)
     return end, yaw
 
 
-def _quadruped_head(b: Builder, spec: _Quadruped, at: Vec, yaw: float) -> None:
+def _quadruped_head(b: Builder, spec: Quadruped, at: Vec, yaw: float) -> None:
     s = b.u(*spec.head)
     frame = Frame(at).child((0, 0, 0), yaw + b.draws.bump(-35, 35), -b.u(5, 45))
     muzzle, thick = s * b.u(*spec.muzzle), s * b.u(0.26, 0.32)
@@ -197,8 +249,9 @@ def _quadruped_head(b: Builder, spec: _Quadruped, at: Vec, yaw: float) -> None:
     )
     b.ellipsoid("head", frame, (muzzle + 0.7 * thick, 0, -0.1 * s), (0.42 * thick, 0.5 * thick, 0.4 * thick), "dark")
     b.keypoint("nose", frame.at(muzzle + 1.0 * thick, 0, -0.12 * s), "head")
-    floppy = not spec.mane and b.chance(0.5)
-    spread, tall = b.u(0.1, 0.3), s * b.u(0.5, 0.8)
+    floppy = spec.floppy > 0 and b.chance(spec.floppy)
+    spread, tall = b.u(0.1, 0.3), s * b.u(*spec.ear)
+    horn = s * b.u(*spec.horn) if spec.horn else 0.0
     for side, y in SIDES:
         b.ellipsoid("head", frame, (0.36 * s, y * 0.33 * s, 0.24 * s), (0.09 * s, 0.07 * s, 0.09 * s), "light")
         b.ellipsoid("head", frame, (0.39 * s, y * 0.37 * s, 0.25 * s), (0.06 * s, 0.05 * s, 0.06 * s), "dark")
@@ -211,20 +264,24 @@ def _quadruped_head(b: Builder, spec: _Quadruped, at: Vec, yaw: float) -> None:
             tip = frame.at(-0.15 * s, y * (0.3 + spread) * s, 0.4 * s + tall)
             b.limb("head", base, tip, 0.17 * s, 0.05 * s, "second", (False, True))
         b.keypoint(f"{side} ear tip", tip, "head", depth=0.05)
+        if horn:
+            root, point = frame.at(0.12 * s, y * 0.24 * s, 0.4 * s), frame.at(-0.1 * s, y * 0.6 * s, 0.4 * s + horn)
+            b.limb("head", root, point, 0.09 * s, 0.03 * s, "light", (False, True))
 
 
-def _quadruped_legs(b: Builder, spec: _Quadruped, length: float, width: float, height: float) -> None:
+def _quadruped_legs(b: Builder, spec: Quadruped, length: float, width: float, height: float) -> None:
     leg, radius = b.u(*spec.leg), b.u(*spec.leg_radius)
     stride = b.u(3, 10) if b.chance(0.4) else b.u(15, 38)
     lower = "second" if b.chance(0.4) else "main"
-    for end, x, knee in (("front", 0.62, "knee"), ("back", -0.66, None)):
+    for end, x, upper, middle in (("front", 0.62, "shoulder", "elbow"), ("back", -0.66, "hip", "knee")):
+        front = end == "front"
         for side, y in SIDES:
             part = f"leg {end}-{side}"
             hip = (x * length, y * 0.55 * width, -0.35 * height)
-            angle = b.u(-stride, stride) + (0 if knee else 8)
+            angle = b.u(-stride, stride) + (0 if front else 8)
             joint = swing(hip, 0.5 * leg + 0.2 * height, angle)
-            foot = swing(joint, 0.5 * leg, angle - b.u(0, 0.9 * stride) - (0 if knee else 14))
-            b.limb(part, hip, joint, radius * (1.9 if knee else 2.3), radius * 1.1)
+            foot = swing(joint, 0.5 * leg, angle - b.u(0, 0.9 * stride) - (0 if front else 14))
+            b.limb(part, hip, joint, radius * (1.9 if front else 2.3), radius * 1.1)
             b.limb(part, joint, foot, radius * 1.1, radius * 0.85, lower, (False, False))
             shape = (
                 (radius * 1.35, radius * 1.2, radius) if spec.foot == "hoof" else (radius * 1.8, radius * 1.25, radius)
@@ -236,19 +293,18 @@ def _quadruped_legs(b: Builder, spec: _Quadruped, length: float, width: float, h
                 shape,
                 "dark" if spec.foot == "hoof" else lower,
             )
-            b.keypoint(
-                f"{end}-{side} {spec.foot}",
-                (foot[0] + radius * 0.6, foot[1], foot[2] - 0.5 * radius),
-                part,
-                depth=0.09,
-            )
-            if spec.joints and knee:
-                b.keypoint(f"{end}-{side} {knee}", joint, part, depth=0.1)
+            sole = (foot[0] + radius * 0.6, foot[1], foot[2] - 0.5 * radius)
+            b.keypoint(f"{end}-{side} {spec.foot}", sole, part, depth=0.09)
+            b.keypoint(f"{side} {end} paw", sole, part, depth=0.09)
+            b.keypoint(f"{side} {upper}", hip, part, "body", depth=0.9 * width)
+            b.keypoint(f"{side} {middle}", joint, part, depth=0.1)
+            if spec.knees and front:
+                b.keypoint(f"{end}-{side} knee", joint, part, depth=0.1)
 
 
-def _tail(b: Builder, spec: _Quadruped, base: Vec) -> None:
+def _tail(b: Builder, spec: Quadruped, base: Vec) -> None:
     swish = b.u(-25, 25)
-    if spec.mane:
+    if spec.tail == "switch":
         mid = swing(base, 0.16, -b.u(40, 75), 0.3 * swish)
         tip = swing(mid, b.u(0.28, 0.45), -b.u(2, 25), swish)
         radii, material = (0.035, 0.06, 0.03), "second"
@@ -256,10 +312,11 @@ def _tail(b: Builder, spec: _Quadruped, base: Vec) -> None:
         raise_ = b.u(70, 150)
         mid = swing(base, 0.14, -raise_, 0.3 * swish)
         tip = swing(mid, b.u(0.12, 0.28), -raise_ - b.u(0, 40), swish)
-        radii, material = (0.045, 0.038, 0.022), "main"
+        radii, material = ((0.05, 0.1, 0.04), "second") if spec.tail == "brush" else ((0.045, 0.038, 0.022), "main")
     b.limb("tail", base, mid, radii[0], radii[1], material, (False, True))
     b.limb("tail", mid, tip, radii[1], radii[2], material, (False, True))
     b.keypoint("tail base", base, "tail", "body", depth=0.09)
+    b.keypoint("root of tail", base, "tail", "body", depth=0.09)
     b.keypoint("tail tip", tip, "tail", depth=0.06)
 
 

@@ -1,14 +1,17 @@
-"""The ten categories: their parts, keypoints, left-right partners and usual views. Names are PASCAL VOC's."""
+"""The ten categories, named as in PASCAL VOC, and six further species: parts, keypoints, partners and usual views."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 
 from mini.render import animals, furniture, vehicles
 from mini.render.primitives import Builder
 
 Range = tuple[float, float]
+SIDES = frozenset({"left", "right", "front", "back"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Category:
     build: Callable[[Builder], None]  # draws one random instance
     azimuth: Range  # degrees away from the front, to either side
     elevation: Range  # degrees above the horizon
+    kin: str = ""  # category with the same parts, whose part labels it shares
 
 
 def partners(names: tuple[str, ...]) -> tuple[int, ...]:
@@ -41,6 +45,26 @@ def _swap(name: str) -> str:
     return name.replace("left", "\0").replace("right", "left").replace("\0", "right")
 
 
+def keypoint_tables(categories: Iterable[Category]) -> dict[str, dict[str, list]]:
+    """By category: the keypoints' names, their permutation under mirroring, and the groups that differ in side alone.
+
+    All are lists over the keypoint ids. Eyes form no group: they are too close to be confused.
+    """
+    tables = {}
+    for category in categories:
+        groups = defaultdict(list)
+        for i, name in enumerate(category.keypoints):
+            words = name.replace("-", " ").split()
+            groups[" ".join(word for word in words if word not in SIDES)].append(i)
+        alike = [group for noun, group in groups.items() if len(group) > 1 and noun != "eye"]
+        tables[category.name] = {
+            "names": list(category.keypoints),
+            "flip": list(category.keypoint_partner),
+            "groups": alike,
+        }
+    return tables
+
+
 def _category(
     name: str,
     group: str,
@@ -50,122 +74,47 @@ def _category(
     build: Callable[[Builder], None],
     azimuth: Range,
     elevation: Range = (0, 28),
+    kin: str = "",
 ) -> Category:
     names = tuple(dict.fromkeys(coarse))
-    return Category(
-        name,
-        group,
-        parts,
-        names,
-        tuple(names.index(c) for c in coarse),
-        keypoints,
-        partners(parts),
-        partners(keypoints),
-        build,
-        azimuth,
-        elevation,
-    )
+    coarse_of = tuple(names.index(kind) for kind in coarse)
+    partner_tables = partners(parts), partners(keypoints)
+    return Category(name, group, parts, names, coarse_of, keypoints, *partner_tables, build, azimuth, elevation, kin)
 
 
-_ALL = (
-    _category(
-        "aeroplane",
-        "vehicle",
-        vehicles.AEROPLANE_PARTS,
-        vehicles.AEROPLANE_COARSE,
-        vehicles.AEROPLANE_KEYPOINTS,
-        vehicles.aeroplane,
-        (42, 123),
-        (0, 50),
-    ),
-    _category(
-        "bicycle",
-        "vehicle",
-        vehicles.BICYCLE_PARTS,
-        vehicles.BICYCLE_COARSE,
-        vehicles.BICYCLE_KEYPOINTS,
-        vehicles.bicycle,
-        (58, 117),
-        (0, 22),
-    ),
-    _category(
-        "bird",
-        "animal",
-        animals.BIRD_PARTS,
-        animals.BIRD_COARSE,
-        animals.BIRD_KEYPOINTS,
-        animals.bird,
-        (46, 119),
-        (-5, 28),
-    ),
-    _category(
-        "boat",
-        "vehicle",
-        vehicles.BOAT_PARTS,
-        vehicles.BOAT_COARSE,
-        vehicles.BOAT_KEYPOINTS,
-        vehicles.boat,
-        (43, 127),
-        (4, 28),
-    ),
-    _category(
-        "bus",
-        "vehicle",
-        vehicles.BUS_PARTS,
-        vehicles.BUS_COARSE,
-        vehicles.BUS_KEYPOINTS,
-        vehicles.bus,
-        (34, 101),
-        (2, 28),
-    ),
-    _category(
-        "car",
-        "vehicle",
-        vehicles.CAR_PARTS,
-        vehicles.CAR_COARSE,
-        vehicles.CAR_KEYPOINTS,
-        vehicles.car,
-        (39, 126),
-        (4, 32),
-    ),
-    _category(
-        "chair",
-        "furniture",
-        furniture.CHAIR_PARTS,
-        furniture.CHAIR_COARSE,
-        furniture.CHAIR_KEYPOINTS,
-        furniture.chair,
-        (22, 103),
-        (5, 35),
-    ),
-    _category(
-        "dog",
-        "animal",
-        animals.QUADRUPED_PARTS,
-        animals.QUADRUPED_COARSE,
-        animals.DOG_KEYPOINTS,
-        animals.dog,
-        (37, 118),
-    ),
-    _category(
-        "horse",
-        "animal",
-        animals.QUADRUPED_PARTS,
-        animals.QUADRUPED_COARSE,
-        animals.HORSE_KEYPOINTS,
-        animals.horse,
-        (42, 123),
-        (-2, 24),
-    ),
-    _category(
-        "person",
-        "person",
-        animals.PERSON_PARTS,
-        animals.PERSON_COARSE,
-        animals.PERSON_KEYPOINTS,
-        animals.person,
-        (11, 64),
-        (-5, 20),
-    ),
+def _animal(name: str, keypoints: tuple[str, ...], *views: Range, kin: str = "") -> Category:
+    parts = animals.QUADRUPED_PARTS, animals.QUADRUPED_COARSE
+    return _category(name, "animal", *parts, keypoints, getattr(animals, name), *views, kin=kin)
+
+
+def _of(module: ModuleType, group: str, name: str, *views: Range) -> Category:
+    tables = (getattr(module, f"{name.upper()}_{table}") for table in ("PARTS", "COARSE", "KEYPOINTS"))
+    return _category(name, group, *tables, getattr(module, name), *views)
+
+
+def _table(*categories: Category) -> dict[str, Category]:
+    return {category.name: category for category in categories}
+
+
+CATEGORIES = _table(
+    _of(vehicles, "vehicle", "aeroplane", (42, 123), (0, 50)),
+    _of(vehicles, "vehicle", "bicycle", (58, 117), (0, 22)),
+    _of(animals, "animal", "bird", (46, 119), (-5, 28)),
+    _of(vehicles, "vehicle", "boat", (43, 127), (4, 28)),
+    _of(vehicles, "vehicle", "bus", (34, 101), (2, 28)),
+    _of(vehicles, "vehicle", "car", (39, 126), (4, 32)),
+    _of(furniture, "furniture", "chair", (22, 103), (5, 35)),
+    _animal("dog", animals.DOG_KEYPOINTS, (37, 118)),
+    _animal("horse", animals.HORSE_KEYPOINTS, (42, 123), (-2, 24)),
+    _of(animals, "person", "person", (11, 64), (-5, 20)),
 )
-CATEGORIES: dict[str, Category] = {c.name: c for c in sorted(_ALL, key=lambda c: c.name)}
+SPECIES = _table(  # of the two families of AP-10K's layout
+    _animal("antelope", animals.SPECIES_KEYPOINTS, (35, 125), kin="horse"),
+    _animal("bison", animals.SPECIES_KEYPOINTS, (35, 125), kin="horse"),
+    _animal("cow", animals.SPECIES_KEYPOINTS, (35, 125), kin="horse"),
+    _animal("fox", animals.SPECIES_KEYPOINTS, (35, 125), kin="dog"),
+    _animal("jackal", animals.SPECIES_KEYPOINTS, (35, 125), kin="dog"),
+    _animal("wolf", animals.SPECIES_KEYPOINTS, (35, 125), kin="dog"),
+)
+FAMILIES = {"dog": "Canidae", "horse": "Bovidae"}  # of the species, by kin
+KNOWN = CATEGORIES | SPECIES

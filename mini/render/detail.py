@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from mini.render.appearance import Draws
-from mini.render.categories import CATEGORIES, Category
+from mini.render.categories import KNOWN, Category
 from mini.render.primitives import Builder, Model
 
 CODES = 4  # per fine part
@@ -40,7 +40,7 @@ def detail_codes(
 @lru_cache
 def part_cuts(name: str) -> np.ndarray:
     """The axes (parts, 2) along which the parts of a category are cut; -1: no second cut."""
-    category = CATEGORIES[name]
+    category = KNOWN[KNOWN[name].kin or name]  # kin are cut alike
     sides = np.mean([_measure(category, seed) for seed in range(_SAMPLES)], axis=0)
     sides = sides + sides[list(category.part_partner)]
     order = np.argsort(-sides, axis=1, kind="stable")[:, :2]

@@ -68,8 +68,10 @@ class Builder:
         self.u, self.chance = draws.uniform, draws.chance
 
     def keypoint(self, name: str, point: Vec, *parts: str, depth: float = 0.05) -> None:
-        """Register a keypoint on the given parts, at most `depth` under the visible surface."""
-        self.model.keypoints[self._keypoint[name]] = Keypoint(point, tuple(self._part[p] for p in parts), depth)
+        """Register a keypoint on the given parts, at most `depth` under the visible surface, if the category has it."""
+        if name in self._keypoint:
+            parts = tuple(self._part[part] for part in parts)
+            self.model.keypoints[self._keypoint[name]] = Keypoint(point, parts, depth)
 
     def ellipsoid(self, part: str, frame: Frame, centre: Vec, radii: Vec, material: str = "main") -> None:
         (a, b, c), (rx, ry, rz) = frame.rows, radii

@@ -15,11 +15,12 @@ from PIL import Image
 
 from mini.render.appearance import COLOUR_NAMES, COLOURS, Draws, jitter
 from mini.render.background import background, grain, occluder, paint
-from mini.render.categories import CATEGORIES, Category
+from mini.render.categories import KNOWN, Category
 from mini.render.detail import CODES, detail_codes
 from mini.render.geometry import Camera, look_at
 from mini.render.primitives import Builder, Model, model_points
 from mini.render.raster import Buffers, CameraModel, aim, extent, rasterise, seen_points, shade, to_camera, to_object
+from mini.render.relation import Arrangement, find_relation
 
 SPLITS = ("pretrain", "trn", "val", "test")
 GENERATOR_VERSION = 2
@@ -57,6 +58,12 @@ class Scene:
     instance: np.ndarray  # (H, W) uint8, 0: none, i: objects[i - 1]
     objects: list[SceneObject]
 
+    @property
+    def relation(self) -> str | None:
+        """How the first of two objects stands to the second, one of RELATIONS, if that is plain to see."""
+        boxes = [thing.bbox for thing in self.objects]
+        return find_relation(*boxes, self.part.shape) if len(boxes) == 2 else None
+
 
 @dataclass
 class _Layer:
@@ -85,6 +92,12 @@ def instance_seed(split: str, category: str, index: int) -> np.random.SeedSequen
     return np.random.SeedSequence(int.from_bytes(digest, "little"))
 
 
+def random_size(seed: np.random.SeedSequence) -> tuple[int, int]:
+    """(H, W) of the benchmarks' image of an instance, 96 to 160 pixels each."""
+    sides = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=(10**6,)))
+    return tuple(int(n) for n in sides.integers(96, 161, 2))
+
+
 def render_scene(
     seed: int | np.random.SeedSequence,
     categories: Sequence[str],  # one or two names; the second object stands beside or behind
@@ -95,18 +108,22 @@ def render_scene(
     mirror: bool | None = None,  # None: one half of the scenes
     azimuth: tuple[float, float] | None = None,  # degrees before mirroring; None: the category's views
     scale: tuple[float, float] = (0.7, 1.0),  # long side of a single object, fraction of the image
+    colours: Sequence[str | None] = (None, None),  # of the objects; None: a random one
+    relation: str | None = None,  # one of RELATIONS: how the first of two objects stands to the second
 ) -> Scene:
     """Render one scene. The same arguments give the same bytes.
 
     A mirrored scene is the exact mirror image of the one that `mirror=False` gives, with left and right parts
-    and keypoints exchanged. Raises ValueError for unknown categories or other than one or two of them.
+    and keypoints exchanged; not so with a `relation`, which holds in both. Raises ValueError for unknown categories
+    or other than one or two of them.
     """
     if not 1 <= len(categories) <= 2:
         raise ValueError(f"categories must hold one or two names, got {tuple(categories)!r}")
     for name in categories:
         _require_category(name)
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    options = _Options(tuple(categories), tuple(size), clutter, float(occlude), float(truncate), azimuth, scale)
+    chances = float(occlude), float(truncate)
+    options = _Options(tuple(categories), tuple(size), clutter, *chances, azimuth, scale, tuple(colours), relation)
     for attempt in range(100):
         draws = Draws(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, attempt)))
         coin = draws.chance(0.5)
@@ -126,17 +143,20 @@ class _Options:
     truncate: float
     azimuth: tuple[float, float] | None
     scale: tuple[float, float]
+    colours: tuple[str | None, ...]
+    relation: str | None
 
 
 def _require_category(name: str) -> None:
-    if name not in CATEGORIES:
-        raise ValueError(f"unknown mini category {name!r}; choose from {tuple(CATEGORIES)}")
+    if name not in KNOWN:
+        raise ValueError(f"unknown mini category {name!r}; choose from {tuple(KNOWN)}")
 
 
 def _attempt(draws: Draws, options: _Options, flip: bool) -> Scene | None:
     """One try; None when an object is hidden too much."""
     h, w = (_SUPER * s for s in options.size)
-    layers = [_place(draws, name, i, options, (h, w)) for i, name in enumerate(options.categories)]
+    plan = Arrangement(draws, _mirrored(options.relation, flip), (h, w)) if options.relation else None
+    layers = [_place(draws, name, i, options, plan, (h, w)) for i, name in enumerate(options.categories)]
     cover = None
     if draws.chance(options.occlude):
         cover = np.asarray(occluder(draws, (h, w), _layer_box(layers[0]))) > 0
@@ -145,13 +165,21 @@ def _attempt(draws: Draws, options: _Options, flip: bool) -> Scene | None:
         return None
     canvas = np.array(background(draws, (h, w), options.clutter))
     _paint(draws, canvas, layers, cover)
-    return _finish(draws, canvas, layers, options.size, flip)
+    scene = _finish(draws, canvas, layers, options.size, flip)
+    return None if scene and options.relation and scene.relation != options.relation else scene
 
 
-def _place(draws: Draws, name: str, order: int, options: _Options, size: tuple[int, int]) -> _Layer:
+def _mirrored(relation: str, flip: bool) -> str:
+    return {"left of": "right of", "right of": "left of"}.get(relation, relation) if flip else relation
+
+
+def _place(
+    draws: Draws, name: str, order: int, options: _Options, plan: Arrangement | None, size: tuple[int, int]
+) -> _Layer:
     """Random instance, camera and position of object `order` (0: in front)."""
-    category = CATEGORIES[name]
-    colour = draws.pick(COLOUR_NAMES)
+    category = KNOWN[name]
+    drawn = draws.pick(COLOUR_NAMES)
+    colour = options.colours[order] or drawn
     builder = Builder(draws, category.fine_parts, category.keypoints, jitter(COLOURS[colour], draws, 18))
     category.build(builder)
     azimuth = _draw_azimuth(draws, category, options.azimuth)
@@ -164,7 +192,11 @@ def _place(draws: Draws, name: str, order: int, options: _Options, size: tuple[i
     camera = aim(camera, view, fraction * fit, (0.0, 0.0))
     half_w, half_h = camera.focal * (x1 - x0) / 2, camera.focal * (y1 - y0) / 2
     side = None if len(options.categories) == 1 else order
-    centre = _centre(draws, (half_w, half_h), size, draws.chance(options.truncate) and order == 0, side)
+    if plan:
+        factor, centre = plan.place(order, (half_w, half_h))
+        fraction, half_w, half_h = factor * fraction, factor * half_w, factor * half_h
+    else:
+        centre = _centre(draws, (half_w, half_h), size, draws.chance(options.truncate) and order == 0, side)
     camera = aim(camera, view, fraction * fit, centre)
     buffers = rasterise(view, camera, size)
     outside = (

@@ -1,15 +1,14 @@
-"""Writers of the mini world in the layouts of SPair-71k, PF-Pascal and PF-Willow.
+"""Writers of the mini world in the layouts of SPair-71k, PF-Pascal and PF-Willow, and the table of all writers.
 
 Keypoints and boxes are pixels (x, y) of the written image, counted from 0.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from dataset.pfpascal import PASCAL_CLASSES
-from mini.render.categories import CATEGORIES
-from mini.render.render import GENERATOR_VERSION, Scene, SceneObject, instance_seed, render_scene
+from mini.render.ap10k import write_ap10k
+from mini.render.categories import CATEGORIES, keypoint_tables
+from mini.render.comvg import write_comvg
+from mini.render.files import save, write_csv, write_json, write_lines
+from mini.render.render import GENERATOR_VERSION, Scene, SceneObject, instance_seed, random_size, render_scene
 
 SPAIR_CLASSES = tuple(c for c in PASCAL_CLASSES if c not in ("diningtable", "sofa"))
 SPAIR_IMAGES = {"trn": 60, "val": 20, "test": 30}  # per category
@@ -36,7 +38,7 @@ PFWILLOW_CLASSES = {  # folder: category, azimuth range in degrees
 PFWILLOW_IMAGES, PFWILLOW_PAIRS = 12, 20  # per class
 WILLOW_POINTS = 10
 
-_SIDES = (96, 160)  # range of the image sides, pixels
+LAYOUT_VERSION = 2  # of the files beside the images
 _MIN_COMMON = 4  # keypoints a pair must share
 _FIRST_INDEX = {"spair": 0, "pfpascal": 100_000, "pfwillow": 200_000}  # of the instances of each benchmark
 _COORDINATES = ("XA", "YA", "XB", "YB")
@@ -83,8 +85,9 @@ def write_spair(
             counts["images"] += len(pictures)
             rows += _sample_pairs(pictures, pairs[split], f"{split}/{category}")
         lines = [_write_spair_pair(base, split, i, pair) for i, pair in enumerate(rows, 1)]
-        _write_lines(base / "Layout" / "large" / f"{split}.txt", lines)
+        write_lines(base / "Layout" / "large" / f"{split}.txt", lines)
         counts[split] = len(lines)
+    write_json(base / "keypoints.json", keypoint_tables(CATEGORIES[name] for name in categories))
     return counts
 
 
@@ -110,7 +113,7 @@ def write_pfpascal(
             chosen = _sample_pairs(pictures, pairs[split], f"{split}/{category}", same_side=True)
             rows += [row for pair in chosen for row in _pfpascal_rows(pair, flips=split == "trn")]
         extra = ("flip",) if split == "trn" else _COORDINATES
-        _write_csv(base / f"{split}_pairs.csv", ("source_image", "target_image", "class", *extra), rows)
+        write_csv(base / f"{split}_pairs.csv", ("source_image", "target_image", "class", *extra), rows)
         counts[split] = len(rows)
     return counts
 
@@ -130,12 +133,12 @@ def write_pfwillow(
     for folder in classes:
         pictures = _willow_pictures(folder, images)
         for picture in pictures:
-            _save(Image.fromarray(picture.scene.image), base / "PF-dataset" / folder / f"{picture.name}.png")
+            save(Image.fromarray(picture.scene.image), base / "PF-dataset" / folder / f"{picture.name}.png")
         counts["images"] += len(pictures)
         chosen = _sample_pairs(pictures, pairs, folder, minimum=WILLOW_POINTS)
         rows += [_pfwillow_row(folder, pair) for pair in chosen]
     columns = [f"{axis}{i}" for axis in _COORDINATES for i in range(1, WILLOW_POINTS + 1)]
-    _write_csv(base / "test_pairs.csv", ("imageA", "imageB", *columns), rows)
+    write_csv(base / "test_pairs.csv", ("imageA", "imageB", *columns), rows)
     counts["test"] = len(rows)
     return counts
 
@@ -144,6 +147,8 @@ WRITERS: dict[str, tuple[str, Callable[[str | Path], dict[str, int]]]] = {
     "spair": ("SPair-71k", write_spair),
     "pfpascal": ("pf-pascal", write_pfpascal),
     "pfwillow": ("pf-willow", write_pfwillow),
+    "ap10k": ("ap-10k", write_ap10k),
+    "comvg": ("comvg", write_comvg),
 }
 
 
@@ -156,7 +161,12 @@ def install(root: str | Path, name: str, **sizes) -> dict[str, int] | None:
     """
     folder, writer = WRITERS[name]
     target, aside = Path(root) / folder, Path(root) / f".{folder}.partial"
-    stamp = {"generator": GENERATOR_VERSION, "benchmark": name, "sizes": json.loads(json.dumps(sizes))}
+    stamp = {
+        "generator": GENERATOR_VERSION,
+        "layout": LAYOUT_VERSION,
+        "benchmark": name,
+        "sizes": json.loads(json.dumps(sizes)),
+    }
     if target.exists() and _read_stamp(target) == stamp:
         return None
     shutil.rmtree(aside, ignore_errors=True)
@@ -196,14 +206,14 @@ def write_full_size_spair_index(
                 _random_record(rng, category, _image_name(2008 + s, images * c + i)) for i in range(images)
             ]
             for record in objects[category]:
-                _write_json(base / "ImageAnnotation" / category / f"{record['filename'][:-4]}.json", record)
+                write_json(base / "ImageAnnotation" / category / f"{record['filename'][:-4]}.json", record)
         folder = base / "PairAnnotation" / split
         folder.mkdir(parents=True, exist_ok=True)
         for number, (category, i, j) in enumerate(_spread(pairs[split], images), 1):
             pair = _pair_of_records(number, objects[category][i], objects[category][j])
             (folder / f"{pair['filename']}.json").write_text(json.dumps(pair))
             lines.append(pair["filename"])
-        _write_lines(base / "Layout" / "large" / f"{split}.txt", lines)
+        write_lines(base / "Layout" / "large" / f"{split}.txt", lines)
         counts[split] = len(lines)
     return counts
 
@@ -216,9 +226,7 @@ def _pictures(benchmark: str, split: str, category: str, count: int) -> list[Pic
 def _picture(split: str, category: str, index: int, **options) -> Picture:
     """Instance `index`, in an image of its own random size."""
     seed = instance_seed(split, category, index)
-    sides = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=(10**6,)))
-    size = tuple(int(n) for n in sides.integers(_SIDES[0], _SIDES[1] + 1, 2))
-    scene = render_scene(seed, (category,), size, **options)
+    scene = render_scene(seed, (category,), random_size(seed), **options)
     year = 2008 + ("trn", "val", "test").index(split)
     return Picture(_image_name(year, 1000 * PASCAL_CLASSES.index(category) + index % 1000), scene)
 
@@ -272,15 +280,15 @@ def _view_difference(src: SceneObject, trg: SceneObject) -> int:
 
 def _write_spair_image(base: Path, picture: Picture) -> None:
     category = picture.object.category
-    _save(
+    save(
         Image.fromarray(picture.scene.image),
         base / "JPEGImages" / category / f"{picture.name}.jpg",
         quality=95,
     )
     mask = Image.fromarray((picture.scene.instance > 0).astype(np.uint8) * (PASCAL_CLASSES.index(category) + 1))
     mask.putpalette(_palette())
-    _save(mask, base / "Segmentation" / category / f"{picture.name}.png")
-    _write_json(base / "ImageAnnotation" / category / f"{picture.name}.json", _image_record(picture))
+    save(mask, base / "Segmentation" / category / f"{picture.name}.png")
+    write_json(base / "ImageAnnotation" / category / f"{picture.name}.json", _image_record(picture))
 
 
 def _palette() -> list[int]:
@@ -315,7 +323,7 @@ def _image_record(picture: Picture) -> dict:
 def _write_spair_pair(base: Path, split: str, number: int, pair: Pair) -> str:
     """Write pair `number` of the split and return its line of the layout file."""
     record = _pair_of_records(number, *(_image_record(picture) for picture in pair[:2]))
-    _write_json(base / "PairAnnotation" / split / f"{record['filename']}.json", record)
+    write_json(base / "PairAnnotation" / split / f"{record['filename']}.json", record)
     return record["filename"]
 
 
@@ -365,7 +373,7 @@ def _write_pfpascal_image(base: Path, picture: Picture) -> None:
 
     thing = picture.object
     data = base / "PF-dataset-PASCAL"
-    _save(Image.fromarray(picture.scene.image), data / "JPEGImages" / f"{picture.name}.jpg", quality=95)
+    save(Image.fromarray(picture.scene.image), data / "JPEGImages" / f"{picture.name}.jpg", quality=95)
     path = data / "Annotations" / thing.category / f"{picture.name}.mat"
     path.parent.mkdir(parents=True, exist_ok=True)
     kps = np.array([(np.nan, np.nan) if point is None else point for point in thing.kps.values()], np.float64)
@@ -425,26 +433,3 @@ def _spread(count: int, images: int) -> Iterator[tuple[str, int, int]]:
         for k in range(share + (c < rest)):
             i, step = k % images, 1 + k // images
             yield category, i, (i + step) % images
-
-
-def _save(image: Image.Image, path: Path, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-
-
-def _write_json(path: Path, record: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
