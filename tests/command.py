@@ -2,19 +2,12 @@
 
 import importlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 def reset_accelerate() -> None:
@@ -40,11 +33,35 @@ def call(script: str, *arguments: str) -> int:
             reset_accelerate()
 
 
+class Killed(Exception):
+    """The process is gone."""
+
+
+@contextmanager
+def dying_in_step(number: int) -> Iterator[None]:
+    """Kill what runs inside the block in this optimiser step, as it begins."""
+    steps = iter(range(1, 10_000))
+
+    def kill(*_) -> None:
+        if next(steps) == number:
+            raise Killed
+
+    handle = register_optimizer_step_pre_hook(kill)
+    try:
+        with pytest.raises(Killed):
+            yield
+    finally:
+        handle.remove()
+
+
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """{tag: [(step, value), ...]} of the tensorboard files below a folder."""
+    """{tag: [(step, value), ...]} of the tensorboard files below a folder; a later file replaces steps of an earlier."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (log,) = {path.parent for path in folder.rglob("events.out.*")}
-    events = EventAccumulator(str(log))
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.rglob("events.out.*"), key=lambda path: path.stat().st_mtime_ns):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, {}).update((event.step, event.value) for event in events.Scalars(tag))
+    return {tag: sorted(values.items()) for tag, values in found.items()}

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from config import get_default_config, iter_keys
-from tests.command import call, read_scalars
+from tests.command import call, dying_in_step, read_scalars
 from tests.golden import CPM, CURVE, DINO_KEYS, TESTED_KEYS, TRAINED_KEYS, VALUES
 from tests.watch import Seen, watching
 
@@ -262,7 +262,7 @@ def test_compile(test, monkeypatch):
 def test_recompute(train):
     plain, again = (train("NETWORK.RECOMPUTE", value, "TRAIN.MAX_STEPS", "1").seen for value in ("False", "True"))
     assert again.resnets > plain.resnets and again.learning[0].checkpointing
-    assert torch.allclose(plain.steps[0]["gradient"], again.steps[0]["gradient"], rtol=1e-4)
+    assert torch.allclose(plain.steps[0].gradient, again.steps[0].gradient, rtol=1e-4)
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_what_is_learned(train, name, values, more):
         values = (2 + 4 + 4) * 32 + 32 * 12 + 32  # tokens, positions, factors; the linear layer from CLIP's 12 features
     run = train("TRAIN.MAX_STEPS", "1", "TRAIN.BATCH_SIZE", "6", *more)
     assert [path.name for path in (run.output / "prompt").iterdir()] == [name]
-    assert len(run.seen.steps[0]["gradient"]) == values
+    assert len(run.seen.steps[0].gradient) == values
 
 
 @watches("PROMPT.INIT")
@@ -357,14 +357,14 @@ def test_steps(train):
 @watches("TRAIN.LR", "TRAIN.LINEAR_LR_SCALE")
 def test_linear_layers_learn_at_a_rate_of_their_own(run):
     seen = run("train.py", *PAIR, "TRAIN.LR", "0.02", "TRAIN.LINEAR_LR_SCALE", "0.5", "TRAIN.MAX_STEPS", "1").seen
-    assert seen.steps[0]["lr"] == [0.02, 0.01]
+    assert seen.steps[0].lr == [0.02, 0.01]
 
 
 @watches("TRAIN.SCHEDULER", "TRAIN.STEP_RULES")
 def test_schedules(run):
     def rates(*more):
         steps = run("train.py", *PAIR, "TRAIN.EPOCHS", "2", *more).seen.steps
-        assert [linear for _, linear in (step["lr"] for step in steps)] == pytest.approx(
+        assert [linear for _, linear in (step.lr for step in steps)] == pytest.approx(
             [step["lr"][0] / 10 for step in steps]
         )
         return [step["lr"][0] for step in steps]
@@ -394,37 +394,10 @@ def test_saved_every_so_many_steps(world, tmp_path, capsys):
     """Killed in step 6 of an epoch of 6, a run goes on after the last step that was saved."""
     more = ("TRAIN.BATCH_SIZE", "1", "TRAIN.EPOCHS", "1", "TRAIN.SAVE_EVERY", "2")
     arguments = ("train.py", "--config_file", "config/spair/base.yaml", *world.opts(tmp_path, *SINGLE, *more))
-    with dying_in_step(6), pytest.raises(Killed):
+    with dying_in_step(6):
         call(*arguments)
     assert call(*arguments) == 0
     assert "going on at step 4 of 6" in capsys.readouterr().out
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-def dying_in_step(number):
-    """Kills the run in this optimiser step."""
-    from contextlib import contextmanager
-
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    @contextmanager
-    def block():
-        steps = iter(range(1, 10_000))
-
-        def kill(*_):
-            if next(steps) == number:
-                raise Killed
-
-        handle = register_optimizer_step_pre_hook(kill)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    return block()
 
 
 # ---- validation -----------------------------------------------------------------------------------------------

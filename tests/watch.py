@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedTokenizerBase
@@ -29,6 +30,15 @@ class UNetCall:
 
 
 @dataclass
+class Step:
+    """A step of the optimiser, as it begins."""
+
+    lr: list[float]  # of each parameter group
+    gradient: Tensor  # of all parameters, one after the other
+    values: Tensor  # theirs
+
+
+@dataclass
 class Seen:
     """Calls in their order."""
 
@@ -39,7 +49,7 @@ class Seen:
     texts: list[str] = field(default_factory=list)  # tokenised
     workers: list[int] = field(default_factory=list)  # of each loader
     batches: list[int] = field(default_factory=list)  # images encoded by the VAE at once
-    steps: list[dict] = field(default_factory=list)  # {"lr": of each parameter group, "gradient": all of it}
+    steps: list[Step] = field(default_factory=list)
     resnets: int = 0  # calls of residual blocks
 
     @property
@@ -83,8 +93,10 @@ def watching() -> Iterator[Seen]:
         seen.resnets += 1
 
     def note_step(optimizer, *_) -> None:
-        gradient = torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
-        seen.steps.append({"lr": [group["lr"] for group in optimizer.param_groups], "gradient": gradient.clone()})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradient, values = (torch.cat([part.detach().flatten() for part in all]) for all in (gradients, parameters))
+        seen.steps.append(Step([group["lr"] for group in optimizer.param_groups], gradient, values))
 
     handle = register_optimizer_step_pre_hook(note_step)
     with pytest.MonkeyPatch.context() as patch:

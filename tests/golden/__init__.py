@@ -15,15 +15,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.command import call, read_scalars
+from tests.watch import watching
 
 FOLDER = Path(__file__).parent
 VALUES = FOLDER / "values.json"
@@ -202,10 +201,10 @@ def localisers(world, output: Path) -> dict[str, Any]:
 
 def first_step(world, output: Path, *more: str) -> dict[str, Any]:
     """Loss and gradient of a step on all training pairs."""
-    with seen_steps() as steps:
+    with watching() as seen:
         losses = train(world, output, "TRAIN.BATCH_SIZE", "6", "TRAIN.MAX_STEPS", "1", *more)["train/loss"]
-    (step,) = steps
-    return {"loss": summarise(losses), "gradient": summarise(step["gradient"]), "lr": step["lr"]}
+    (step,) = seen.steps
+    return {"loss": summarise(losses), "gradient": summarise(step.gradient), "lr": step.lr}
 
 
 def resumed_run(world, output: Path, *more: str) -> dict[str, Any]:
@@ -220,12 +219,12 @@ def trained(world, output: Path, *more: str) -> dict[str, Any]:
     """Loss and gradient of a Single prompt's first step on all training pairs, and the validation after it."""
     base = ("TRAIN.MAX_STEPS", "1", "PROMPT.KIND", "Single", "PROMPT.INIT", "empty", "EVAL.ALPHAS", CURVE)
     size = "4" if "TRAIN.SPLIT" in more else "6"  # as many pairs as the split has
-    with seen_steps() as steps:
+    with watching() as seen:
         scalars = train(world, output, "TRAIN.BATCH_SIZE", size, *base, *more)
-    (step,) = steps
+    (step,) = seen.steps
     pck = [value for tag, ((_, value),) in sorted(scalars.items()) if tag.startswith("val_")]
     loss = summarise([value for _, value in scalars["train/loss"]])
-    return {"loss": loss, "gradient": summarise(step["gradient"]), "lr": step["lr"], "pck": summarise(pck)}
+    return {"loss": loss, "gradient": summarise(step.gradient), "lr": step.lr, "pck": summarise(pck)}
 
 
 def tested(world, output: Path, *more: str) -> dict[str, Any]:
@@ -239,22 +238,6 @@ def train(world, output: Path, *more: str) -> dict[str, list]:
     """Run train.py; what it wrote to tensorboard."""
     assert call("train.py", "--config_file", "config/spair/base.yaml", *world.opts(output, *more)) == 0
     return read_scalars(output)
-
-
-@contextmanager
-def seen_steps():
-    """Gradient (all parameters, one after the other) and learning rates of every optimiser step inside the block."""
-    steps = []
-
-    def note(optimizer, *_) -> None:
-        gradient = torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
-        steps.append({"gradient": gradient.clone(), "lr": [group["lr"] for group in optimizer.param_groups]})
-
-    handle = register_optimizer_step_pre_hook(note)
-    try:
-        yield steps
-    finally:
-        handle.remove()
 
 
 def table(output: Path, *more: str) -> dict[str, Any]:
