@@ -55,7 +55,7 @@ def dying_in_step(number: int) -> Iterator[None]:
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """{tag: [(step, value), ...]} of the tensorboard files below a folder; a later file replaces steps of an earlier."""
+    """{tag: [(step, value), ...]} of the tensorboard files below a folder, a later file first."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, dict[int, float]] = {}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from config import get_default_config, iter_keys
 from tests.command import call, dying_in_step, read_scalars
-from tests.golden import CPM, CURVE, DINO_KEYS, TESTED_KEYS, TRAINED_KEYS, VALUES
+from tests.golden import CPM, CURVE, DINO_KEYS, TESTED_KEYS, TRAINED_KEYS, VALUES, summarise
 from tests.watch import Seen, watching
 
 KEYS = {key for key, _ in iter_keys(get_default_config())}
@@ -136,6 +136,17 @@ def test_command_that_makes_the_data(test, tmp_path):
 def test_image_size(test):
     seen = test("DATASET.IMAGE_SIZE", "[32, 64]", "TEST.ENSEMBLE", "1").seen
     assert set(seen.vae) == {(32, 64)} and {call.size for call in seen.unet} == {(4, 8)}
+
+
+@watches("DATASET.FRAME")
+def test_frame(test):
+    curve = ("EVAL.ALPHAS", CURVE)
+    stretched, padded = (test("DATASET.FRAME", frame, *curve).summary["pck"] for frame in ("stretch", "pad"))
+    assert stretched != padded and summarise(curves(stretched)) == GOLDEN["tested/"]["pck"]
+
+
+def curves(pck):
+    return [[row["all"] for row in rows.values()] for rows in pck.values()]
 
 
 @watches("DATASET.NUM_WORKERS")
@@ -364,10 +375,9 @@ def test_linear_layers_learn_at_a_rate_of_their_own(run):
 def test_schedules(run):
     def rates(*more):
         steps = run("train.py", *PAIR, "TRAIN.EPOCHS", "2", *more).seen.steps
-        assert [linear for _, linear in (step.lr for step in steps)] == pytest.approx(
-            [step["lr"][0] / 10 for step in steps]
-        )
-        return [step["lr"][0] for step in steps]
+        rates, linear = zip(*(step.lr for step in steps), strict=True)
+        assert linear == pytest.approx([rate / 10 for rate in rates])
+        return rates
 
     assert rates() == pytest.approx([0.01] * 6)
     assert rates("TRAIN.SCHEDULER", "linear") == pytest.approx([0.01 * (6 - step) / 6 for step in range(6)])
