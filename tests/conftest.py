@@ -9,6 +9,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fuzz", "tests/test_fuzz.py")
+    group.addoption("--fuzz-minutes", type=float, default=0, help="for all kinds of files together; default: seconds")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other damages than those of every run")
+    group.addoption("--fuzz-only", default="", metavar="KIND:SEED", help="one damage of a failure's report")
+
+
 @dataclass(frozen=True)
 class World:
     """Folders of the tiny world, and the settings that point a config at them."""
