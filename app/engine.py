@@ -5,38 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from PIL import Image
 
 from app.photo import Photo
-from app.session import Point, Session, Settings
-from app.store import Latest
+from app.session import Point, Request, Session
 
 HEAT_SIDE = 160  # px of the longer side of a heat map on its way to the browser
+MAX_METHODS, MAX_SETTINGS = 2, 8  # in memory; a setting is a method's prompt and timestep
 Report = Callable[[float, str], None]  # share done, what is being done
-
-
-class Family:
-    """A matcher and those that share its networks: at most `max_prompts` prompts, each at any timestep."""
-
-    def __init__(self, first: Any, max_prompts: int = 4) -> None:
-        self._first = first
-        self._prompts: Latest[dict[int | None, Any]] = Latest(max_prompts)  # by timestep; None: as it was made
-
-    def find(self, prompt: str, timestep: int) -> Any:
-        """The matcher in this setting; a method that takes no prompt ignores it."""
-        by_timestep = self._prompts.find_or_make(prompt, lambda: {None: self._under(prompt)})
-        if timestep not in by_timestep:
-            by_timestep[timestep] = by_timestep[None].at(timestep=timestep)
-        return by_timestep[timestep]
-
-    def _under(self, prompt: str) -> Any:
-        return self._first if self._first.prompt_name in (None, prompt) else self._first.with_prompt(prompt)
 
 
 class Engine:
@@ -46,43 +28,38 @@ class Engine:
     known features does not wait for them.
     """
 
-    def __init__(self, load: Callable[[str], Any], max_methods: int = 2, max_pairs: int = 16) -> None:
+    def __init__(self, load: Callable[[str], Any], max_pairs: int = 16) -> None:
         self._load = load
-        self._families: Latest[Family] = Latest(max_methods)
-        self._pairs = Latest(max_pairs)
-        self._images = Latest(2 * max_pairs)
-        self._networks = threading.RLock()
+        self._matchers = LRUCache(MAX_METHODS)  # by method
+        self._settings = LRUCache(MAX_SETTINGS)  # matchers that share their method's networks
+        self._images = LRUCache(2 * max_pairs)
+        self._pairs = LRUCache(max_pairs)
+        self._reading = threading.Lock()  # of _pairs
+        self._networks = threading.Lock()  # of the networks and the other stores
 
     def prepare(self, session: Session, report: Report = lambda share, what: None) -> None:
         """Compute the features of a session's photos, unless they are known, and match its points again."""
+        request = session.request
+        pair = self._find_pair(request, report)
         with session.lock:
-            request = (session.source, session.target, session.settings)
-        pair = self._find_pair(*request, report)
-        with session.lock:
-            if request == (session.source, session.target, session.settings):  # else a newer request is on its way
+            if request == session.request:  # else a newer request is on its way
                 session.ready = True
                 session.answer(match_points(pair, session.points, session.settings.localiser))
 
     def match(self, session: Session, point: Point) -> None:
         """Find a point of a session. Fast if its features are known; if they are being computed, `prepare` will."""
+        request = session.request
+        pair = self.find_pair(session)
         with session.lock:
-            if not session.ready:
-                return
-            request = (session.source, session.target, session.settings)
-        pair = self._find_pair(*request)
-        with session.lock:
-            if request == (session.source, session.target, session.settings):
+            if pair is not None and request == session.request:
                 session.answer(match_points(pair, [point], session.settings.localiser))
 
     def heat(self, session: Session) -> dict | None:
         """{"number", "url"} of the selected point's heat map on the target, a transparent picture; None if none."""
-        with session.lock:
-            point = session.find(session.selected)
-            request = (session.source, session.target, session.settings)
-            if point is None or not session.ready:
-                return None
-        pair = self._find_pair(*request)
-        height, width = request[1].size
+        point, pair = session.find(session.selected), self.find_pair(session)
+        if point is None or pair is None:
+            return None
+        height, width = pair.trg.size
         scale = min(1.0, HEAT_SIDE / max(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return {"number": point.number, "url": paint_heat(pair.heatmap((point.x, point.y), size))}
@@ -90,40 +67,59 @@ class Engine:
     def find_pair(self, session: Session) -> Any:
         """The sd4match.Pair of a session; None if it is not ready."""
         with session.lock:
-            if not session.ready:
-                return None
-            request = (session.source, session.target, session.settings)
-        return self._find_pair(*request)
+            request = session.request if session.ready else None
+        return request and self._find_pair(request)
 
-    def _find_pair(
-        self, source: Photo, target: Photo, settings: Settings, report: Report = lambda share, what: None
-    ) -> Any:
+    def _find_pair(self, request: Request, report: Report = lambda share, what: None) -> Any:
+        source, target, settings = request
         key = (settings.method, settings.prompt, settings.timestep, settings.category)
-        known = self._pairs.find((key, source, target))
+        known = self._look_up((key, source, target))
         if known is not None:
             return known
         with self._networks:
-            return self._pairs.find_or_make((key, source, target), lambda: self._make_pair(key, source, target, report))
+            pair = self._look_up((key, source, target)) or self._make_pair(key, source, target, report)
+            with self._reading:
+                self._pairs[key, source, target] = pair
+            return pair
+
+    def _look_up(self, key: Hashable) -> Any:
+        with self._reading:
+            return self._pairs.get(key)
 
     def _make_pair(self, key: tuple, source: Photo, target: Photo, report: Report) -> Any:
-        swapped = self._pairs.find((key, target, source))
+        swapped = self._look_up((key, target, source))
         if swapped is not None:
             return swapped.swap()
-        method, prompt, timestep, category = key
         report(0.05, "loading the networks")
-        family = self._families.find_or_make(method, lambda: Family(self._load(method)))
-        matcher = family.find(prompt, timestep)
+        matcher = self._find_matcher(*key[:3])
         features = []
         for number, (photo, name) in enumerate(((source, "source"), (target, "target"))):
             report(0.3 + 0.3 * number, f"features of the {name} image")
-            encode = partial(_encode, matcher, photo, category)
-            features.append(self._images.find_or_make((key, photo), encode))
+            if (key, photo) not in self._images:
+                self._images[key, photo] = matcher.encode(photo.read(), key[3] or None)
+            features.append(self._images[key, photo])
         report(0.9, "putting them together")
         return matcher.pair(*features)
 
+    def _find_matcher(self, *setting: Any) -> Any:
+        """The matcher of a method, prompt and timestep; a method that takes no prompt ignores it."""
+        if setting not in self._settings:
+            method, prompt, timestep = setting
+            first = self._find_first(method)
+            same = (matcher for key, matcher in self._settings.items() if key[:2] == (method, prompt))
+            under = next(same, None) or (first if first.prompt_name in (None, prompt) else first.with_prompt(prompt))
+            self._settings[setting] = under.at(timestep=timestep)
+        return self._settings[setting]
 
-def _encode(matcher: Any, photo: Photo, category: str) -> Any:
-    return matcher.encode(photo.read(), category or None)
+    def _find_first(self, method: str) -> Any:
+        """The matcher that loaded a method's networks. Room is made before: never are there more in memory."""
+        if method not in self._matchers:
+            if len(self._matchers) == MAX_METHODS:
+                dropped, _ = self._matchers.popitem()
+                for key in [key for key in self._settings if key[0] == dropped]:
+                    del self._settings[key]
+            self._matchers[method] = self._load(method)
+        return self._matchers[method]
 
 
 def match_points(pair: Any, points: list[Point], localiser: str) -> list[Point]:

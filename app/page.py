@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import os
+import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,24 +16,34 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
 
 import gradio as gr  # noqa: E402
+from cachetools import LRUCache  # noqa: E402
 
 from app.engine import Engine  # noqa: E402
-from app.example import Example  # noqa: E402
 from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
 from app.session import Session, Settings  # noqa: E402
-from app.store import Latest  # noqa: E402
 from engine.errors import USER_ERRORS, explain  # noqa: E402
+from sd4match.source import MINI_NOTE  # noqa: E402
+from utils.image import ImageError  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
 
 STATIC = Path(__file__).parent / "static"
-FONTS = ("system-ui", "sans-serif")
+EXAMPLES = STATIC / "example"  # {category}_{source,target}.jpg, rendered: python -m mini.render.example
+SIDES = ("source", "target")
+STYLE = {  # arguments of gradio's `mount_gradio_app`: nothing that would have to be fetched
+    "theme": gr.themes.Default(
+        primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    ),
+    "css_paths": [STATIC / "page.css"],
+}
 ASK_FOR_IMAGES = "Choose a source and a target image, or take an example."
 ASK_FOR_POINTS = "Click on the source image: the same place is looked for in the target."
 WAIT = "The features are being computed; points placed meanwhile are matched as soon as they are known."
 REFUSALS = (ValueError, *USER_ERRORS)  # unusable images, unknown categories, places outside: told, not raised
-KEEP_FILES = (3600, 6 * 3600)  # seconds: how often uploads are looked through, and how old they may get
-QUICK = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple", "api_visibility": "private"}
+FOLDERS = re.compile(r"(?<![^\s'\"(:=])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"]+[\\/])+")
+MAX_WAITING = 64  # requests; more are turned away
+# without gradio's queue, which may lose an event that comes while it ends its answer to another
+QUICK = {"queue": False, "show_progress": "hidden", "trigger_mode": "multiple", "api_visibility": "private"}
 SLOW = {
     "concurrency_limit": 1,
     "concurrency_id": "networks",
@@ -46,12 +60,13 @@ class Choices:
     methods: Sequence[str]
     prompts: Mapping[str, int]  # name -> the timestep that suits it
     localiser: str
+    max_upload_mb: int = 20
 
 
-def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], max_sessions: int = 32) -> gr.Blocks:
-    """The app, to be launched."""
-    actions = Actions(engine, Latest(max_sessions))
-    with gr.Blocks(title="SD4Match", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as page:
+def build_page(engine: Engine, choices: Choices, rendered_only: bool = False, max_sessions: int = 32) -> gr.Blocks:
+    """The app, to be mounted. rendered_only: the network knows no photos, which is said when one comes."""
+    actions = Actions(engine, rendered_only, max_sessions)
+    with gr.Blocks(title="SD4Match", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             f"## SD4Match: the same point in two photos\n**1.** Choose two images. **2.** Click on the source. "
             f"(Network: `{choices.network}`)",
@@ -59,56 +74,39 @@ def build_page(engine: Engine, choices: Choices, examples: Sequence[Example], ma
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                images, buttons, settings = _build_controls(choices, examples)
+                examples, settings = _build_controls(choices)
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 with gr.Tab("Points"):
-                    stage = _build_part("stage", pictures=None)
+                    stage = _build_part("stage", pictures=None, max_mb=choices.max_upload_mb)
                 with gr.Tab("Overlay") as tab:
                     overlay = _build_part("overlay")
-        _connect_images(actions, images, [stage, overlay], buttons, examples, settings, choices.prompts)
-        _connect_points(actions, stage, [*images, stage, overlay])
+        _connect_images(actions, [stage, overlay], examples, settings, choices.prompts)
+        for name in ("place", "choose", "remove", "undo", "clear_points"):
+            getattr(stage, name)(getattr(actions, name), None, stage, **QUICK)
+        stage.swap(actions.swap, None, [stage, overlay], **QUICK)
         for event in (tab.select, overlay.refresh):
             event(actions.overlay, None, overlay, **SLOW)
         page.unload(actions.leave)
-    return page
+    return page.queue(max_size=MAX_WAITING)
 
 
-def build_style() -> dict[str, Any]:
-    """Arguments of `launch`: nothing that would have to be fetched."""
-    fonts = {"font": FONTS, "font_mono": ("ui-monospace", "monospace")}
-    return {"theme": gr.themes.Default(primary_hue="blue", **fonts), "css_paths": [STATIC / "page.css"]}
+def list_examples() -> list[str]:
+    """The categories of the example pairs."""
+    return sorted(path.stem.removesuffix("_source") for path in EXAMPLES.glob("*_source.jpg"))
 
 
-def _build_controls(choices: Choices, examples: Sequence[Example]) -> tuple[list, list, list]:
-    """Widgets: the two images, the buttons of the examples, the settings in the order of `Settings`."""
-    with gr.Row(elem_id="inputs"):
-        images = [_build_image_input(name) for name in ("Source", "Target")]
+def _build_controls(choices: Choices) -> tuple[dict[str, gr.Button], list]:
+    """Widgets: the buttons of the examples, the settings in the order of `Settings`."""
     gr.Markdown("Examples", elem_classes="caption")
     with gr.Row(elem_id="examples"):
-        buttons = [gr.Button(example.category, size="sm", min_width=80) for example in examples]
+        examples = {category: gr.Button(category, size="sm", min_width=80) for category in list_examples()}
     category = gr.Textbox(label="What do both images show? (optional)", placeholder="such as: boat", max_length=60)
     with gr.Accordion("Settings", open=False):
         method = gr.Dropdown(list(choices.methods), label="Method", interactive=True)
         prompt = gr.Dropdown(list(choices.prompts), label="Prompt", interactive=True)
         timestep = gr.Slider(0, 999, next(iter(choices.prompts.values())), step=1, label="Timestep of the noise")
         localiser = gr.Dropdown(list(LOCALISERS), value=choices.localiser, label="Localiser")
-    return images, buttons, [method, prompt, category, timestep, localiser]
-
-
-def _build_image_input(name: str) -> gr.Image:
-    """Gives the path of what was uploaded, whatever it is: our own message refuses a file that is no image."""
-    image = gr.Image(
-        label=name,
-        sources=["upload", "webcam", "clipboard"],
-        type="filepath",
-        height=180,
-        min_width=130,
-        buttons=[],
-        placeholder=f"Drop or choose the {name.lower()} image",
-        elem_id=f"{name.lower()}-input",
-    )
-    image.preprocess = lambda payload: payload.path if payload else None
-    return image
+    return examples, [method, prompt, category, timestep, localiser]
 
 
 def _build_part(name: str, **props: Any) -> gr.HTML:
@@ -119,49 +117,60 @@ def _build_part(name: str, **props: Any) -> gr.HTML:
     )
 
 
-def _connect_images(actions, images, parts, buttons, examples, settings, timesteps: Mapping[str, int]) -> None:
+def _connect_images(actions, parts, examples, settings, timesteps: Mapping[str, int]) -> None:
     method, prompt, category, timestep, localiser = settings
-    prepare = {
-        "fn": actions.prepare,
-        "inputs": [*images, *settings],
-        "outputs": parts,
-        "show_progress_on": parts[0],
-        **SLOW,
-    }
-    changes = [
-        *(image.change for image in images),
-        method.input,
-        prompt.input(timesteps.get, prompt, timestep, **QUICK).then,
-        localiser.input,
-        timestep.release,
-        category.submit,
-    ]
-    for change in changes:
+    prepare = {"fn": actions.prepare, "inputs": settings, "outputs": parts, "show_progress_on": parts[0], **SLOW}
+    stage = parts[0]
+    stage.photo(actions.photo, None, parts, **QUICK)
+    for name, button in examples.items():
+        button.click(actions.build_example(name), None, [*parts, category], **QUICK)
+    refit = prompt.input(timesteps.get, prompt, timestep, **QUICK)
+    for change in (stage.prepare, method.input, refit.then, localiser.input, timestep.release, category.submit):
         change(**prepare)
-    for button, example in zip(buttons, examples, strict=True):
-        values = (example.source, example.target, example.category)
-        button.click(partial(list, values), None, [*images, category], **QUICK)  # the images' change does the rest
 
 
-def _connect_points(actions, stage, all_parts) -> None:
-    stage.place(actions.place, None, stage, **QUICK)
-    stage.choose(actions.choose, None, stage, **QUICK)
-    stage.remove(actions.remove, None, stage, **QUICK)
-    stage.undo(actions.undo, None, stage, **QUICK)
-    stage.clear_points(actions.clear, None, stage, **QUICK)
-    stage.swap(actions.swap, None, all_parts, **QUICK)
+class Sessions(LRUCache):
+    """What each browser has on its screen; the one idle for longest is forgotten first."""
+
+    def __missing__(self, browser: str) -> Session:
+        self[browser] = session = Session()
+        return session
 
 
 class Actions:
     """What the page's events do. Each gets the browser's request, and gives what the stage shows."""
 
-    def __init__(self, engine: Engine, sessions: Latest[Session]) -> None:
-        self.engine, self.sessions = engine, sessions
+    def __init__(self, engine: Engine, rendered_only: bool = False, max_sessions: int = 32) -> None:
+        self.engine, self.rendered_only = engine, rendered_only
+        self.sessions = Sessions(max_sessions)
+        self._lock = threading.Lock()  # of the sessions
+        self._decoding = threading.Lock()  # one at a time: large images need memory
+
+    def photo(self, request: gr.Request, event: gr.EventData):
+        """Take an image file, which comes within the event; the page then asks for `prepare`."""
+        session = self._session(request)
+
+        def receive() -> None:
+            with self._decoding:
+                photo = _receive(event)
+            session.load(**photo)
+
+        problem = self._try(receive)
+        return self._show(session, problem, pictures=True), None
+
+    def build_example(self, category: str) -> Callable:
+        """The action that takes an example; the page then asks for `prepare`."""
+
+        def example(request: gr.Request):
+            session = self._session(request)
+            paths = {side: EXAMPLES / f"{category}_{side}.jpg" for side in SIDES}
+            session.load(**{side: open_photo(path.read_bytes(), path.name, True) for side, path in paths.items()})
+            return self._show(session, pictures=True), None, category
+
+        return example
 
     def prepare(
         self,
-        source: str | None,
-        target: str | None,
         method: str,
         prompt: str,
         category: str,
@@ -170,98 +179,111 @@ class Actions:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ):
-        """Take images and settings, compute the features, match the points again."""
+        """Take the settings, compute the features, match the points again."""
         session = self._session(request)
-        settings = Settings(method, prompt, category.strip(), int(timestep or 0), localiser)
-        photos, problem = [], ""
-        for path in (source, target):
-            photo, refusal = self._open(path)
-            photos.append(photo)
-            problem = problem or refusal
-        changed = session.load(*photos, settings)
-        if all(photos) and not session.ready:
-            problem = self._try(lambda: self.engine.prepare(session, lambda share, what: progress(share, desc=what)))
-        return self._show(session, problem, pictures=changed), None if changed else gr.skip()
+        before = session.request
+
+        def prepare() -> None:
+            session.load(settings=Settings(method, prompt, category.strip(), int(timestep or 0), localiser))
+            if session.source and session.target and not session.ready:
+                self.engine.prepare(session, lambda share, what: progress(share, desc=what))
+
+        return self._show(session, self._try(prepare)), gr.skip() if session.request == before else None
 
     def place(self, request: gr.Request, event: gr.EventData):
-        return self._change(request, lambda session: self._place(session, float(event.x), float(event.y)))
+        def place(session: Session) -> None:
+            self.engine.match(session, session.place(_number(event, "x"), _number(event, "y")))
+
+        return self._change(request, place)
 
     def choose(self, request: gr.Request, event: gr.EventData):
-        return self._change(request, lambda session: session.select(int(event.number)))
+        return self._change(request, lambda session: session.select(_number(event, "number")))
 
     def remove(self, request: gr.Request, event: gr.EventData):
-        return self._change(request, lambda session: session.remove(int(event.number)))
+        return self._change(request, lambda session: session.remove(_number(event, "number")))
 
     def undo(self, request: gr.Request):
         return self._change(request, lambda session: session.remove())
 
-    def clear(self, request: gr.Request):
+    def clear_points(self, request: gr.Request):
         return self._change(request, lambda session: session.clear())
 
     def swap(self, request: gr.Request):
         session = self._session(request)
         session.swap()
         problem = self._try(lambda: session.ready and self.engine.prepare(session))
-        paths = [photo.path if photo else None for photo in (session.source, session.target)]
-        return *paths, self._show(session, problem, pictures=True), None
+        return self._show(session, problem, pictures=True), None
 
     def overlay(self, request: gr.Request):
         """The whole target laid over the source."""
-        session = self._session(request)
-        try:
-            pair = self.engine.find_pair(session)
-            shown = pair and build_overlay(pair)
-        except REFUSALS as error:
-            return {"problem": True, "message": explain(error)}
-        if not shown:
-            return {"problem": True, "message": ASK_FOR_IMAGES}
-        return shown | {"message": f"{shown['share']:.0%} of the source is matched both ways."}
+        shown: dict[str, Any] = {}
+
+        def build() -> None:
+            pair = self.engine.find_pair(self._session(request))
+            shown.update(build_overlay(pair) if pair else {"problem": True, "message": ASK_FOR_IMAGES})
+
+        if problem := self._try(build):
+            return {"problem": True, "message": problem}
+        return {"message": f"{shown.get('share', 0):.0%} of the source is matched both ways.", **shown}
 
     def leave(self, request: gr.Request) -> None:
-        self.sessions.drop(request.session_hash)
+        with self._lock:
+            self.sessions.pop(request.session_hash, None)
 
     def _session(self, request: gr.Request) -> Session:
         """What the browser has on its screen; nothing if it is new or was forgotten."""
-        return self.sessions.find_or_make(request.session_hash, Session)
-
-    def _open(self, path: str | None) -> tuple[Photo | None, str]:
-        """A photo, or what is wrong with the file."""
-        try:
-            return (open_photo(path) if path else None), ""
-        except REFUSALS as error:
-            return None, explain(error)
-
-    def _place(self, session: Session, x: float, y: float) -> None:
-        self.engine.match(session, session.place(x, y))
+        with self._lock:
+            return self.sessions[request.session_hash]
 
     def _change(self, request: gr.Request, change: Callable[[Session], Any]):
         session = self._session(request)
         return self._show(session, self._try(partial(change, session)))
 
     def _try(self, action: Callable[[], Any]) -> str:
-        """What to tell the user of an action's failure, or nothing."""
+        """What to tell the user of an action's failure, without this machine's folders; nothing if there is none."""
         try:
             action()
         except REFUSALS as error:
-            return explain(error)
+            return FOLDERS.sub("", explain(error))
         return ""
 
     def _show(self, session: Session, problem: str = "", pictures: bool = False):
         """The stage's value, and its pictures if they may have changed."""
+        heats: list[dict | None] = []
+        failure = self._try(lambda: heats.append(self.engine.heat(session)))
         with session.lock:
-            heat = None
-            try:
-                heat = self.engine.heat(session)
-            except REFUSALS as error:
-                problem = problem or explain(error)
-            value = describe_session(session, heat, problem)
-            shown = (session.source, session.target)
+            photos = (session.source, session.target)
+            note = MINI_NOTE if self.rendered_only and not all(p is None or p.rendered for p in photos) else ""
+            value = describe_session(session, next(iter(heats), None), problem or failure, note)
         if not pictures:
             return value
-        return gr.update(value=value, pictures=dict(zip(("source", "target"), map(describe, shown), strict=True)))
+        return gr.update(value=value, pictures=dict(zip(SIDES, map(describe, photos), strict=True)))
 
 
-def describe_session(session: Session, heat: dict | None, problem: str) -> dict:
+def _field(event: gr.EventData, key: str) -> Any:
+    """What an event says of `key`; None if it does not."""
+    return event._data.get(key) if isinstance(event._data, dict) else None
+
+
+def _number(event: gr.EventData, key: str) -> float:
+    """NaN if the event has no such number."""
+    value = _field(event, key)
+    return value if isinstance(value, int | float) and abs(value) < 1e9 else math.nan
+
+
+def _receive(event: gr.EventData) -> dict[str, Photo]:
+    """The photo whose file's bytes and name an event brings, as the source or the target."""
+    side, name, data = (_field(event, key) for key in ("side", "name", "data"))
+    if side not in SIDES or not isinstance(name, str) or not isinstance(data, str):
+        raise ImageError("the image did not arrive; choose it again")
+    try:
+        content = base64.b64decode(data, validate=True)
+    except ValueError:
+        raise ImageError("the image did not arrive; choose it again") from None
+    return {side: open_photo(content, re.sub(r"[^\w .()+-]", "_", name)[-80:] or "the image")}
+
+
+def describe_session(session: Session, heat: dict | None, problem: str, note: str) -> dict:
     """What the stage shows of a session: numbered points, the selected one's heat map, and a line of text."""
     return {
         "session": session.name,
@@ -276,6 +298,7 @@ def describe_session(session: Session, heat: dict | None, problem: str) -> dict:
         "heat": heat,
         "message": problem or say(session),
         "problem": bool(problem),
+        "note": note,
     }
 
 

@@ -1,4 +1,4 @@
-"""A photo that a user chose: pixels for the networks, and a copy for the browser."""
+"""A photo that a user chose: its file's bytes in memory, and a copy for the browser. No path is read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import base64
 import hashlib
 import io
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
-from utils.image import ImageError, Picture, read_image
+from utils.image import Picture, read_image
 
-SHOWN_SIDE = 1024  # px; what the browser gets, and what is kept, is reduced to this longer side
+MAX_PIXELS = 40_000_000  # a small file may claim any size: decoding more would take gigabytes
+SHOWN_SIDE = 1024  # px; what the browser gets is reduced to this longer side
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,29 @@ class Photo:
     """Equal if the files' contents are."""
 
     digest: str
-    path: str = field(compare=False)
+    content: bytes = field(compare=False, repr=False)
+    name: str = field(compare=False)
+    rendered: bool = field(compare=False)  # an example of the mini world
     size: tuple[int, int]  # (H, W) of the original; every point refers to it
+    url: str = field(compare=False, repr=False)  # data: URL of what the browser shows
 
     def read(self) -> Picture:
-        """The pixels, upright RGB; ImageError if the file has gone."""
-        return read_image(self.path)
+        """The pixels, upright RGB."""
+        return _decode(self.content, self.name)
 
 
-def open_photo(path: str) -> Photo:
-    """Check that a file is a usable image. Raises ImageError, whose message names the file, not its folder."""
-    try:
-        picture = read_image(path)
-    except ImageError as error:
-        raise ImageError(str(error).replace(path, Path(path).name)) from error
-    return Photo(hashlib.sha256(Path(path).read_bytes()).hexdigest(), path, picture.size)
+def open_photo(content: bytes, name: str, rendered: bool = False) -> Photo:
+    """The photo of a file's bytes; ImageError, which calls it `name`, if they are no usable image."""
+    picture = _decode(content, name)
+    shown = shrink(picture.image, SHOWN_SIDE)
+    url = to_data_url(shown, lossless=max(shown.size) <= 256)
+    return Photo(hashlib.sha256(content).hexdigest(), content, name, rendered, picture.size, url)
+
+
+def _decode(content: bytes, name: str) -> Picture:
+    file = io.BytesIO(content)
+    file.name = name
+    return read_image(file, MAX_PIXELS)
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
@@ -58,6 +66,4 @@ def describe(photo: Photo | None) -> dict | None:
     if photo is None:
         return None
     height, width = photo.size
-    image = shrink(photo.read().image, SHOWN_SIDE)
-    url = to_data_url(image, lossless=max(image.size) <= 256)
-    return {"url": url, "width": width, "height": height, "digest": photo.digest}
+    return {"url": photo.url, "width": width, "height": height, "digest": photo.digest}

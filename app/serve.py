@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
 from pathlib import Path
 
+from app.guard import is_own_name
 from app.viewer import Page
 
 
@@ -17,6 +18,9 @@ def build_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not is_own_name(self.headers.get("Host", ""), host):
+                self.send_error(421)
+                return
             number = re.fullmatch(r"/image/(\d{1,9})", self.path)
             if self.path == "/":
                 self._send(text, "text/html; charset=utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import threading
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ class Point:
     confidence: float | None = None
 
 
+Request = tuple[Photo | None, Photo | None, Settings | None]  # what the features depend on
+
+
 class PlaceError(ValueError):
     """A point that cannot be placed; the message is for the user."""
 
@@ -55,14 +59,21 @@ class Session:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _numbers: Any = field(default_factory=lambda: itertools.count(1), repr=False)
 
-    def load(self, source: Photo | None, target: Photo | None, settings: Settings) -> bool:
-        """Take photos and settings; whether anything is new. Points survive new settings, not new photos."""
+    @property
+    def request(self) -> Request:
         with self.lock:
-            if (source, target, settings) == (self.source, self.target, self.settings):
+            return self.source, self.target, self.settings
+
+    def load(self, **changes: Photo | Settings | None) -> bool:
+        """Take a source, target or settings; whether anything is new. Points survive new settings, not new photos."""
+        with self.lock:
+            before = self.request
+            for name, value in changes.items():
+                setattr(self, name, value)
+            if self.request == before:
                 return False
-            if (source, target) != (self.source, self.target):
+            if self.request[:2] != before[:2]:
                 self._forget_points()
-            self.source, self.target, self.settings = source, target, settings
             self.points = [replace(point, found=None, confidence=None) for point in self.points]
             self.ready = False
             return True
@@ -74,6 +85,8 @@ class Session:
                 raise PlaceError("The server does not have this page's images (any more). Choose both images first.")
             if len(self.points) >= MAX_POINTS:
                 raise PlaceError(f"There are {MAX_POINTS} points already; remove some first.")
+            if not (math.isfinite(x) and math.isfinite(y)):
+                raise PlaceError("A point is two numbers, x and y.")
             height, width = self.source.size
             x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
             point = Point(next(self._numbers), x, y)

@@ -3,9 +3,10 @@
 from config.default import get_default_config
 from config.effect import WITHOUT_EFFECT
 from config.load import ConfigError, change_config, dump_config, iter_keys, load_config
-from config.path import ROOT, resolve_network, resolve_path
+from config.path import INSTALLED, ROOT, resolve_network, resolve_path
 
 __all__ = [
+    "INSTALLED",
     "ROOT",
     "WITHOUT_EFFECT",
     "ConfigError",

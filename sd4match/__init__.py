@@ -15,27 +15,30 @@ import importlib.util
 import sys
 from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
+PACKAGES = ("app", "config", "dataset", "engine", "loss", "model", "utils")
+HERE = Path(__file__).resolve().parent
 
 
-def _refuse_namesakes() -> None:
-    """Raise ImportError if a top-level package of this checkout is hidden by another one of its name."""
-    for name in ("app", "config", "dataset", "loss", "model", "utils"):
+def _use_checkout(root: str) -> None:
+    """Make the packages beside this one importable. ImportError if another one of the same name hides one of them."""
+    if root not in sys.path:
+        sys.path.append(root)
+    for name in PACKAGES:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None or str(Path(spec.origin).resolve().parents[1]) != ROOT:
+        if spec is None or spec.origin is None or str(Path(spec.origin).resolve().parents[1]) != root:
             found = "nothing" if spec is None else spec.origin or list(spec.submodule_search_locations or ())
             raise ImportError(
-                f"sd4match needs its own package {name!r} of {ROOT}, but Python finds {found}: rename the other one, "
-                "or start Python from another folder"
+                f"sd4match needs its own package {name!r} of {root}, but Python finds {found}: rename the other one, "
+                "start Python from another folder, or install sd4match without -e"
             )
 
 
-_refuse_namesakes()
+if not (HERE / "config").is_dir():  # the installed package holds them all
+    _use_checkout(str(HERE.parent))
 
 _HOMES = {
-    "ImageError": "utils.image",
+    "CategoryError": "sd4match.error",
+    "ImageError": "sd4match.matcher",
     "ImageFeatures": "sd4match.matcher",
     "LearnedPrompt": "sd4match.prompt",
     "Matcher": "sd4match.matcher",

@@ -13,18 +13,26 @@ taken if it is on this machine, else mini: nothing is downloaded unless you ask 
 """
 
 import argparse
+import hashlib
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
 from engine.entry import entry_point
-from sd4match.error import PointError
+from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SETTINGS = ("timestep", "ensemble", "layer", "localiser", "image_size")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    name = Path(sys.argv[0]).name
-    text = __doc__ if name == "match.py" else __doc__.replace("python match.py", "sd4match-match")
-    parser = argparse.ArgumentParser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        Path(sys.argv[0]).name,
+        description=describe_usage(__doc__, "match.py", "sd4match-match"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", help="image that has the points")
     parser.add_argument("target", help="image in which they are looked for")
     parser.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y", help="pixels of the source")
@@ -39,9 +47,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, metavar="PX", help="side of the networks' input")
     parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--output", metavar="PNG", help="the picture; default: SOURCE_TARGET_matches.png, here")
+    parser.add_argument("--output", metavar="FILE", help="the picture, .png, .jpg or .webp; default: a new name, here")
     parser.add_argument("--no_picture", action="store_true", help="write no picture")
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # a word with a space is no flag to argparse, and float() and int() do not mind it
+    args = parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
     if args.count < 1:
         parser.error(f"--count must be at least 1; got {args.count}")
     return args
@@ -57,34 +67,55 @@ def parse_point(text: str) -> tuple[float, float]:
 
 
 def choose_network() -> str:
-    """sd2-1 if its weights are on this machine, else mini; says so."""
+    """sd2-1 if its weights are on this machine, else mini."""
     from model.backbone.architecture import default_hub_id
     from model.backbone.facts import local_folder
 
     folder = local_folder(default_hub_id("sd2-1"))
-    if folder is not None and (folder / "unet").is_dir():
-        return "sd2-1"
-    print("using the mini networks, which are of no use for photos; --network sd2-1 is (see --help)", file=sys.stderr)
-    return "mini"
+    return "sd2-1" if folder is not None and (folder / "unet").is_dir() else "mini"
+
+
+def choose_output(source: str, target: str) -> Path:
+    """A name of this pair's own in the current folder; inside a checkout, in its asset/match/, which git ignores."""
+    from config import INSTALLED, ROOT
+
+    here = Path.cwd()
+    folder = ROOT / "asset" / "match" if not INSTALLED and here.is_relative_to(ROOT) else here
+    places = "\0".join(os.path.realpath(path) for path in (source, target))
+    number = hashlib.blake2b(os.fsencode(places), digest_size=4).hexdigest()
+    return folder / f"{Path(source).stem[:25]}_{Path(target).stem[:25]}_{number}_matches.png"
+
+
+def check_output(output: Path, sources: tuple[str, str]) -> None:
+    """OutputError if the picture would be no picture, or would replace one of the images."""
+    if output.suffix.lower() not in FORMATS:
+        raise OutputError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
+    if output.is_dir():
+        raise OutputError(f"--output {output} is a folder; name a file in it")
+    if output.exists() and any(os.path.samefile(output, source) for source in sources):
+        raise OutputError(f"--output {output} is one of the images, which would be lost; choose another name")
 
 
 def match(args: argparse.Namespace) -> None:
     """Match the two images, print the result, write the picture."""
-    from sd4match import Matcher
-    from utils.draw import save_figure
-    from utils.image import read_image
+    from PIL import Image
 
+    from sd4match import Matcher
+    from utils.image import read_image
+    from utils.store import atomic_path
+
+    output = Path(args.output) if args.output else choose_output(args.source, args.target)
     pictures = read_image(args.source), read_image(args.target)  # before the networks are loaded
-    if Path(args.source).resolve() == Path(args.target).resolve():
+    check_output(output, (args.source, args.target))
+    if os.path.samefile(args.source, args.target):
         print("both images are the same file", file=sys.stderr)
-    keys = ("timestep", "ensemble", "layer", "localiser", "image_size")
-    settings = {key: getattr(args, key) for key in keys}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     matcher = Matcher.from_pretrained(args.network or choose_network(), args.prompt, args.device, **settings)
     pair = matcher.pair(*pictures, category=args.category)
     found = pair.match(args.points) if args.points else pair.match_mutual(args.count)
-    output = Path(args.output or f"{Path(args.source).stem}_{Path(args.target).stem}_matches.png")
     if not args.no_picture:
-        save_figure(output, pair.draw(found))
+        with atomic_path(output) as temporary:
+            Image.fromarray(pair.draw(found)).save(temporary, format=FORMATS[output.suffix.lower()])
         print(f"written: {output}", file=sys.stderr)
     print(json.dumps(describe(matcher, pair, found), indent=2) if args.json else format_table(found))
 
@@ -110,7 +141,9 @@ def format_table(found) -> str:
     return "\n".join(lines)
 
 
-@entry_point(wrong=(PointError,))
+@entry_point(wrong=(PointError, CategoryError, OutputError))
 def main(arguments: list[str] | None = None) -> int:
-    match(parse_args(arguments))
+    args = parse_args(arguments)
+    with in_flags(set(vars(args))):
+        match(args)
     return 0

@@ -10,22 +10,28 @@ explains the page.
 
 import argparse
 import importlib.util
+import logging
+import socket
 import sys
-import tempfile
 from pathlib import Path
 
 from engine.entry import entry_point, tell
+from sd4match.error import CategoryError, describe_usage, in_flags
 
-INSTALL = "the app needs the package gradio: pip install -r requirements-app.txt"
+INSTALL = "the app needs the package gradio: pip install gradio"
+PATIENCE = 2  # seconds that a page which is still open may hold up the end
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=describe_usage(__doc__, "demo.py", "sd4match-demo"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--network", default="mini", help='"mini", "sd2-1", a diffusers folder or hub id')
     parser.add_argument("--prompt", help="the first prompt offered: text, empty or a learned prompt; default: text")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one; default: %(default)s")
     parser.add_argument("--max_upload_mb", type=int, default=20, help="largest image file; default: %(default)s")
     parser.add_argument("--max_sessions", type=int, default=32, help="browsers remembered; default: %(default)s")
     parser.add_argument("--max_pairs", type=int, default=16, help="pairs whose features are kept; default: %(default)s")
@@ -34,10 +40,12 @@ def parse_args() -> argparse.Namespace:
     for name in ("max_upload_mb", "max_sessions", "max_pairs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if not 0 <= args.port < 65536:
+        parser.error(f"--port must be in 0..65535, got {args.port}")
     return args
 
 
-def find_choices(cfg, network: str):
+def find_choices(cfg, network: str, max_upload_mb: int = 20):
     """What the page offers, first what the config of the loaded matcher says."""
     from app.page import Choices
     from config import load_config, resolve_path
@@ -53,7 +61,7 @@ def find_choices(cfg, network: str):
         found = find_settings(network, name)
         prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
     methods = dict.fromkeys([cfg.METHOD.NAME, *METHODS])
-    return Choices(network, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER)
+    return Choices(Path(network).name, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER, max_upload_mb)
 
 
 def build_engine(args: argparse.Namespace, first):
@@ -70,39 +78,47 @@ def build_engine(args: argparse.Namespace, first):
     return Engine(load, max_pairs=args.max_pairs)
 
 
-def serve(args: argparse.Namespace) -> None:
-    """Load the networks, then show the page until Ctrl-C."""
-    from app.example import render_examples
-    from app.page import build_page, build_style
+def build_app(args: argparse.Namespace):
+    """The page and what stands before it, an ASGI application."""
+    from fastapi import FastAPI
+
+    from app.guard import Guard
+    from app.page import STYLE, build_page, gr
     from sd4match import Matcher
 
-    print(f"loading {args.network} ...", file=sys.stderr)
     first = Matcher.from_pretrained(args.network, args.prompt, args.device)
-    choices = find_choices(first.config, args.network)
-    with tempfile.TemporaryDirectory(prefix="sd4match-") as folder:
-        page = build_page(build_engine(args, first), choices, render_examples(Path(folder)), args.max_sessions)
-        page.launch(
-            quiet=True,
-            prevent_thread_lock=True,
-            server_name=args.host,
-            server_port=args.port,
-            share=False,
-            inbrowser=args.open,
-            **build_style(),
-            max_file_size=args.max_upload_mb * 2**20,
-            allowed_paths=[folder],
-            ssr_mode=False,
-            footer_links=[],
-        )
-        print(f"open http://{args.host}:{args.port} (Ctrl-C stops)", file=sys.stderr)
-        page.block_thread()
+    logging.getLogger("sd4match").setLevel(logging.ERROR)  # the page itself says what mini is good for
+    choices = find_choices(first.config, args.network, args.max_upload_mb)
+    page = build_page(build_engine(args, first), choices, not first.knows_photos, args.max_sessions)
+    plain = {"show_error": False, "ssr_mode": False, "footer_links": [], "run_history": False}
+    app = gr.mount_gradio_app(FastAPI(openapi_url=None), page, "/", **plain, **STYLE)
+    return Guard(app, args.host, max_body=args.max_upload_mb * 2**20 * 4 // 3 + 2**16)  # base64, and what is around it
 
 
-@entry_point()
+def serve(args: argparse.Namespace) -> None:
+    """Load the networks, then show the page until Ctrl-C or SIGTERM. Nothing is written to the disk."""
+    import uvicorn
+
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    with socket.create_server((args.host, args.port), family=family) as listener:  # before anything slow
+        print(f"loading {args.network} ...", file=sys.stderr)
+        app = build_app(args)
+        url = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{listener.getsockname()[1]}"
+        print(f"open {url} (Ctrl-C stops)", file=sys.stderr)
+        if args.open:
+            import webbrowser
+
+            webbrowser.open(url)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@entry_point(wrong=(CategoryError,))
 def main() -> int:
     args = parse_args()
     if importlib.util.find_spec("gradio") is None:
         tell(INSTALL)
         return 2
-    serve(args)
+    with in_flags(set(vars(args))):
+        serve(args)
     return 0

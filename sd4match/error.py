@@ -1,5 +1,49 @@
-"""What callers of the package get wrong."""
+"""What callers of the package get wrong, and how a command tells it."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+KEYS = {  # argument of Matcher.from_pretrained, and flag of the commands -> key of config/default.py
+    "network": "NETWORK.FOLDER",
+    "prompt": "PROMPT.TYPE",
+    "device": "DEVICE",
+    "timestep": "TEST.TIMESTEP",
+    "ensemble": "TEST.ENSEMBLE",
+    "layer": "METHOD.LAYER",
+    "localiser": "EVAL.PICTURE_LOCALISER",
+    "image_size": "DATASET.IMAGE_SIZE",
+}
 
 
 class PointError(ValueError):
     """Points that are not (x, y) inside the image."""
+
+
+class CategoryError(ValueError):
+    """A category that the prompt cannot use."""
+
+
+class OutputError(ValueError):
+    """A file that the picture cannot be written to."""
+
+
+@contextmanager
+def in_flags(flags: set[str]) -> Iterator[None]:
+    """Errors inside the block speak of a command's flags instead of keys and arguments."""
+    words = {KEYS.get(name, name): f"--{name}" for name in flags}
+    try:
+        yield
+    except Exception as error:
+        if error.args and isinstance(error.args[0], str):
+            pattern = r"^category\b|\b[A-Z]+(?:\.[A-Z_]+)?\b"
+            text = re.sub(pattern, lambda match: words.get(match[0], match[0]), error.args[0])
+            error.args = (text, *error.args[1:])
+        raise
+
+
+def describe_usage(text: str, script: str, command: str) -> str:
+    """A command's help, in terms of what was typed: the checkout's script or the installed command."""
+    return text if Path(sys.argv[0]).name == script else text.replace(f"python {script}", command)

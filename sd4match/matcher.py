@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import ConfigError, change_config, load_config
+from config import ConfigError, change_config, load_config, resolve_path
 from engine.build import build_open_prompt, build_tester
 from engine.check import check_config
 from engine.precompute import find_sources
 from model.backbone.device import resolve_device
 from model.prompt.base import Prompt
+from model.prompt.text_prompt import OpenTextPrompt
+from sd4match.error import KEYS, CategoryError
 from sd4match.pair import Pair, Setting
-from sd4match.source import find_prompt, find_settings
+from sd4match.source import MINI_NOTE, find_prompt, find_settings
 from utils.frame import build_frame
+from utils.image import ImageError as ImageError
 from utils.image import ImageSource, Picture, read_image
 from utils.noise import identifier_seed
 
@@ -55,6 +59,7 @@ class Matcher:
         self._sources = sources
         self._conditions = {prompt.condition: sources["condition"]} if "condition" in sources else {}  # of all prompts
         self._lock = threading.Lock()
+        self._warned: list[bool] = []  # that the networks know no photos; shared by copies
         self._owner = object()  # features of another prompt, timestep or network are computed anew
         section = cfg.EVAL
         self._setting = Setting(
@@ -89,16 +94,9 @@ class Matcher:
         """
         found = find_settings(str(name), None if prompt is None else str(prompt), method)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        given = {
-            "TEST.TIMESTEP": timestep,
-            "TEST.ENSEMBLE": ensemble,
-            "METHOD.LAYER": layer,
-            "EVAL.PICTURE_LOCALISER": localiser,
-            "DATASET.IMAGE_SIZE": size,
-            "PRECISION": precision,
-            "SEED": seed,
-            "DEVICE": device,
-        }
+        named = {"timestep": timestep, "ensemble": ensemble, "layer": layer, "localiser": localiser}
+        given = {KEYS[name]: value for name, value in (named | {"image_size": size, "device": device}).items()}
+        given |= {"PRECISION": precision, "SEED": seed}
         given = {key: value for key, value in given.items() if value is not None}
         cfg = load_config(found.config_file, overrides={**found.settings, **given, **(settings or {})})
         return cls.from_config(cfg, found.prompt_folder)
@@ -123,6 +121,11 @@ class Matcher:
     def depends_on_pair(self) -> bool:
         """Whether an image's features depend on its partner, so that every pair runs the UNet."""
         return not self._network.per_image
+
+    @property
+    def knows_photos(self) -> bool:
+        """False for the mini networks."""
+        return self.config.NETWORK.NAME != "mini"
 
     @property
     def categories(self) -> tuple[str, ...] | None:
@@ -197,7 +200,7 @@ class Matcher:
 
         images: as utils.image.read_image takes them; `ImageFeatures` are not computed again unless they belong
         to another setting. category: of all images, or of each. Raises ImageError for an unusable image,
-        ValueError for a category that the prompt does not know.
+        CategoryError for a category that the prompt cannot use.
         """
         categories = [category] * len(images) if category is None or isinstance(category, str) else list(category)
         if len(categories) != len(images):
@@ -247,16 +250,27 @@ class Matcher:
             return replace(image, seed=seed, feature=None, inputs=inputs, made_by=made_by)
         self._check_category(category)
         picture = read_image(image)
+        self._warn_of_photos(picture)
         identifier = hashlib.blake2b(picture.image.tobytes(), digest_size=16).hexdigest()
         seed = identifier_seed(self.config.SEED, identifier)
         return ImageFeatures(picture, category, identifier, seed, None, {}, made_by)
 
+    def _warn_of_photos(self, picture: Picture) -> None:
+        """Once, if the networks know no photos and a picture is none of the data set that they do know."""
+        root = resolve_path(self.config.DATASET.ROOT)
+        if not self.knows_photos and not self._warned and root not in str(Path(picture.name).absolute()):
+            self._warned.append(True)
+            logging.getLogger("sd4match").warning(MINI_NOTE)
+
     def _check_category(self, category: str | None) -> None:
         if self.categories is not None and category not in self.categories:
-            raise ValueError(
-                f"the prompt {self.prompt_name} has one prompt for each category: category must be one of "
-                f"{', '.join(self.categories)}; got {category!r}"
-            )
+            known = ", ".join(self.categories)
+            raise CategoryError(f"category must be one of {known} (prompt {self.prompt_name}); got {category!r}")
+        if isinstance(self._prompt, OpenTextPrompt):
+            try:
+                self._prompt.find_ids([category])
+            except ValueError as error:
+                raise CategoryError(f"category of {len(category.split())} words is too long for the prompt") from error
 
     @torch.no_grad()
     def _encode_batch(self, images: list[ImageFeatures]) -> list[ImageFeatures]:

@@ -134,7 +134,7 @@ class Pair:
         from utils.draw import plot_links, render
 
         src_points, trg_points = self.src.to_pixels(found.source), self.trg.to_pixels(found.points)
-        names = (Path(self.src.name).name, Path(self.trg.name).name)
+        names = [_printable(Path(picture.name).name) for picture in (self.src, self.trg)]
         return render(plot_links(self.src.image, self.trg.image, src_points, trg_points, found.confidence, names))
 
     def swap(self) -> Pair:
@@ -207,6 +207,12 @@ class Pair:
         mass = _mass_near(query.sim[0], cells, self.setting.beta)
         similarity = query.sim[0].flatten(1).amax(dim=1) if len(points) else query.sim[0, :, 0, 0]
         return found, (mass * agreement).astype(np.float32), similarity.cpu().numpy(), cycle.astype(np.float32)
+
+
+def _printable(name: str) -> str:
+    """A file's name as matplotlib can write it: no mathematics, no line breaks, no bytes that are no text."""
+    text = name.encode(errors="replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
 def _mass_near(sim: Tensor, cells: Tensor, beta: float) -> np.ndarray:

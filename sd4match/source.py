@@ -17,6 +17,7 @@ from model.method import METHODS
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.prompt.store import META_FILE, TENSOR_FILES, find_name
 
+MINI_NOTE = "The mini networks know only the rendered pictures of the mini world; photos need the network sd2-1."
 _TELLING = ("cross_attention_dim", "prediction_type", "up_channels")
 
 

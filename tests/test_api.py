@@ -198,7 +198,7 @@ def test_a_class_prompt_needs_a_category_it_knows(build, photos):
     matcher = build(CLASS)
     assert matcher.categories == ("bird", "cat")
     for category in (None, "dog"):
-        with pytest.raises(ValueError, match=f"category must be one of bird, cat; got {category!r}"):
+        with pytest.raises(ValueError, match=rf"category must be one of bird, cat .*; got {category!r}"):
             matcher.encode(photos["a"], category)
     bird, cat = matcher.encode_many([photos["a"]] * 2, ["bird", "cat"])
     assert not torch.allclose(bird.feature, cat.feature)
@@ -410,7 +410,7 @@ def test_prompts_on_the_hub(learned, tmp_path, monkeypatch):
             shutil.copytree(folder_path, hub / repo_id)
             return f"https://hub/{repo_id}"
 
-    def download(repository, allow_patterns, **options):
+    def download(repository, **options):
         if not (hub / repository).is_dir():
             raise RepositoryNotFoundError("404", response=Mock())
         return str(hub / repository)

@@ -1,9 +1,11 @@
 """The app without a browser: what a session keeps, what the engine computes once, what is refused."""
 
+import asyncio
+import base64
 import importlib.util
+import io
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +14,15 @@ import torch
 from PIL import Image
 
 from app.engine import Engine, paint_heat
-from app.example import render_examples
-from app.photo import describe, open_photo, shrink
+from app.guard import Guard, is_own_name
+from app.photo import MAX_PIXELS, describe, open_photo, shrink
 from app.session import MAX_POINTS, PlaceError, Session, Settings
-from app.store import Latest
 from config import load_config
 from sd4match import demo
-from utils.image import ImageError
+from utils.image import ImageError, read_image
 
 SETTINGS = Settings("sd4match", "text", "", 50, "nn")
+SIZES = {"a": (40, 60), "b": (80, 30)}
 
 
 class FakePair:
@@ -63,16 +65,21 @@ class FakeMatcher:
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos():
     rng = np.random.default_rng(0)
-    for name, size in (("a", (40, 60)), ("b", (80, 30))):
-        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    return [open_photo(str(tmp_path / f"{name}.png")) for name in "ab"]
+    pictures = {name: rng.integers(0, 255, (*size, 3), dtype=np.uint8) for name, size in SIZES.items()}
+    return [open_photo(to_bytes(Image.fromarray(pixels)), f"{name}.png") for name, pixels in pictures.items()]
+
+
+def to_bytes(image, kind="png"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
 
 
 def open_session(source, target, prompt="text", method="sd4match"):
     session = Session()
-    session.load(source, target, Settings(method, prompt, "", 50, "nn"))
+    session.load(source=source, target=target, settings=Settings(method, prompt, "", 50, "nn"))
     return session
 
 
@@ -119,6 +126,9 @@ def test_a_point_outside_is_moved_into_the_photo(ready):
     session, _, _ = ready
     point = session.place(1e9, -5)
     assert (point.x, point.y) == (59, 0)
+    for nowhere in (float("nan"), float("inf")):
+        with pytest.raises(PlaceError, match="two numbers"):
+            session.place(nowhere, 1)
 
 
 def test_points_are_bounded_numbered_and_removed(ready):
@@ -156,7 +166,7 @@ def test_points_placed_while_features_are_computed_are_not_lost(computing):
 
 def test_a_change_during_the_computation_is_not_overwritten(computing, photos):
     session, _, finish = computing
-    session.load(photos[1], photos[0], SETTINGS)
+    session.load(source=photos[1], target=photos[0])
     finish()
     assert not session.ready
 
@@ -164,10 +174,10 @@ def test_a_change_during_the_computation_is_not_overwritten(computing, photos):
 def test_points_survive_new_settings_but_not_new_photos(ready, photos):
     session, engine, _ = ready
     engine.match(session, session.place(30, 10))
-    assert not session.load(*photos, SETTINGS) and session.ready
-    assert session.load(*photos, Settings("sd4match", "empty", "", 50, "nn"))
+    assert not session.load(source=photos[0], settings=SETTINGS) and session.ready
+    assert session.load(settings=Settings("sd4match", "empty", "", 50, "nn"))
     assert len(session.points) == 1 and session.points[0].found is None and not session.ready
-    session.load(photos[1], photos[0], SETTINGS)
+    session.load(source=photos[1])
     assert session.points == []
 
 
@@ -191,7 +201,7 @@ def loaded(world, monkeypatch):
     from sd4match import Matcher
 
     parts, load_part = [], model.backbone.load._load_part
-    monkeypatch.setattr(model.backbone.load, "_load_part", lambda *args: parts.append(args[1]) or load_part(*args))
+    monkeypatch.setattr(model.backbone.load, "_load_part", lambda *args: parts.append(args[2]) or load_part(*args))
     args = SimpleNamespace(network=str(world.root / "sd"), prompt=None, device="cpu", max_pairs=4)
     first = Matcher.from_pretrained(args.network, device=args.device, image_size=64, ensemble=1)
     return first, demo.build_engine(args, first), parts
@@ -222,67 +232,103 @@ def test_a_method_without_prompt_is_loaded_once(photos):
     assert loads == ["dinov2"] and session.ready
 
 
-def test_latest_forgets_what_was_not_used_for_longest():
-    latest = Latest(2)
-    for key in "abac":
-        latest.find_or_make(key, lambda key=key: key)
-    assert latest.find("a") == "a" and latest.find("b") is None and len(latest) == 2
+@pytest.fixture
+def page():
+    return pytest.importorskip("app.page", reason="gradio is not installed: pip install -r requirements-app.txt")
 
 
-def test_a_value_that_several_ask_for_at_once_is_made_once():
-    """A new browser's first requests get one session."""
-    latest, made = Latest(2), []
-
-    def make():
-        time.sleep(0.2)  # time for the other one to come in between
-        made.append(Session())
-        return made[-1]
-
-    threads = [threading.Thread(target=latest.find_or_make, args=["a", make]) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(made) == 1 and latest.find("a") is made[0]
-
-
-def test_the_page_remembers_so_many_browsers(ready):
-    page = pytest.importorskip("app.page", reason="gradio is not installed: pip install -r requirements-app.txt")
+def test_the_page_remembers_so_many_browsers(page, ready):
     _, engine, _ = ready
-    actions = page.Actions(engine, Latest(2))
+    actions = page.Actions(engine, max_sessions=2)
     browsers = [SimpleNamespace(session_hash=name) for name in "abc"]
-    names = [actions.clear(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
+    names = [actions.undo(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
     assert names[0] == names[1] and len(set(names)) == 3 and len(actions.sessions) == 2
-    assert actions.clear(browsers[0])["session"] not in names
+    assert actions.undo(browsers[0])["session"] not in names
     actions.leave(browsers[0])
-    assert actions.sessions.find("a") is None and actions.sessions.find("c") is not None
+    assert set(actions.sessions) == {"c"}
 
 
-def test_bad_files_are_refused_without_their_folder(tmp_path):
-    path = tmp_path / "x.png"
-    path.write_bytes(b"no image")
+def test_a_photo_is_answered_with_what_mini_is_good_for(page, ready):
+    _, engine, _ = ready
+    browser = SimpleNamespace(session_hash="a")
+    photo = base64.b64encode(to_bytes(Image.new("RGB", (20, 20)))).decode()
+    event = SimpleNamespace(_data={"side": "target", "name": "x.png", "data": photo})
+    for rendered_only, expected in ((True, "photos need the network sd2-1"), (False, "")):
+        actions = page.Actions(engine, rendered_only)
+        example, _, category = actions.build_example("boat")(browser)
+        assert example["value"]["note"] == "" and example["pictures"]["source"]["width"] == 320 and category == "boat"
+        shown, _ = actions.photo(browser, event)
+        assert expected in shown["value"]["note"] and bool(expected) == bool(shown["value"]["note"])
+
+
+def test_messages_do_not_tell_where_the_server_keeps_things(page, ready):
+    _, engine, _ = ready
+    for text in ("/srv/data/x.pt is damaged", "cannot read '/srv/data/x.pt'", r"C:\users\me\x.pt is damaged"):
+
+        def fail(text=text):
+            raise ValueError(text)
+
+        told = page.Actions(engine)._try(fail)
+        assert "x.pt" in told and "srv" not in told and "users" not in told
+    assert page.FOLDERS.sub("", "1/2 of both/all") == "1/2 of both/all"
+
+
+def test_bad_files_are_refused_by_their_name():
     with pytest.raises(ImageError, match=r"^x\.png cannot be opened: not an image"):
-        open_photo(str(path))
+        open_photo(b"no image", "x.png")
 
 
-def test_what_the_browser_gets_is_small(tmp_path):
-    Image.new("RGB", (3000, 1000)).save(tmp_path / "x.jpg")
-    shown = describe(open_photo(str(tmp_path / "x.jpg")))
+def test_few_bytes_that_claim_many_pixels_are_refused():
+    side = int(MAX_PIXELS**0.5) + 100
+    with pytest.raises(ImageError, match="more than the limit of 40 megapixels"):
+        open_photo(to_bytes(Image.new("1", (side, side))), "x.png")
+
+
+def test_what_the_browser_gets_is_small():
+    shown = describe(open_photo(to_bytes(Image.new("RGB", (3000, 1000)), "jpeg"), "x.jpg"))
     assert (shown["width"], shown["height"]) == (3000, 1000)
     assert shown["url"].startswith("data:image/jpeg;base64,") and len(shown["url"]) < 50_000
     assert shrink(Image.new("RGB", (3000, 1)), 1024).size == (1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "bound", "own"),
+    [
+        ("127.0.0.1:7860", "127.0.0.1", True),
+        ("localhost:7860", "127.0.0.1", True),
+        ("[::1]:7860", "::1", True),
+        ("10.0.0.7:7860", "0.0.0.0", True),
+        ("gpu.lab.org", "gpu.lab.org", True),
+        ("evil.example:7860", "127.0.0.1", False),
+        ("evil.example:7860", "0.0.0.0", False),
+        ("127.0.0.1.evil.example", "127.0.0.1", False),
+        ("", "127.0.0.1", False),
+    ],
+)
+def test_names_of_this_machine(host, bound, own):
+    assert is_own_name(host, bound) is own
+
+
+def test_the_guard_lets_no_websocket_through():
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(None, "127.0.0.1", 10)(scope, None, send))
+    assert sent == ["websocket.close"]
 
 
 def test_a_flat_heat_map_is_painted():
     assert paint_heat(np.zeros((4, 5))).startswith("data:image/png;base64,")
 
 
-def test_examples_are_rendered_once(tmp_path):
-    examples = render_examples(tmp_path)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(examples) >= 4 and len(times) == 2 * len(examples)
-    assert render_examples(tmp_path) == examples
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+def test_examples_come_with_the_app_in_pairs(page):
+    assert len(page.list_examples()) >= 4
+    for category in page.list_examples():
+        for side in ("source", "target"):
+            assert read_image(page.EXAMPLES / f"{category}_{side}.jpg").size[0] >= 200
 
 
 def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsys):
@@ -290,7 +336,7 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     assert demo.main() == 2
-    assert "pip install -r requirements-app.txt" in capsys.readouterr().err
+    assert "pip install gradio" in capsys.readouterr().err
 
 
 def test_prompts_of_this_network_are_offered_with_their_timesteps(tmp_path):
@@ -305,7 +351,11 @@ def test_prompts_of_this_network_are_offered_with_their_timesteps(tmp_path):
 
 
 def test_bad_flags_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--max_pairs", "0"])
-    with pytest.raises(SystemExit):
-        demo.parse_args()
-    assert "--max_pairs must be at least 1" in capsys.readouterr().err
+    for flag, value, message in (
+        ("--max_pairs", "0", "must be at least 1"),
+        ("--port", "99999", "must be in 0..65535"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["demo.py", flag, value])
+        with pytest.raises(SystemExit):
+            demo.parse_args()
+        assert f"{flag} {message}" in capsys.readouterr().err

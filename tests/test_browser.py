@@ -3,17 +3,12 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from config import ROOT
+from tests.running import running_app
 
 pytestmark = pytest.mark.browser
 HOW = "sh script/install_browser.sh installs what is missing"
@@ -42,30 +37,9 @@ def browser(tmp_path_factory):
 def url(browser, tmp_path_factory):
     """demo.py as a user starts it, with the mini networks."""
     pytest.importorskip("gradio", reason=f"gradio is not installed; {HOW}")
-    log = tmp_path_factory.mktemp("demo") / "log.txt"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
-    command = [sys.executable, "demo.py", "--device", "cpu", "--port", str(port), "--max_upload_mb", "1"]
-    with open(log, "w") as file, subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file) as server:
-        try:
-            wait_for(f"http://127.0.0.1:{port}/", server, log)
-            yield f"http://127.0.0.1:{port}/"
-            assert server.poll() is None, log.read_text()
-            assert "Traceback" not in log.read_text(), log.read_text()
-        finally:
-            server.terminate()
-
-
-def wait_for(url, server, log):
-    for _ in range(600):
-        try:
-            return urllib.request.urlopen(url, timeout=5).read()
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.2)
-    raise AssertionError(f"the app did not start:\n{log.read_text()}")
+    with running_app(tmp_path_factory.mktemp("demo"), "--max_upload_mb", "1") as (server, port):
+        yield f"http://127.0.0.1:{port}/"
+        assert server.poll() is None
 
 
 @pytest.fixture
@@ -108,7 +82,8 @@ def upload(page, source, target):
     """Both files, and wait for their features."""
     page.locator(".stage").wait_for()
     for side, path in (("source", source), ("target", target)):
-        page.set_input_files(f"#{side}-input input[type=file]", str(path))
+        page.set_input_files(f"input[data-side={side}]", str(path))
+        page.locator(f".frame.{side}:not(.empty)").wait_for()
     page.locator(".stage[data-ready=true]").wait_for()
 
 
@@ -184,9 +159,9 @@ def test_swap_exchanges_images_and_points(open_page, image, tmp_path):
     click(page, 0.3, 0.4)
     wait_for_points(page, 1)
     found = places(page, "target")["1"]
-    assert page.locator("figcaption").first.inner_text() == "Source 200 × 160 px"
+    page.get_by_text("200 × 160 px").wait_for()
     page.get_by_role("button", name="Swap images").click()
-    page.get_by_text("Source 300 × 120 px").wait_for()
+    page.locator("figcaption").first.get_by_text("300 × 120 px").wait_for()
     wait_for_points(page, 1)
     assert places(page, "source")["1"] == pytest.approx(found, abs=0.01)
 
@@ -197,14 +172,12 @@ def test_bad_files_get_a_message_and_the_app_goes_on(open_page, image, tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "tiny.png")
     page = open_page()
     page.locator(".stage").wait_for()
-    page.set_input_files("#source-input input[type=file]", str(tmp_path / "large.png"))
-    page.get_by_text("exceed the maximum allowed size").wait_for()
-    page.set_input_files("#source-input input[type=file]", str(tmp_path / "bad.png"))
+    page.set_input_files("input[data-side=source]", str(tmp_path / "large.png"))
+    page.get_by_text("large.png has more than 1 MB").wait_for()
+    page.set_input_files("input[data-side=source]", str(tmp_path / "bad.png"))
     page.get_by_text("bad.png cannot be opened: not an image").wait_for()
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
-    page.set_input_files("#source-input input[type=file]", str(tmp_path / "tiny.png"))
+    page.set_input_files("input[data-side=source]", str(tmp_path / "tiny.png"))
     page.get_by_text("too small").wait_for()
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
     upload(page, image, image)
     click(page, 0.5, 0.5)
     wait_for_points(page, 1)

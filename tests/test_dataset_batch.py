@@ -15,7 +15,7 @@ from dataset.pair_dataset import (
     load_pil,
     pack_kps,
 )
-from dataset.record import FLAGS
+from dataset.table import FLAGS
 from tests.fixtures_dataset import SIZES, draw_image, object_points, tiny_pfpascal, tiny_pfwillow, tiny_spair
 from utils.image import read_image
 
@@ -68,7 +68,7 @@ def test_keypoints_scaled_per_axis_and_padded(spair):
 
 
 def test_original_points_and_thresholds_are_not_clamped(spair):
-    spair._table.kps[:, 1] = 1000
+    spair._table.trg_kps[:] = 1000
     batch = batch_of(PairDataset(spair, 64))
     assert batch["trg_kps_orig"][0, 0].tolist() == [1000, 1000]
     assert batch["trg_kps"].max() < 63

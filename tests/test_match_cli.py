@@ -1,7 +1,9 @@
 """match.py: what it prints and writes, how it fails, and that help is instant."""
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +12,12 @@ import pytest
 from PIL import Image
 
 import match as match_script
-from config import ROOT
+from config import ROOT, load_config
+from engine.build import load_text
+from model.prompt import build_prompt
+from model.prompt.store import save_prompt
 from sd4match import command
+from sd4match.source import MINI_NOTE
 from tests.fixtures_dataset import draw_image
 
 
@@ -24,7 +30,7 @@ def photos(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(world, photos, capsys):
+def run(world, photos, capfd):
     """run(*arguments) -> (status, stdout, stderr) with the tiny networks."""
 
     def run(*arguments):
@@ -33,7 +39,7 @@ def run(world, photos, capsys):
             status = match_script.main([*arguments, *tiny])
         except SystemExit as stop:
             status = stop.code
-        return status, *capsys.readouterr()
+        return status, *capfd.readouterr()
 
     return run
 
@@ -42,8 +48,9 @@ def test_a_table_and_a_picture(run, photos):
     status, out, err = run("a.png", "b.png", "--points", "20,30", "159,119", "7.5,8")
     assert status == 0 and len(out.splitlines()) == 4
     assert out.splitlines()[1].split()[:3] == ["1", "20.0", "30.0"]
-    assert "written: a_b_matches.png" in err
-    with Image.open(photos / "a_b_matches.png") as picture:
+    (path,) = photos.glob("a_b_*_matches.png")
+    assert f"written: {path}" in err
+    with Image.open(path) as picture:
         assert picture.width > 600 and len(np.unique(np.asarray(picture)[..., :3])) > 50
 
 
@@ -78,7 +85,15 @@ def test_the_same_file_twice_is_said(run):
         (("a.png", "b.png", "--points", "1;10"), 2, "'1;10' is no point; write x,y such as 120,80"),
         (("a.png", "b.png", "--count", "0"), 2, "--count must be at least 1; got 0"),
         (("a.png", "b.png", "--localiser", "sift"), 2, "unknown sift; known: nn"),
-        (("a.png", "b.png", "--timestep", "1000"), 2, "TEST.TIMESTEP must be in 0..999; got 1000"),
+        (("a.png", "b.png", "--timestep", "1000"), 2, "--timestep must be in 0..999; got 1000"),
+        (("a.png", "b.png", "--points", "-0.6,5"), 2, "point -0.6,5 lies outside a.png"),
+        (("a.png", "b.png", "--count", "-3"), 2, "--count must be at least 1; got -3"),
+        (("a.png", "b.png", "--category", "big " * 100), 2, "--category of 100 words is too long"),
+        (("a.png", "b.png", "--output", "a.png"), 2, "--output a.png is one of the images"),
+        (("a.png", "b.png", "--output", "sub/../b.png"), 2, "b.png is one of the images"),
+        (("a.png", "b.png", "--output", "linked.png"), 2, "linked.png is one of the images"),
+        (("a.png", "b.png", "--output", "x.gif"), 2, "--output x.gif: the name must end in .png, .jpg"),
+        (("a.png", "b.png", "--output", "folder.png"), 2, "folder.png is a folder"),
         (("a.png", "b.png", "--prompt", "CPM_x_sd_Pair-DINO-Feat-G2-C3"), 1, "there is no prompt CPM_x_sd"),
         (("a.png", "nowhere.png"), 1, "nowhere.png: no such image"),
         (("a.png", "text.png"), 1, "text.png cannot be opened: not an image"),
@@ -87,16 +102,71 @@ def test_the_same_file_twice_is_said(run):
 )
 def test_errors_name_what_is_wrong(run, photos, arguments, status, message):
     (photos / "text.png").write_text("no image")
+    (photos / "linked.png").symlink_to(photos / "a.png")
+    (photos / "sub").mkdir()
+    (photos / "folder.png").mkdir()
+    before = {path: path.read_bytes() for path in photos.glob("?.png")}
     found, out, err = run(*arguments)
     assert (found, out) == (status, "")
     assert message in err and "Traceback" not in err
     assert not list(photos.glob("*matches*"))
+    assert before == {path: path.read_bytes() for path in photos.glob("?.png")}
 
 
-def test_the_default_network_downloads_nothing(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("JPEG", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
+def test_the_suffix_decides_the_format(run, photos, suffix, kind):
+    assert run("a.png", "b.png", "--points", "5,5", "--output", f"x.{suffix}")[0] == 0
+    with Image.open(photos / f"x.{suffix}") as picture:
+        assert picture.format == kind
+
+
+def test_pictures_of_other_pairs_have_other_names(photos, monkeypatch):
+    (photos / "more").mkdir()
+    names = {command.choose_output(a, b) for a in ("a.png", "more/a.png") for b in ("b.png", "more/b.png")}
+    assert len(names) == 4 and {name.parent for name in names} == {photos}
+    assert command.choose_output("a.png", "b.png") == command.choose_output(str(photos / "a.png"), "./b.png")
+
+
+def test_the_checkout_stays_clean(monkeypatch):
+    monkeypatch.chdir(ROOT / "docs")
+    path = command.choose_output("a.png", "b.png")
+    assert subprocess.run(["git", "-C", ROOT, "check-ignore", "-q", path], check=False).returncode == 0
+
+
+def test_points_on_the_border_and_beyond_zero(run):
+    status, out, _ = run("a.png", "b.png", "--points", "-0.3,5", "-.3,-0.5", "--json", "--no_picture")
+    assert status == 0 and json.loads(out)["matches"][0]["source"] == [pytest.approx(-0.3, abs=1e-4), 5]
+
+
+def test_odd_names_are_only_names(run, photos):
+    odd = ["$x_1$ {y} %s.png", "né\n日本.png", os.fsdecode(b"\xff.png")]
+    for name in odd:
+        shutil.copy(photos / "a.png", photos / name)
+        status, out, err = run(name, "b.png", "--points", "5,5", "--json")
+        assert status == 0 and json.loads(out)["source"]["file"].endswith(".png"), err
+    assert len(list(photos.glob("*matches.png"))) == len(odd)
+
+
+def test_mini_is_told_from_photos_whoever_chose_it(photos, caplog):
+    for flags in ([], ["--network", "mini"]):
+        assert match_script.main(["a.png", "b.png", "--points", "5,5", "--no_picture", "--device", "cpu", *flags]) == 0
+        assert caplog.messages.count(MINI_NOTE) == 1
+        caplog.clear()
+
+
+def test_a_class_prompt_asks_for_its_categories(run, photos, world):
+    name = "Class_spair_sd_TokenEmbeds9"
+    cfg = load_config(None, world.opts(photos))
+    learned = build_prompt(name, load_text(cfg), categories=["bird", "cat"], condition_shape=None)
+    save_prompt(photos / name, learned)
+    for words in ((), ("--category", "dog")):
+        status, _, err = run("a.png", "b.png", "--prompt", str(photos / name), *words)
+        assert status == 2 and "--category must be one of bird, cat" in err
+
+
+def test_the_default_network_downloads_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert command.choose_network() == "mini"
-    assert "of no use for photos" in capsys.readouterr().err
     repository = tmp_path / "models--sd2-community--stable-diffusion-2-1"
     (repository / "snapshots" / "abc" / "unet").mkdir(parents=True)
     (repository / "refs").mkdir()

@@ -4,12 +4,14 @@ const stage = element.querySelector(".stage");
 const frames = { source: stage.querySelector(".source"), target: stage.querySelector(".target") };
 const sizes = [...stage.querySelectorAll(".size")];
 const status = stage.querySelector(".status");
+const note = stage.querySelector(".note");
 const list = stage.querySelector(".list");
 const form = stage.querySelector("form");
 const heatControl = stage.querySelector("[name=heat]");
 const cursor = { x: 0, y: 0 };
 let shown = -1; // revision of the state on the screen
 let session = null; // its name
+let prepared = null; // the pictures that the server was asked to prepare
 let clicks = []; // [x, y, time] of points that the server has not answered yet
 
 function make(tag, className, text) {
@@ -37,7 +39,7 @@ function drawFrame(side) {
   sizes[side === "source" ? 0 : 1].textContent = picture ? `${picture.width} × ${picture.height} px` : "";
   if (!picture) {
     frame.style.removeProperty("--ratio");
-    frame.append(make("span", "placeholder", `No ${side} image yet`));
+    frame.append(make("span", "placeholder", `Drop or paste the ${side} image, or choose it`));
     return;
   }
   frame.style.setProperty("--ratio", picture.width / picture.height);
@@ -162,11 +164,16 @@ function drawState() {
   if (refocus) frames.source.focus({ preventScroll: true });
   status.textContent = value.message;
   status.classList.toggle("problem", Boolean(value.problem));
+  note.textContent = value.note;
+  note.hidden = !value.note;
   const both = pictureOf("source") && pictureOf("target");
   for (const name of ["undo", "clear", "json"]) button(name).disabled = !value.points.length;
   for (const name of ["swap", "picture"]) button(name).disabled = !both;
   stage.dataset.revision = value.revision;
   stage.dataset.ready = Boolean(value.ready);
+  const key = stage.picturesKey;
+  if (both && !value.ready && prepared !== key) trigger("prepare");
+  if (both) prepared = key;
   const answered = clicks.filter(([x, y]) => value.points.some((p) => p.found && near(p.x, x) && near(p.y, y)));
   if (answered.length) stage.dataset.latencyMs = Math.round(performance.now() - answered[answered.length - 1][2]);
   clicks = clicks.filter((click) => !answered.includes(click) && performance.now() - click[2] < 60000);
@@ -225,6 +232,44 @@ frames.source.addEventListener("keydown", (event) => {
     return;
   }
   event.preventDefault();
+});
+
+// An image travels within the event: the server keeps no file and is told no path.
+function send(side, file) {
+  const most = props.max_mb;
+  if (file.size > most * 2 ** 20) {
+    status.textContent = `${file.name} has more than ${most} MB; make it smaller first.`;
+    status.classList.add("problem");
+    return;
+  }
+  const reader = new FileReader();
+  reader.onload = () => trigger("photo", { side, name: file.name, data: reader.result.split(",")[1] || "" });
+  reader.readAsDataURL(file);
+  status.textContent = `Sending ${file.name} ...`;
+  status.classList.remove("problem");
+}
+
+for (const input of stage.querySelectorAll(".pick input")) {
+  input.addEventListener("change", () => {
+    if (input.files.length) send(input.dataset.side, input.files[0]);
+    input.value = ""; // so that the same file can be chosen again
+  });
+}
+for (const [side, frame] of Object.entries(frames)) {
+  const mark = (event, over) => {
+    event.preventDefault();
+    frame.classList.toggle("over", over);
+  };
+  frame.addEventListener("dragover", (event) => mark(event, true));
+  frame.addEventListener("dragleave", (event) => mark(event, false));
+  frame.addEventListener("drop", (event) => {
+    mark(event, false);
+    if (event.dataTransfer.files.length) send(side, event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
+  if (file) send(pictureOf("source") && !pictureOf("target") ? "target" : "source", file);
 });
 
 form.addEventListener("submit", (event) => {

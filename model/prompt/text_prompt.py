@@ -61,7 +61,10 @@ class OpenTextPrompt(Prompt):
         """What is said of an image of this category."""
         return self.without if category is None else self.template.replace("{category}", self._category_words(category))
 
+    def find_ids(self, categories: Sequence[str | None]) -> Tensor:
+        """Token ids (n, L) of the sentences of n categories; ValueError if one is too long."""
+        return find_ids(self._tokenizer, [self.sentence(category) for category in categories], self._n_positions)
+
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        sentences = [self.sentence(category) for category in batch["category"]]
         (embeddings,) = self._embeddings
-        return embeddings(input_ids=find_ids(self._tokenizer, sentences, self._n_positions)).float()
+        return embeddings(input_ids=self.find_ids(batch["category"])).float()
