@@ -38,14 +38,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def test(cfg) -> None:
-    """Evaluate the configured prompt; print its tables and write them beside the prompt."""
+    """Evaluate the configured method; print its tables and write them beside its weights."""
     from engine.build import build_test
     from engine.report import evaluate_split, report
 
-    accelerator, pairs, matcher = build_test(cfg)
-    summary, records = evaluate_split(cfg, matcher, pairs, accelerator)
+    accelerator, pairs, method = build_test(cfg)
+    summary, records = evaluate_split(cfg, method, pairs, accelerator)
     if accelerator.is_main_process:
-        report(cfg, summary, records, matcher, pairs, accelerator.device)
+        report(cfg, summary, records, method, pairs, accelerator.device)
     accelerator.end_training()
 
 

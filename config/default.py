@@ -51,7 +51,8 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.METHOD = CN()
-_C.METHOD.NAME = "sd4match"  # "sd4match" (SD4Match, DIFT), "dinov2", "sd_dino", "cleandift"
+_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift"
+_C.METHOD.WEIGHTS = ""  # learned weights to test, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
 _C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
 _C.METHOD.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
 # of the matchers with DINOv2
@@ -126,8 +127,6 @@ _C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt;
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
-_C.EVAL.MAX_ROWS = 0  # images x noise draws in one UNet call; 0 = from free memory; halved if memory runs out
-_C.EVAL.FEATURE_GIB = 8.0  # GPU memory for the feature maps of one category's images; more go to host memory
 _C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max

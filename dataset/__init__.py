@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.pfpascal import PFPascal
-from dataset.pfwillow import PFWillow, category_word
+from dataset.pfwillow import PFWillow
 from dataset.record import PREPARE, Benchmark, ImageRef, PairRecord, fill_command
 from dataset.spair import SPair
 
@@ -20,7 +20,6 @@ __all__ = [
     "MissingDataError",
     "PairRecord",
     "build_benchmark",
-    "category_word",
     "fill_command",
 ]
 

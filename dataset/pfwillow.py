@@ -17,11 +17,6 @@ POINTS = 10
 COLUMNS = {side: [f"{axis}{side}{n}" for axis in "XY" for n in range(1, POINTS + 1)] for side in "AB"}  # XA1 .. YB10
 
 
-def category_word(name: str) -> str:
-    """The category as a word for a prompt: car(G) -> car, winebottle(woC) -> winebottle; other names stay."""
-    return re.sub(r"\([^()]*\)$", "", name)
-
-
 class PFWillow(Benchmark):
     """PF-WILLOW (Ham et al., 2016), a test set: threshold relative to the tight box of the target's points.
 

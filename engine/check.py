@@ -64,8 +64,6 @@ RULES: dict[str, tuple] = {
     "GENERATE.STEPS": (1, 1000),
     "GENERATE.GUIDANCE": (1, 100),
     "EVAL.BATCH_SIZE": (1, 10**5),
-    "EVAL.MAX_ROWS": (0, 10**6),
-    "EVAL.FEATURE_GIB": (0, 1e6),
     "EVAL.ALPHAS": (1e-6, 100),
     "EVAL.BETA": _TEMPERATURE,
     "EVAL.SIGMA": (0.01, 1e4),
@@ -162,21 +160,21 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
     from model.method import METHODS
 
     entry = METHODS[cfg.METHOD.NAME]
-    if entry.parts:
+    if entry.takes_prompt:
         yield from _check_network(cfg)
         yield from _check_unet(cfg, training)
-    elif training:
-        known = ", ".join(name for name, other in METHODS.items() if other.takes_prompt)
-        yield f"METHOD.NAME {cfg.METHOD.NAME} takes no prompt, so there is nothing to learn; {known} take one"
-    elif cfg.PROMPT.TYPE not in ("text", "empty"):
-        yield f"PROMPT.TYPE {cfg.PROMPT.TYPE}: METHOD.NAME {cfg.METHOD.NAME} takes no prompt; leave PROMPT.TYPE out"
-    if entry.parts and "ensemble" not in entry.settings:
+    if training and not entry.learns:
+        known = ", ".join(name for name, other in METHODS.items() if other.learns)
+        yield f"METHOD.NAME {cfg.METHOD.NAME} has nothing to learn; {known} have"
+    if cfg.PROMPT.TYPE not in ("text", "empty") and not (entry.takes_prompt and entry.learns):
+        yield f"PROMPT.TYPE {cfg.PROMPT.TYPE}: METHOD.NAME {cfg.METHOD.NAME} takes no learned prompt"
+    if entry.takes_prompt and not entry.adds_noise:
         for key in ("TRAIN.ENSEMBLE", "VAL.ENSEMBLE") if training else ("TEST.ENSEMBLE",):
             if (value := get_value(cfg, key)) != 1:
                 yield f"{key} must be 1, got {value}: {cfg.METHOD.NAME} adds no noise, so all draws are alike"
-    if "dino" in entry.caches:
+    if "dino" in entry.reads:
         yield from _check_dino(cfg)
-    if "dino_weight" in entry.settings and cfg.METHOD.SD_WEIGHT + cfg.METHOD.DINO_WEIGHT == 0:
+    if {"dino", "posterior"} <= set(entry.reads) and cfg.METHOD.SD_WEIGHT + cfg.METHOD.DINO_WEIGHT == 0:
         yield "METHOD.SD_WEIGHT and METHOD.DINO_WEIGHT must be not both 0"
 
 

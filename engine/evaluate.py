@@ -1,22 +1,21 @@
-"""Running a matcher over a benchmark: feature maps, predicted points, one record per pair."""
+"""A method over a benchmark: similarities, predicted points, one record per pair."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from torch import Tensor
 from torch.utils.data import Subset
 
 from dataset.pair_dataset import ImageDataset, PairDataset, drop_padding
-from engine.host_copy import HostCopy
-from engine.transfer import FeatureStore, build_loader, move_batch
-from utils.localise import localise
+from engine.transfer import build_loader, move_batch
+from model.error import NotFiniteError
+from model.method.base import Method
+from utils.localise import FeatureSimilarity, Similarity, localise
 from utils.noise import identifier_seed
 from utils.pck import PCKEvaluator
-
-GIB = 2**30
-Features = tuple[dict, torch.Tensor, torch.Tensor]
+from utils.progress import progress
 
 
 @dataclass(frozen=True)
@@ -30,39 +29,36 @@ class Protocol:
     frame: str  # "resized" or "original"
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which pairs this process takes, and how many at a time."""
+
+    batch_size: int = 1
+    num_workers: int = 0
+    rank: int = 0
+    world: int = 1
+
+
 @torch.no_grad()
 def evaluate(
-    matcher,
-    dataset: PairDataset,
-    protocol: Protocol,
-    *,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    num_workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    feature_gib: float = math.inf,
-    progress: Callable[[Iterable], Iterable] = iter,
+    method: Method, dataset: PairDataset, protocol: Protocol, seed: int, device: torch.device, share: Share
 ) -> list[dict]:
     """The records of this process's share of the pairs (PCKEvaluator's, in no particular order).
 
     An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
-    feature_gib: device memory for the maps of one category's images; the rest are kept in host memory.
     """
     evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.frame)
-    positions = share_positions(dataset, rank, world)
-    waiting: tuple[dict, HostCopy] | None = None
-    for batch, *maps in progress(
-        _extract(matcher, dataset, positions, seed, batch_size, device, num_workers, feature_gib)
-    ):
-        settings = dataset.image_size, protocol.localisers, protocol.beta, protocol.sigma
-        found = HostCopy(localise(*maps, batch["src_kps"].to(device, non_blocking=True), *settings))
-        if waiting is not None:  # scored while the device is busy with the next batch
-            evaluator.update(waiting[0], waiting[1].get())
-        waiting = batch, found
-    if waiting is not None:
-        evaluator.update(waiting[0], waiting[1].get())
+    positions = share_positions(dataset, share.rank, share.world)
+    with progress(None, "evaluating", len(positions), shown=share.rank == 0, unit="pair") as bar:
+        for batch, similarity in match_pairs(
+            method, dataset, positions, seed, device, share.batch_size, share.num_workers
+        ):
+            src_kps = batch["src_kps"].to(device)
+            found = localise(
+                similarity, src_kps, dataset.image_size, protocol.localisers, protocol.beta, protocol.sigma
+            )
+            evaluator.update(batch, {name: points.cpu() for name, points in found.items()})
+            bar.update(len(src_kps))
     return evaluator.records()
 
 
@@ -73,77 +69,68 @@ def share_positions(dataset: PairDataset, rank: int, world: int) -> list[int]:
     return order[len(order) * rank // world : len(order) * (rank + 1) // world]
 
 
-def extract_pairs(
-    matcher,
+def match_pairs(
+    method: Method,
     dataset: PairDataset,
     positions: Sequence[int],
     seed: int,
-    batch_size: int,
     device: torch.device,
+    batch_size: int = 1,
     num_workers: int = 0,
-) -> Iterator[Features]:
-    """(batch on the device, source maps, target maps), (B, C, h, w) each, of the pairs at `positions`.
+) -> Iterator[tuple[dict, Similarity]]:
+    """(batch on the host, similarity on the device) of the pairs at `positions`.
 
-    Each image goes through the networks once if the matcher allows it, else both images of every pair do.
+    Each image goes through the networks once if the method allows it, else both images of every pair do.
     """
-    for batch, *maps in _extract(matcher, dataset, positions, seed, batch_size, device, num_workers, math.inf):
-        yield move_batch(batch, device), *maps
+    if method.per_image:
+        yield from _match_by_image(method, dataset, positions, seed, device, batch_size)
+        return
+    for batch in build_loader(Subset(dataset, positions), device, num_workers, batch_size=batch_size):
+        names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
+        seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])
+        batch = drop_padding(batch)
+        similarity = method.similarity(move_batch(batch, device), seeds)
+        if isinstance(similarity, FeatureSimilarity):
+            check_finite(similarity.src_feat, batch["src_identifier"])
+            check_finite(similarity.trg_feat, batch["trg_identifier"])
+        yield batch, similarity
 
 
-def _extract(
-    matcher,
-    dataset: PairDataset,
-    positions: Sequence[int],
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    num_workers: int,
-    feature_gib: float,
-) -> Iterator[Features]:
-    """As `extract_pairs`, with the batch on the host."""
-    if matcher.per_image:
-        return _extract_by_image(matcher, dataset, positions, seed, batch_size, device, feature_gib)
-    return _extract_by_pair(matcher, dataset, positions, seed, batch_size, device, num_workers)
-
-
-def _extract_by_image(
-    matcher, dataset: PairDataset, positions: Sequence[int], seed: int, batch_size: int, device, feature_gib: float
-) -> Iterator[Features]:
+def _match_by_image(
+    method: Method, dataset: PairDataset, positions: Sequence[int], seed: int, device: torch.device, batch_size: int
+) -> Iterator[tuple[dict, FeatureSimilarity]]:
     """The maps of one category's images are held at a time."""
     benchmark = dataset.benchmark
     bare = PairDataset(benchmark, dataset.frame)
     for _, group in groupby(positions, key=lambda position: benchmark[position].category):
         group = list(group)
         refs = {ref.identifier: ref for i in group for ref in (benchmark[i].src, benchmark[i].trg)}
-        maps = FeatureStore(feature_gib * GIB)
-        for names, features in extract_images(matcher, dataset, list(refs.values()), seed, batch_size, device):
-            maps.add(names, features)
+        maps: dict[str, Tensor] = {}
+        for names, features in extract_images(method, dataset, list(refs.values()), seed, device, batch_size):
+            maps.update(zip(names, features, strict=True))
         for batch in build_loader(Subset(bare, group), device, batch_size=batch_size):
-            src_feat, trg_feat = (maps.stack(batch[f"{side}_identifier"], device) for side in ("src", "trg"))
-            yield drop_padding(batch), src_feat, trg_feat
+            sides = ([maps[name] for name in batch[f"{side}_identifier"]] for side in ("src", "trg"))
+            yield drop_padding(batch), FeatureSimilarity(*map(torch.stack, sides))
 
 
 def extract_images(
-    matcher, dataset: PairDataset, refs: list, seed: int, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[str], torch.Tensor]]:
+    method: Method, dataset: PairDataset, refs: list, seed: int, device: torch.device, batch_size: int
+) -> Iterator[tuple[list[str], Tensor]]:
     """(identifiers, maps (n, C, h, w)) of the images, `batch_size` at a time."""
     images = ImageDataset(refs, dataset.frame, dataset.caches, False, dataset.benchmark.categories)
     for batch in build_loader(images, device, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
-        yield batch["identifier"], matcher.extract(move_batch(batch, device), seeds)
+        features = method.features(move_batch(batch, device), seeds)
+        check_finite(features, batch["identifier"])
+        yield batch["identifier"], features
 
 
-def _extract_by_pair(
-    matcher,
-    dataset: PairDataset,
-    positions: Sequence[int],
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    num_workers: int,
-) -> Iterator[Features]:
-    for batch in build_loader(Subset(dataset, positions), device, num_workers, batch_size=batch_size):
-        names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
-        seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])
-        batch = drop_padding(batch)
-        yield batch, *matcher.extract_pair(move_batch(batch, device), seeds)
+def check_finite(features: Tensor, identifiers: Sequence[str]) -> None:
+    """NotFiniteError, naming the image, if one of the maps (n, C, h, w) holds inf or nan."""
+    finite = features.flatten(1).isfinite().all(dim=1)
+    if not finite.all():
+        bad = [name for name, good in zip(identifiers, finite.tolist(), strict=True) if not good]
+        raise NotFiniteError(
+            f"the features of image {bad[0]} are not finite ({len(bad)} of {len(identifiers)} images in the batch): "
+            "the networks ran out of the range of their precision; use PRECISION fp32 (or bf16)"
+        )

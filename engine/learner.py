@@ -1,30 +1,35 @@
-"""Optimiser and schedule of the prompt, with the counters that say how far training has come."""
+"""Optimiser and schedule of what is learned, with the counters that say how far training has come."""
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
-COUNTERS = ("epoch", "step_in_epoch", "step", "best", "validated")
+from model.error import NotFiniteError
+
+COUNTERS = ("position", "step", "best", "validated")
 
 
 class Learner:
     """One optimiser step per effective batch; its whole state goes into a checkpoint and comes back bit for bit.
 
-    accelerator.prepare wraps the prompt (gradients are averaged over processes) and the optimiser. The schedule is not
-    wrapped: it advances once per optimiser step, whatever the number of processes.
+    No module is wrapped: gradients are averaged over the processes here, so that a method may run its learnable part
+    in any way. A step that the gradient scaler skips is not counted, nor does the schedule advance.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        prompt: torch.nn.Module,
-        param_groups: list[dict],
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
         schedule: str,
         step_rules: str,
         total_steps: int,
     ):
-        self.accelerator = accelerator
-        self.prompt, self.optimizer = accelerator.prepare(prompt, torch.optim.Adam(param_groups))
+        self.accelerator, self.module = accelerator, module
+        for parameter in module.parameters():
+            broadcast(parameter.data)
+        self.optimizer = accelerator.prepare(optimizer)
         self.scheduler = get_scheduler(
             schedule,
             self.optimizer.optimizer,
@@ -33,9 +38,8 @@ class Learner:
             num_training_steps=total_steps,
         )
         self.total_steps = total_steps
-        self.epoch = 0
-        self.step_in_epoch = 0
-        self.step = 0
+        self.position = 0  # batches seen, over all epochs
+        self.step = 0  # optimiser steps taken
         self.best: float | None = None
         self.validated = -1  # step after which the last validation was
         self._part_losses: list[torch.Tensor] = []
@@ -47,7 +51,7 @@ class Learner:
 
     @property
     def done(self) -> bool:
-        """Whether the prompt after the last step has been validated too."""
+        """Whether what was learned by the last step has been validated too."""
         return self.finished and self.validated == self.step
 
     @property
@@ -57,24 +61,34 @@ class Learner:
     def learn(self, loss: torch.Tensor) -> torch.Tensor | None:
         """Backward of one part; on the last part of a batch the optimiser steps and the batch's mean loss is given.
 
-        Call inside `accelerator.accumulate(prompt)`. The loss is averaged over parts and processes.
+        Call inside `accelerator.accumulate()`. The loss is averaged over parts and processes.
         """
         self.accelerator.backward(loss)
         self._part_losses.append(loss.detach())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         if not self.accelerator.sync_gradients:
             return None
-        self.scheduler.step()
-        self.step += 1
-        self.step_in_epoch += 1
+        self._average_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.position += 1
+        if not self.optimizer.step_was_skipped:
+            self.scheduler.step()
+            self.step += 1
         mean = self.accelerator.reduce(torch.stack(self._part_losses).mean(), "mean")
         self._part_losses = []
         return mean
 
-    def end_epoch(self) -> None:
-        self.epoch += 1
-        self.step_in_epoch = 0
+    def _average_gradients(self) -> None:
+        """Mean over the processes. A parameter that had no part in any process's loss keeps no gradient."""
+        if self.accelerator.num_processes == 1:
+            return
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+        used = self.accelerator.reduce(used.to(self.accelerator.device), "sum").tolist()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+        for parameter, grad, count in zip(parameters, flat.split([g.numel() for g in grads]), used, strict=True):
+            parameter.grad = grad.view_as(parameter) if count else None
 
     def improves(self, score: float | None) -> bool:
         """Whether a validation score is the best so far; remembers it."""
@@ -82,10 +96,18 @@ class Learner:
         self.best = score if better else self.best
         return better
 
+    def check_finite(self) -> None:
+        """NotFiniteError if a parameter holds inf or nan."""
+        if bad := [name for name, p in self.module.named_parameters() if not p.isfinite().all()]:
+            raise NotFiniteError(
+                f"{bad[0]} is not finite after step {self.step}; what was saved before is kept. Lower TRAIN.LR, or "
+                "try PRECISION fp32; the same command with other settings and --overwrite starts anew"
+            )
+
     def state_dict(self) -> dict:
         scaler = self.accelerator.scaler
         return {
-            "prompt": self.accelerator.unwrap_model(self.prompt).state_dict(),
+            "weights": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -93,7 +115,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.accelerator.unwrap_model(self.prompt).load_state_dict(state["prompt"])
+        self.module.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -10,7 +10,7 @@ import torch
 
 from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_generator
-from engine.evaluate import extract_pairs
+from engine.evaluate import match_pairs
 from engine.transfer import move_batch
 from utils.dense import match_densely, resize_features
 from utils.draw import (
@@ -25,7 +25,7 @@ from utils.draw import (
     render,
 )
 from utils.geometry import cell_to_px, px_to_cell
-from utils.localise import correlation, localise
+from utils.localise import localise
 from utils.pck import compute_hits
 from utils.plot import FeaturePair
 
@@ -52,29 +52,30 @@ def choose_point(pairs: Mapping[str, MatchedPair]) -> int:
 @torch.no_grad()
 def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> MatchedPair:
     """Run the method on one pair, with the noise that `evaluate` uses: the picture shows what was scored."""
-    batch, src_feat, trg_feat = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
+    batch, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
+    batch = move_batch(batch, device)
     n = int(batch["kps_mask"].sum())
     size, src_kps = dataset.image_size, batch["src_kps"][:, :n]
     localiser, section = cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL
     options = {"beta": section.BETA, "sigma": section.SIGMA}
-    pred = localise(src_feat, trg_feat, batch["src_kps"], size, (localiser,), **options)[localiser]
+    pred = localise(similarity, batch["src_kps"], size, (localiser,), **options)[localiser]
     return MatchedPair(
         **_load_images(dataset, position),
         src_kps=src_kps[0].cpu(),
         trg_kps=batch["trg_kps"][0, :n].cpu(),
         pred_kps=pred[0, :n].cpu(),
         hits=compute_hits(pred, batch, [section.PICTURE_ALPHA], section.PROTOCOL, dataset.frame)[0, :n, 0],
-        sim=correlation(src_feat, trg_feat, px_to_cell(src_kps, size, src_feat.shape[-2:]))[0].cpu(),
+        sim=similarity(px_to_cell(src_kps, size, similarity.src_size))[0].cpu(),
     )
 
 
 @torch.no_grad()
 def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device: torch.device, grid: int) -> DensePair:
     """Match every place of a grid x grid over the source image, by EVAL.PICTURE_LOCALISER."""
-    _, src_feat, trg_feat = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
+    _, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
     size, record, section = dataset.image_size, dataset.benchmark[position], cfg.EVAL
-    finer = [resize_features(feat[0], (grid, grid)) for feat in (src_feat, trg_feat)]
-    sigma = section.SIGMA * grid / max(src_feat.shape[-2:])
+    finer = [resize_features(feat[0], (grid, grid)) for feat in (similarity.src_feat, similarity.trg_feat)]
+    sigma = section.SIGMA * grid / max(similarity.src_size)
     field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
     return DensePair(
         **_load_images(dataset, position),
@@ -87,9 +88,9 @@ def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device
 @torch.no_grad()
 def extract_features(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> FeaturePair:
     """Both feature maps of one pair."""
-    _, *maps = next(extract_pairs(matcher, dataset, [position], cfg.SEED, 1, device))
-    src_feat, trg_feat = (feat[0].cpu() for feat in maps)
-    return FeaturePair(**_load_images(dataset, position), src_feat=src_feat, trg_feat=trg_feat)
+    _, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
+    maps = {"src_feat": similarity.src_feat[0].cpu(), "trg_feat": similarity.trg_feat[0].cpu()}
+    return FeaturePair(**_load_images(dataset, position), **maps)
 
 
 class PairGenerator:

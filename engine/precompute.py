@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from config import resolve_path
 from dataset import ImageRef
 from dataset.pair_dataset import PairDataset, load_pil
-from model.method import METHODS
+from model.method.base import Method
 from model.source import SOURCES, Source, condition_source
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_images
 from utils.progress import progress
@@ -22,18 +22,18 @@ def find_caches(cfg) -> Path:
     return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))
 
 
-def find_sources(cfg, condition: str | None) -> dict[str, Source]:
-    """What the method, and a prompt with this condition, read of each image, by its key in a batch."""
-    sources = {key: SOURCES[key](cfg) for key in METHODS[cfg.METHOD.NAME].caches}
-    if condition is not None:
-        sources["condition"] = condition_source(cfg, condition)
-    return sources
+def find_sources(cfg, method: Method) -> dict[str, Source]:
+    """What the method reads of each image, by its key in a batch."""
+    return {
+        key: condition_source(cfg, method.condition) if key == "condition" else SOURCES[key](cfg)
+        for key in method.reads
+    }
 
 
-def build_caches(cfg, datasets: Sequence[PairDataset], condition: str | None, accelerator: Accelerator) -> None:
-    """Fill the caches that the method, and a prompt with this condition, read, and give them to the datasets."""
+def build_caches(cfg, datasets: Sequence[PairDataset], method: Method, accelerator: Accelerator) -> None:
+    """Fill the caches that the method reads, and give them to the datasets."""
     refs = unique_images(datasets)
-    for key, source in find_sources(cfg, condition).items():
+    for key, source in find_sources(cfg, method).items():
         cache = fill_from_source(cfg, source, refs, accelerator)
         for data in datasets:
             data.caches[key] = cache

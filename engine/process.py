@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, gather_object
 
 from config import ROOT
-from engine.host_copy import HostCopy
 from engine.result import write_text
 from model.backbone.device import resolve_device
 from utils.pck import Record, merge_records
@@ -76,7 +75,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._saved = False
-        self._last: HostCopy | None = None
 
     @contextmanager
     def listening(self):
@@ -100,15 +98,11 @@ class StopRequest:
             self._saved = False
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop before the last call; every process must call this at the same steps.
-
-        Of several processes each hears of a signal one call late: so none waits for its device, nor for the others.
-        """
+        """Whether any process was asked to stop; every process must call this at the same steps."""
         if accelerator.num_processes == 1:
             return self.signal is not None
-        asked = torch.full((), int(self.signal is not None), device=accelerator.device)
-        last, self._last = self._last, HostCopy({"asked": accelerator.reduce(asked)})
-        return last is not None and bool(last.get()["asked"])
+        asked = torch.tensor(int(self.signal is not None), device=accelerator.device)
+        return bool(accelerator.reduce(asked))
 
     def _note(self, number: int, frame: object) -> None:
         if self.signal is not None and number == signal.SIGINT:

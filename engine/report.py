@@ -1,16 +1,14 @@
 """From a matcher and pairs to printed tables and result files."""
 
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from config import dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
-from engine.evaluate import Protocol, evaluate
+from engine.evaluate import Protocol, Share, evaluate
 from engine.picture import choose_pairs, draw_pairs
 from engine.process import describe_environment, gather_records
 from engine.result import (
@@ -21,7 +19,7 @@ from engine.result import (
     write_summary_json,
     write_text,
 )
-from model.method import METHODS
+from model.method import METHODS, find_method
 from utils.draw import save_figure
 from utils.pck import Record, summarise
 
@@ -36,20 +34,9 @@ def build_protocol(cfg) -> Protocol:
 
 def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -> tuple[dict, list[Record]]:
     """Summary and per-pair records over all processes; every process must call this and gets both."""
-    quiet = not accelerator.is_main_process or not sys.stderr.isatty()
-    records = evaluate(
-        matcher,
-        pairs,
-        build_protocol(cfg),
-        seed=cfg.SEED,
-        batch_size=cfg.EVAL.BATCH_SIZE,
-        device=accelerator.device,
-        num_workers=cfg.DATASET.NUM_WORKERS,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        feature_gib=cfg.EVAL.FEATURE_GIB,
-        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", disable=quiet),
-    )
+    section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
+    share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
+    records = evaluate(matcher, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
     records = gather_records(records)
     summary = summarise(records, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
     return summary, records
@@ -57,7 +44,7 @@ def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -
 
 def build_result_name(cfg) -> str:
     """What the results are of: the prompt, or the matcher if it takes none."""
-    return cfg.PROMPT.TYPE if METHODS[cfg.METHOD.NAME].takes_prompt else cfg.METHOD.NAME
+    return find_method(cfg.METHOD.NAME).name_tested(cfg)
 
 
 def build_result_stem(cfg) -> Path:
@@ -79,16 +66,16 @@ def _name_matcher(cfg) -> list[str]:
     """The matcher and the settings that it reads; the default matcher's name is left out."""
     entry, section, default = METHODS[cfg.METHOD.NAME], cfg.METHOD, get_default_config().METHOD
     words = [section.NAME] if entry.takes_prompt and section.NAME != default.NAME else []
-    if entry.parts:
+    if entry.takes_prompt:
         words += [f"Layer{section.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
         words += [f"Seed{cfg.SEED}", cfg.NETWORK.NAME, section.POSTERIOR]
         words += [f"UNet{Path(cfg.NETWORK.UNET).stem}{_hash(cfg.NETWORK.UNET)}"] if cfg.NETWORK.UNET else []
-    if "dino" in entry.caches:
+    if "dino" in entry.reads:
         words += [Path(section.DINO_FOLDER).name, "x".join(map(str, section.DINO_SIZE))]
         words += [f"Block{section.DINO_LAYER}"] if section.DINO_LAYER != default.DINO_LAYER else []
         words += [] if section.DINO_NORM else ["unnormed"]
         words += [section.DINO_INPUT] if section.DINO_INPUT != default.DINO_INPUT else []
-    if "dino_weight" in entry.settings:
+    if {"dino", "posterior"} <= set(entry.reads):
         words += [f"Weights{section.SD_WEIGHT:g}+{section.DINO_WEIGHT:g}"]
     return words
 

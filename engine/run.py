@@ -1,33 +1,31 @@
-"""A training run on disk: where it writes, how it resumes, what it logs, when it keeps a prompt."""
+"""A training run on disk: where it writes, how it resumes, what it logs, when it keeps what is best."""
 
 import json
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
-from config import WITHOUT_EFFECT, ConfigError, dump_config, iter_keys, resolve_path
+from config import WITHOUT_EFFECT, ConfigError, dump_config, iter_keys
 from dataset.pair_dataset import PairDataset
-from engine.build import build_prompt_name, describe_prompt
+from engine.build import find_output
 from engine.learner import Learner
 from engine.monitor import Monitor
 from engine.picture import Preview, choose_pairs
+from engine.precompute import find_sources
 from engine.process import write_provenance
 from engine.report import evaluate_split
 from engine.result import format_overview, write_text
-from engine.sampler import EpochBatches
+from engine.sampler import EpochPairs, StepBatches
 from engine.transfer import build_loader, move_batch
-from model.method import METHODS
-from model.prompt.store import save_prompt
-from model.source import fingerprint_condition, fingerprint_dino, fingerprint_stable_diffusion
+from model.method.base import Method
 from utils.checkpoint import NAME as CHECKPOINT
 from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
 from utils.noise import noise_seeds
 from utils.pck import alpha_key
+from utils.progress import progress
 
 MAY_DIFFER = (  # settings that do not change what is learned
     *WITHOUT_EFFECT,
@@ -45,109 +43,86 @@ LENGTH = (
 
 
 class TrainingRun:
-    """One prompt being trained. Every process has one; only the main process writes."""
+    """What a method learns, from the first step or a checkpoint to the last. Only the main process writes."""
 
-    def __init__(self, cfg, accelerator: Accelerator, overwrite: bool):
-        self.cfg, self.accelerator = cfg, accelerator
-        self.name = str(build_prompt_name(cfg))
-        output = Path(resolve_path(cfg.OUTPUT_ROOT))
-        settings = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
-        self.folder = output / "log" / cfg.DATASET.NAME / settings
-        self.prompt_folder = output / "prompt" / self.name
+    def __init__(self, cfg, accelerator: Accelerator, method: Method, trn: PairDataset, overwrite: bool):
+        self.cfg, self.accelerator, self.method = cfg, accelerator, method
+        self.name = method.name_learned(cfg)
+        folder = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
+        self.folder = find_output(cfg) / "log" / cfg.DATASET.NAME / folder
+        self.weights_folder = find_output(cfg) / "prompt" / self.name
         if overwrite:
             self._forget()
-        self.state = load_checkpoint(self.folder)
+        state = load_checkpoint(self.folder)
+        self.sampler = self._plan(len(trn))
+        self._refuse_other_run(state)
+        workers = cfg.DATASET.NUM_WORKERS
+        self.loader = build_loader(EpochPairs(trn), accelerator.device, workers, batch_sampler=self.sampler)
+        self.learner = self._build_learner(state)
+        active = accelerator.is_main_process
+        self.monitor = Monitor(self.folder, active, cfg.TRAIN.LOG_EVERY, first_step=self.learner.step + 1)
+        self.preview = Preview(cfg, accelerator.device)
+        self._announce(len(trn))
 
-    def plan(self, n_pairs: int) -> EpochBatches:
-        """The data order: this process's part of every step. Refuses a batch that cannot be shared out."""
-        cfg = self.cfg.TRAIN
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        try:
-            self.batches = EpochBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        self._refuse_other_run()
-        return self.batches
+    @property
+    def done(self) -> bool:
+        """Whether every step is taken and what was learned is validated."""
+        return self.learner.done
 
-    def start(self, trn: PairDataset, prompt: torch.nn.Module) -> Learner:
-        """The prompt with its optimiser, at the beginning or where a checkpoint left them."""
-        cfg = self.cfg.TRAIN
-        self.image_size = trn.image_size
-        workers = self.cfg.DATASET.NUM_WORKERS
-        self.loader = build_loader(trn, self.accelerator.device, workers, batch_sampler=self.batches)
-        total_steps = cfg.EPOCHS * self.batches.steps_per_epoch
-        total_steps = min(total_steps, cfg.MAX_STEPS) if cfg.MAX_STEPS else total_steps
-        groups = prompt.param_groups(cfg.LR, cfg.LINEAR_LR_SCALE)
-        self.learner = Learner(self.accelerator, prompt, groups, cfg.SCHEDULER, cfg.STEP_RULES, total_steps)
-        if self.state is not None:
-            self.learner.load_state_dict(self.state["learner"])
-        active = self.accelerator.is_main_process
-        self.monitor = Monitor(self.folder, active, cfg.LOG_EVERY, first_step=self.learner.step + 1)
-        self.preview = Preview(self.cfg, self.accelerator.device)
-        self._announce(len(trn.benchmark))
-        return self.learner
+    def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
+        """(batch on the device, (B, 2) seeds of its noise) from where the run stands to its next validation.
 
-    def batches_of_epoch(self):
-        """What is left of the epoch, on this process's device, with a bar that counts the run's optimiser steps."""
-        self.batches.start(self.learner.epoch, self.learner.step_in_epoch)
-        self.bar = tqdm(
-            initial=self.learner.step,
-            total=self.learner.total_steps,
-            desc=f"epoch {self.learner.epoch + 1}",
-            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
-        )
-        with self.bar:
-            for batch in self.loader:  # the index stays where it was: it is read on the CPU
-                yield {**move_batch(batch, self.accelerator.device), "index": batch["index"]}
+        Noise is fresh in every epoch, and the same for any number of processes.
+        """
+        first, last = self.learner.position, self._next_validation()
+        self.sampler.steps = range(first, last)
+        total, main = self.learner.total_steps, self.accelerator.is_main_process
+        with progress(None, "training", total, shown=main, initial=self.learner.step, unit="step") as self.bar:
+            for batch in self.loader if first < last else ():
+                if self.learner.finished:
+                    return
+                sides = [noise_seeds(self.cfg.SEED, batch["epoch"], batch["index"], side) for side in (0, 1)]
+                yield move_batch(batch, self.accelerator.device), torch.stack(sides, dim=1)
 
-    def noise_seeds(self, index: torch.Tensor) -> torch.Tensor:
-        """(B, 2) seeds of the source and target noise: fresh in every epoch, the same for any number of processes."""
-        sides = [noise_seeds(self.cfg.SEED, self.learner.epoch, index, side) for side in (0, 1)]
-        return torch.stack([torch.as_tensor(side) for side in sides], dim=1)
+    def learn(self, losses: torch.Tensor) -> bool:
+        """Backward of a part's losses (B,); on the last part of a batch a step, and True."""
+        before, loss = self.learner.step, self.learner.learn(losses.sum() * self.sampler.weight)
+        if loss is None:
+            return False
+        if self.learner.step > before:
+            self.bar.update()
+            if line := self.monitor.add_step(self.learner.step, self.learner.lr, loss, time.monotonic()):
+                self.print(f"step {self.learner.step}/{self.learner.total_steps}  {line}")
+            if self.learner.step % self.cfg.TRAIN.SAVE_EVERY == 0:
+                self.save()
+        return True
 
-    def log_step(self, loss: torch.Tensor, now: float) -> None:
-        """Loss, lr and speed to tensorboard; a line to the terminal now and then."""
-        self.bar.update()
-        line = self.monitor.add_step(self.learner.step, self.learner.lr, loss, now)
-        if line:
-            self.print(f"step {self.learner.step}/{self.learner.total_steps}  {line}")
-
-    def validate(self, matcher, val: PairDataset) -> None:
-        """PCK on the validation pairs; the prompt is kept if it is the best so far."""
+    def validate(self, val: PairDataset) -> None:
+        """PCK on the validation pairs; what was learned is kept if it is the best so far."""
         self.monitor.flush(time.monotonic())
-        summary, _ = evaluate_split(self.cfg, matcher, val, self.accelerator)
-        score = summary["pck"][self.cfg.VAL.LOCALISER][alpha_key(self.cfg.VAL.ALPHA)]["all"]
+        self.learner.check_finite()
+        cfg, method = self.cfg.VAL, self.method.at(self.cfg.VAL.TIMESTEP, self.cfg.VAL.ENSEMBLE)
+        summary, _ = evaluate_split(self.cfg, method, val, self.accelerator)
+        score = summary["pck"][cfg.LOCALISER][alpha_key(cfg.ALPHA)]["all"]
         best = self.learner.improves(score)
         self.learner.validated = self.learner.step
         if not self.accelerator.is_main_process:
             return
         self.monitor.add_pck(self.learner.step, summary)
-        positions = choose_pairs(val, self.cfg.VAL.PICTURES)
-        self.monitor.add_pictures(self.learner.step, self.preview.draw(matcher, val, positions, self.name))
+        pictures = self.preview.draw(method, val, choose_pairs(val, cfg.PICTURES), self.name)
+        self.monitor.add_pictures(self.learner.step, pictures)
         self.print(f"validation after step {self.learner.step}\n{format_overview(summary)}")
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            entry = {
-                "step": self.learner.step,
-                "epoch": self.learner.epoch,
-                "score": score,
-                "pck": summary["pck"],
-            }
-            file.write(json.dumps(entry) + "\n")
+        self._note({"step": self.learner.step, "score": score, "pck": summary["pck"]})
         if best:
             metrics = {"step": self.learner.step, "validation": summary}
-            prompt = self.accelerator.unwrap_model(self.learner.prompt)
-            save_prompt(self.prompt_folder, prompt, {**describe_prompt(self.cfg), "metrics": metrics})
-            write_text(self.prompt_folder / "config.yaml", dump_config(self.cfg))
-            self.print(f"best so far: saved to {self.prompt_folder}")
-
-    def end_epoch(self) -> None:
-        """Go on to the next epoch, if this one has been run to its end."""
-        if self.learner.step_in_epoch == self.batches.steps_per_epoch:
-            self.learner.end_epoch()
+            self.method.save(self.weights_folder, {**self._made_by(), "metrics": metrics})
+            write_text(self.weights_folder / "config.yaml", dump_config(self.cfg))
+            self.print(f"best so far: saved to {self.weights_folder}")
 
     def save(self) -> None:
         """A checkpoint from which the run goes on exactly."""
         self.monitor.flush(time.monotonic())
+        self.learner.check_finite()
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, {"settings": self._settings(), "learner": self.learner.state_dict()})
         self.accelerator.wait_for_everyone()
@@ -157,13 +132,56 @@ class TrainingRun:
         measure = f"PCK@{self.cfg.VAL.ALPHA:g} ({self.cfg.VAL.LOCALISER})"
         best = "no validation pair has keypoints" if self.learner.best is None else f"{self.learner.best:.2%}"
         self.print(
-            f"finished {self.learner.step} steps; best validation {measure}: {best}; prompt in {self.prompt_folder}"
+            f"finished {self.learner.step} steps; best validation {measure}: {best}; kept in {self.weights_folder}"
         )
         self.accelerator.end_training()
 
     def print(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            tqdm.write(text)
+            self.bar.write(text) if hasattr(self, "bar") else print(text)
+
+    def _plan(self, n_pairs: int) -> StepBatches:
+        """The data order: this process's part of every step. Refuses a batch that cannot be shared out."""
+        cfg, accelerator = self.cfg.TRAIN, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        try:
+            return StepBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _build_learner(self, state: dict | None) -> Learner:
+        cfg = self.cfg.TRAIN
+        total_steps = self.sampler.end_of_epoch(cfg.EPOCHS - 1)
+        total_steps = min(total_steps, cfg.MAX_STEPS) if cfg.MAX_STEPS else total_steps
+        optimizer = self.method.build_optimizer(cfg.LR, cfg.LINEAR_LR_SCALE)
+        learner = Learner(
+            self.accelerator, self.method.trainable, optimizer, cfg.SCHEDULER, cfg.STEP_RULES, total_steps
+        )
+        if state is not None:
+            learner.load_state_dict(state["learner"])
+        return learner
+
+    def _next_validation(self) -> int:
+        """The position at which the next validation is due: every VAL.EVERY batches, or at the end of an epoch."""
+        learner, position = self.learner, self.learner.position
+        pending = position > 0 and learner.validated != learner.step and self._boundary(position) == position
+        if learner.finished or pending:
+            return position
+        return min(self._boundary(position + 1), position + learner.total_steps - learner.step)
+
+    def _boundary(self, position: int) -> int:
+        """The first of the positions for validation that is not before this one."""
+        if every := self.cfg.VAL.EVERY:
+            return -(-position // every) * every
+        epoch = (position - 1) * self.sampler.batch_size // self.sampler.n_pairs
+        return next(end for end in map(self.sampler.end_of_epoch, (epoch, epoch + 1)) if end >= position)
+
+    def _note(self, entry: dict) -> None:
+        """Add a line to metrics.jsonl; a line of the same or a later step, of a run that was stopped, is replaced."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < entry["step"]]
+        write_text(path, "\n".join([*kept, json.dumps(entry)]) + "\n")
 
     def _announce(self, n_pairs: int) -> None:
         if not self.accelerator.is_main_process:
@@ -185,28 +203,33 @@ class TrainingRun:
                     path.unlink()
         self.accelerator.wait_for_everyone()
 
-    def _settings(self) -> dict[str, object]:
-        """What a run must have in common with the checkpoint it goes on from."""
-        networks = fingerprint_stable_diffusion(self.cfg, ("vae", "unet", "text_encoder"))
-        condition = build_prompt_name(self.cfg).condition
-        reads_dino = "dino" in METHODS[self.cfg.METHOD.NAME].caches
+    def _made_by(self) -> dict[str, object]:
+        """What the learned weights are kept with."""
         return {
-            **dict(iter_keys(self.cfg)),
-            "training pairs": self.batches.n_pairs,
-            "networks": networks,
-            "condition network": fingerprint_condition(self.cfg, condition) if condition else "",
-            **({"matcher's DINOv2": fingerprint_dino(self.cfg)} if reads_dino else {}),
+            "method": self.cfg.METHOD.NAME,
+            **self.method.describe(self.cfg),
+            "layer": self.cfg.METHOD.LAYER,
+            "train_timestep": self.cfg.TRAIN.TIMESTEP,
         }
 
-    def _refuse_other_run(self) -> None:
-        if self.state is not None:
+    def _settings(self) -> dict[str, object]:
+        """What a run must have in common with the checkpoint it goes on from."""
+        return {
+            **dict(iter_keys(self.cfg)),
+            "training pairs": self.sampler.n_pairs,
+            "networks": self.method.fingerprint(self.cfg),
+            **{key: source.stamp for key, source in find_sources(self.cfg, self.method).items()},
+        }
+
+    def _refuse_other_run(self, state: dict | None) -> None:
+        if state is not None:
             may_differ = MAY_DIFFER if self.cfg.TRAIN.SCHEDULER == "linear" else (*MAY_DIFFER, *LENGTH)
-            if changed := changed_keys(self.state["settings"], self._settings(), may_differ):
+            if changed := changed_keys(state["settings"], self._settings(), may_differ):
                 raise CheckpointError(
                     f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
                     "go on with the old settings, start anew with --overwrite, or choose another OUTPUT_ROOT"
                 )
-        steps = gather_object([self.state["learner"]["counters"]["step"] if self.state else 0])
+        steps = gather_object([state["learner"]["counters"]["step"] if state else 0])
         if len(set(steps)) > 1:
             raise CheckpointError(
                 f"{self.folder}: the processes find checkpoints of different steps {sorted(set(steps))}; "

@@ -1,16 +1,19 @@
-"""The order of training pairs: a function of seed and epoch alone, whatever the number of processes."""
+"""The order of training pairs: a function of the seed alone, whatever the number of processes or interruptions."""
 
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 
-class EpochBatches:
-    """Batch sampler: this process's part of every optimiser step's batch.
+class StepBatches:
+    """Batch sampler: this process's part of every step's batch.
 
-    One step takes `batch_size` consecutive pairs of the epoch's permutation. They are cut into `accumulation` parts,
-    each part into `world` shares as equal as can be; this process gets its share of every part. The pairs left over
-    at the end of an epoch (fewer than batch_size) are skipped; the next epoch shuffles anew.
+    The epochs' permutations, one after the other, are cut into batches of `batch_size`: a batch may take the last pairs
+    of an epoch and the first of the next. A batch is cut into `accumulation` parts, each part into `world` shares as
+    equal as can be; this process gets its share of every part. Items are those of `EpochPairs`.
     """
 
     def __init__(self, n_pairs: int, batch_size: int, seed: int, accumulation: int = 1, rank: int = 0, world: int = 1):
@@ -23,30 +26,47 @@ class EpochBatches:
             raise ValueError(f"TRAIN.BATCH_SIZE {batch_size} is larger than the {n_pairs} training pairs there are")
         self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
-        self.epoch, self.first_step = 0, 0
+        self.steps = range(0)
 
     @property
     def weight(self) -> float:
         """What a share's summed loss is multiplied with, so that the mean over shares is the mean over the batch."""
         return self.accumulation * self.world / self.batch_size
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.n_pairs // self.batch_size
-
-    def start(self, epoch: int, first_step: int = 0) -> None:
-        """Choose the epoch, and the optimiser step in it to begin at."""
-        self.epoch, self.first_step = epoch, first_step
+    def end_of_epoch(self, epoch: int) -> int:
+        """How many steps have begun before the epoch (from 0) has given its last whole batch."""
+        return (epoch + 1) * self.n_pairs // self.batch_size
 
     def __len__(self) -> int:
-        return (self.steps_per_epoch - self.first_step) * self.accumulation
+        return len(self.steps) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.n_pairs, generator=generator).tolist()
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shares = self.accumulation * self.world
-        for step in range(self.first_step, self.steps_per_epoch):
+        for step in self.steps:
+            pairs = [self._pair(position) for position in range(step * self.batch_size, (step + 1) * self.batch_size)]
             for part in range(self.accumulation):
                 share = part * self.world + self.rank
                 begin, end = (self.batch_size * number // shares for number in (share, share + 1))
-                yield order[step * self.batch_size + begin : step * self.batch_size + end]
+                yield pairs[begin:end]
+
+    def _pair(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.n_pairs)
+        return epoch, shuffle(self.n_pairs, self.seed, epoch)[place]
+
+
+@lru_cache(maxsize=2)
+def shuffle(n_pairs: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's pairs."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n_pairs, generator=generator).tolist()
+
+
+class EpochPairs(Dataset):
+    """The pairs of a data set by (epoch, position); their batches say the "epoch", (B,) int64."""
+
+    def __init__(self, pairs: Dataset) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        epoch, position = item
+        return {**self.pairs[position], "epoch": epoch}

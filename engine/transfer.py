@@ -1,6 +1,6 @@
-"""Between host and device: loaders that pin, batches that move, feature maps that are kept."""
+"""Loaders of batches, and batches on a device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,26 +33,3 @@ def move_batch(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]
             value = value.to(device, non_blocking=True)
         moved[key] = value
     return moved
-
-
-class FeatureStore:
-    """Feature maps by identifier: on their device up to a budget, the rest in host memory (pinned for a GPU)."""
-
-    def __init__(self, budget_bytes: float) -> None:
-        self._free_bytes = budget_bytes
-        self._maps: dict[str, Tensor] = {}
-        self.n_spilled = 0  # maps in host memory
-
-    def add(self, identifiers: Sequence[str], maps: Tensor) -> None:
-        """Keep maps (n, C, h, w), all of them here or there."""
-        n_bytes = maps.numel() * maps.element_size()
-        if n_bytes <= self._free_bytes:
-            self._free_bytes -= n_bytes
-        else:
-            self.n_spilled += len(maps)
-            maps = maps.to("cpu", non_blocking=True)  # into pinned memory; who reads it waits in the same stream
-        self._maps.update(zip(identifiers, maps, strict=True))
-
-    def stack(self, identifiers: Sequence[str], device: torch.device) -> Tensor:
-        """The maps (n, C, h, w) of some images, on the device."""
-        return torch.stack([self._maps[name].to(device, non_blocking=True) for name in identifiers])

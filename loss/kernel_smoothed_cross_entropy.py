@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from utils.geometry import Size, at_least_float32, bilinear_corners, check_convention, px_to_cell
-from utils.localise import correlation
+from utils.geometry import Size, at_least_float32, bilinear_corners, px_to_cell
+from utils.localise import Similarity
 
 
 def gaussian_kernel(kernel_size: int, sigma: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def gaussian_kernel(kernel_size: int, sigma: float, like: Tensor) -> tuple[Tenso
     offsets = torch.cartesian_prod(reach, reach).flip(-1)
     if kernel_size == 1:
         return offsets, like.new_ones(1)
-    return offsets, torch.exp(-offsets.square().sum(-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+    return offsets, torch.exp(-offsets.square().sum(-1) / (2 * sigma**2)) / (2 * math.pi * sigma**2)  # Eq. (5)
 
 
 def sample_log_bilinear(log_p: Tensor, points_cell: Tensor, feat_size: Size) -> Tensor:
@@ -48,7 +48,6 @@ class KernelSmoothedCrossEntropy(nn.Module):
         beta: softmax temperature.
         kernel_size: odd number of offsets per axis, in cells.
         sigma: width of the Gaussian in cells; None is half the kernel's reach, (kernel_size // 2) / 2.
-        convention: how px and cells are tied together, see `utils.geometry`.
     Raises:
         ValueError: a parameter out of range.
     """
@@ -58,7 +57,6 @@ class KernelSmoothedCrossEntropy(nn.Module):
         beta: float = 0.04,
         kernel_size: int = 7,
         sigma: float | None = None,
-        convention: str = "align_corners",
     ) -> None:
         super().__init__()
         if beta <= 0:
@@ -67,19 +65,16 @@ class KernelSmoothedCrossEntropy(nn.Module):
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
         if sigma is not None and sigma <= 0:
             raise ValueError(f"sigma must be positive or None, got {sigma}")
-        check_convention(convention)
         self.beta = beta
         self.kernel_size = kernel_size
         self.sigma = (kernel_size // 2) / 2 if sigma is None else sigma
-        self.convention = convention
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={getattr(self, k)!r}" for k in ("beta", "kernel_size", "sigma", "convention"))
+        return ", ".join(f"{k}={getattr(self, k)!r}" for k in ("beta", "kernel_size", "sigma"))
 
     def forward(
         self,
-        src_feat: Tensor,
-        trg_feat: Tensor,
+        similarity: Similarity,
         src_kps: Tensor,
         trg_kps: Tensor,
         kps_mask: Tensor,
@@ -88,20 +83,18 @@ class KernelSmoothedCrossEntropy(nn.Module):
         """One loss per pair, (B,), at least float32; 0 for a pair without valid keypoints.
 
         Args:
-            src_feat, trg_feat: (B, C, h, w), not normalised; half precision is computed in float32.
+            similarity: gives the maps over the target of the source's keypoints.
             src_kps, trg_kps: (B, N, 2), px of the resized frame.
             kps_mask: (B, N) bool, False where padded; what padded keypoints hold is ignored.
             image_size: (H, W) of the resized frame.
         """
-        feat_size = trg_feat.shape[-2:]
         src_kps, trg_kps = (torch.where(kps_mask[..., None], at_least_float32(kps), 0.0) for kps in (src_kps, trg_kps))
-        src_cell = px_to_cell(src_kps, image_size, src_feat.shape[-2:], self.convention)
-        trg_cell = px_to_cell(trg_kps, image_size, feat_size, self.convention)
-        sim = correlation(src_feat, trg_feat, src_cell)  # (B, N, h, w)
-        log_p = torch.log_softmax(sim.flatten(2) / self.beta, dim=-1)
-        cross_entropy = self._cross_entropy(log_p, trg_cell, feat_size)  # (B, N)
+        sim = similarity(px_to_cell(src_kps, image_size, similarity.src_size))  # (B, N, h, w)
+        feat_size = tuple(sim.shape[-2:])
+        log_p = torch.log_softmax(sim.flatten(2) / self.beta, dim=-1)  # Eq. (4)
+        cross_entropy = self._cross_entropy(log_p, px_to_cell(trg_kps, image_size, feat_size), feat_size)  # (B, N)
         n_points = kps_mask.sum(dim=1).clamp(min=1)
-        return torch.where(kps_mask, cross_entropy, 0.0).sum(dim=1) / n_points
+        return torch.where(kps_mask, cross_entropy, 0.0).sum(dim=1) / n_points  # Eq. (6)
 
     def _cross_entropy(self, log_p: Tensor, trg_cell: Tensor, feat_size: Size) -> Tensor:
         """Smoothed cross-entropy (B, N) of log_p (B, N, h*w) with the truth trg_cell (B, N, 2)."""

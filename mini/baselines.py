@@ -17,7 +17,7 @@ from config import load_config, resolve_network
 from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_test
 from engine.check import check_config
-from engine.evaluate import evaluate
+from engine.evaluate import Share, evaluate
 from engine.precompute import unique_images
 from engine.report import build_protocol
 from engine.result import format_overview
@@ -28,7 +28,7 @@ PATCH = 3  # cells
 
 
 class ColourPatches:
-    """A matcher whose features are the colours around each cell, (3 * PATCH^2, h, w)."""
+    """A method whose features are the colours around each cell, (3 * PATCH^2, h, w)."""
 
     per_image = True
 
@@ -36,7 +36,7 @@ class ColourPatches:
         self.refs = {ref.identifier: ref for ref in unique_images([pairs])}
         self.frame, self.cells = pairs.frame, cells
 
-    def extract(self, batch: dict, seeds: torch.Tensor) -> torch.Tensor:
+    def features(self, batch: dict, seeds: torch.Tensor) -> torch.Tensor:
         images = torch.stack([load_image(self.refs[name], self.frame) for name in batch["identifier"]])
         small = F.adaptive_avg_pool2d(images, self.cells)
         padded = F.pad(small, (PATCH // 2,) * 4, mode="replicate")
@@ -81,14 +81,14 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts, {"TEST.SPLIT": args.split, "PROMPT.TYPE": "text"})
     check_config(cfg, training=False)
-    accelerator, pairs, matcher = build_test(cfg)
-    options = {"seed": cfg.SEED, "batch_size": cfg.EVAL.BATCH_SIZE, "device": accelerator.device}
+    accelerator, pairs, method = build_test(cfg)
+    options = build_protocol(cfg), cfg.SEED, accelerator.device, Share(cfg.EVAL.BATCH_SIZE)
 
     records = {"box": score_box(cfg, pairs)}
     _, *cells = network_facts(resolve_network(cfg.NETWORK.FOLDER)).feature_shape(pairs.image_size, cfg.METHOD.LAYER)
-    records["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, build_protocol(cfg), **options)
-    forget_weights(matcher.unet, cfg.SEED)
-    records["random"] = evaluate(matcher, pairs, build_protocol(cfg), **options)
+    records["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, *options)
+    forget_weights(method.diffusion.unet, cfg.SEED)
+    records["random"] = evaluate(method, pairs, *options)
     for name, rows in records.items():
         summary = summarise(rows, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
         print(f"{name}\n{format_overview(summary)}")

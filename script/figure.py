@@ -60,7 +60,7 @@ def draw_generated(args: argparse.Namespace, columns: dict):
     generators = {}
 
     def generate(cfg, matcher, pairs, position: int, device):
-        if matcher.prompt is None:
+        if getattr(matcher, "prompt", None) is None:
             raise ConfigError(f"METHOD.NAME {cfg.METHOD.NAME} takes no prompt, so there is nothing to generate from")
         generator = generators.setdefault(id(cfg), PairGenerator(cfg, device))
         return generator.generate(matcher.prompt, pairs, position, args.seeds)

@@ -46,31 +46,33 @@ def load_variants(args: argparse.Namespace) -> dict:
     return configs
 
 
-def run_setting(cfg, accelerator, pairs, prompt, n_pairs: int) -> tuple[list[dict], list[float]]:
+def run_setting(cfg, accelerator, pairs, n_pairs: int) -> tuple[list[dict], list[float]]:
     """Records and losses of the pairs, by index."""
     import torch
 
-    from engine.build import build_loss, build_tester
-    from engine.evaluate import extract_pairs
+    from engine.build import build_loss, build_method
+    from engine.evaluate import match_pairs
     from engine.report import build_protocol
+    from engine.transfer import move_batch
     from utils.localise import localise
     from utils.pck import PCKEvaluator
 
     protocol, loss_fn, losses = build_protocol(cfg), build_loss(cfg), {}
     evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.frame)
-    matcher = build_tester(cfg, prompt, accelerator.device)
+    matcher = build_method(cfg, accelerator.device, pairs.benchmark.categories)
     step = len(pairs) / (n_pairs or len(pairs))
     positions = sorted({int(i * step) for i in range(n_pairs or len(pairs))})
     positions.sort(key=lambda position: pairs.benchmark[position].category)
     with torch.no_grad():
-        settings = cfg.SEED, cfg.EVAL.BATCH_SIZE, accelerator.device
-        for batch, *maps in extract_pairs(matcher, pairs, positions, *settings):
+        settings = cfg.SEED, accelerator.device, cfg.EVAL.BATCH_SIZE
+        for batch, similarity in match_pairs(matcher, pairs, positions, *settings):
+            batch = move_batch(batch, accelerator.device)
             found = localise(
-                *maps, batch["src_kps"], pairs.image_size, protocol.localisers, protocol.beta, protocol.sigma
+                similarity, batch["src_kps"], pairs.image_size, protocol.localisers, protocol.beta, protocol.sigma
             )
             evaluator.update(batch, found)
             points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-            values = loss_fn(*maps, *points, pairs.image_size).tolist()
+            values = loss_fn(similarity, *points, pairs.image_size).tolist()
             losses |= dict(zip(batch["index"].tolist(), values, strict=True))
     records = sorted(evaluator.records(), key=lambda record: record["index"])
     return records, [losses[record["index"]] for record in records]
@@ -112,7 +114,7 @@ def format_table(rows: list[dict], measure) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from engine.build import build_accelerator, build_pairs, build_tested_prompt
+    from engine.build import build_accelerator, build_method, build_pairs
     from engine.precompute import build_caches
     from engine.result import write_text
     from utils.statistics import Measure
@@ -120,12 +122,11 @@ def run(args: argparse.Namespace) -> None:
     configs = load_variants(args)
     cfg = configs[args.settings[0]]
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
-    prompt = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition if prompt else None, accelerator)
+    build_caches(cfg, (pairs,), build_method(cfg, accelerator.device, pairs.benchmark.categories), accelerator)
     measure = Measure(cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL.PICTURE_ALPHA, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
     first, rows = None, []
     for setting, variant in configs.items():
-        found = run_setting(variant, accelerator, pairs, prompt, min(args.pairs, len(pairs)))
+        found = run_setting(variant, accelerator, pairs, min(args.pairs, len(pairs)))
         first = first or found
         rows.append(describe(setting, found, first, measure))
         print(f"{setting}: done", file=sys.stderr)

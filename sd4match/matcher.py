@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from config import ConfigError, change_config, load_config, resolve_path
-from engine.build import build_open_prompt, build_tester
+from engine.build import build_method
 from engine.check import check_config
 from engine.precompute import find_sources
+from engine.transfer import move_batch
 from model.backbone.device import resolve_device
-from model.prompt.base import Prompt
+from model.method.base import Method
+from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
 from sd4match.error import KEYS, CategoryError
 from sd4match.pair import Pair, Setting
@@ -50,14 +52,13 @@ class Matcher:
     no lock. Nothing is kept between calls: keep the `ImageFeatures` or the `Pair`.
     """
 
-    def __init__(self, cfg, prompt: Prompt | None, network, sources: Mapping, device: torch.device) -> None:
+    def __init__(self, cfg, method: Method, sources: Mapping, device: torch.device) -> None:
         """For `from_pretrained`, which makes the parts."""
         self.config = cfg
         self.device = device
-        self._prompt = prompt
-        self._network = network
+        self._method = method
         self._sources = sources
-        self._conditions = {prompt.condition: sources["condition"]} if "condition" in sources else {}  # of all prompts
+        self._conditions = {method.condition: sources["condition"]} if "condition" in sources else {}  # of all prompts
         self._lock = threading.Lock()
         self._warned: list[bool] = []  # that the networks know no photos; shared by copies
         self._owner = object()  # features of another prompt, timestep or network are computed anew
@@ -106,11 +107,9 @@ class Matcher:
         """The matcher that test.py tests under a config, its prompt from `prompt_folder` if that is given."""
         check_config(cfg, training=False)
         device = resolve_device(cfg.DEVICE)
-        prompt = build_open_prompt(cfg, prompt_folder)
-        sources = {key: source.load(device) for key, source in find_sources(cfg, prompt and prompt.condition).items()}
-        with torch.no_grad():
-            network = build_tester(cfg, prompt, device).eval()
-        return cls(cfg, prompt, network, sources, device)
+        method = build_method(cfg, device, None, folder=prompt_folder)
+        sources = {key: source.load(device) for key, source in find_sources(cfg, method).items()}
+        return cls(cfg, method, sources, device)
 
     @property
     def prompt_name(self) -> str | None:
@@ -118,9 +117,13 @@ class Matcher:
         return self._prompt and str(self._prompt.name)
 
     @property
+    def _prompt(self):
+        return getattr(self._method, "prompt", None)
+
+    @property
     def depends_on_pair(self) -> bool:
         """Whether an image's features depend on its partner, so that every pair runs the UNet."""
-        return not self._network.per_image
+        return not self._method.per_image
 
     @property
     def knows_photos(self) -> bool:
@@ -153,7 +156,7 @@ class Matcher:
         values = {"TEST.TIMESTEP": timestep, "TEST.ENSEMBLE": ensemble, "EVAL.PICTURE_LOCALISER": localiser}
         other = self._copy({key: value for key, value in values.items() if value is not None})
         if (timestep, ensemble) != (None, None):
-            other._network = self._network.at(other.config.TEST.TIMESTEP, other.config.TEST.ENSEMBLE)
+            other._method = self._method.at(other.config.TEST.TIMESTEP, other.config.TEST.ENSEMBLE)
             other._owner = object()
         return other
 
@@ -175,15 +178,14 @@ class Matcher:
             raise ConfigError(f"the method {self.config.METHOD.NAME} takes no prompt")
         name, folder = find_prompt(str(prompt))
         other = self._copy({"PROMPT.TYPE": name})
-        other._prompt = build_open_prompt(other.config, folder)
-        other._network = self._network.under(other._prompt.to(self.device)).eval()
+        other._method = self._method.under(build_prompt(other.config, None, False, folder).to(self.device)).eval()
         other._owner = object()
-        needed = find_sources(other.config, other._prompt.condition)
+        needed = find_sources(other.config, other._method)
         kept = {key: compute for key, compute in self._sources.items() if key != "condition"}
-        kept["condition"] = self._conditions.get(other._prompt.condition)
+        kept["condition"] = self._conditions.get(other._method.condition)
         other._sources = {key: kept.get(key) or source.load(self.device) for key, source in needed.items()}
         if "condition" in needed:
-            self._conditions[other._prompt.condition] = other._sources["condition"]
+            self._conditions[other._method.condition] = other._sources["condition"]
         return other
 
     def encode(self, image: ImageSource | ImageFeatures, category: str | None = None) -> ImageFeatures:
@@ -285,7 +287,7 @@ class Matcher:
             if self.depends_on_pair:
                 return images
             todo = [image for image in images if image.feature is None]
-            features = self._network.extract(_join(todo), _seeds(todo)) if todo else ()
+            features = self._method.features(move_batch(_join(todo), self.device), _seeds(todo)) if todo else ()
         made = dict(zip(map(id, todo), features, strict=True))
         return [replace(image, feature=made.get(id(image), image.feature)) for image in images]
 
@@ -296,7 +298,9 @@ class Matcher:
         batch |= {f"trg_{key}": value for key, value in _join(targets).items()}
         batch["category"] = [target.category for target in targets]
         with self._lock:
-            maps = self._network.extract_pair(batch, torch.stack([_seeds(sources), _seeds(targets)], dim=1))
+            maps = self._method.pair_features(
+                move_batch(batch, self.device), torch.stack([_seeds(sources), _seeds(targets)], dim=1)
+            )
         return [self._make_pair(source, target, *features) for target, *features in zip(targets, *maps, strict=True)]
 
     def _make_pair(self, source: ImageFeatures, target: ImageFeatures, src_feat: Tensor, trg_feat: Tensor) -> Pair:

@@ -16,7 +16,7 @@ from utils.dense import DenseField, match_densely
 from utils.frame import Frame
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
 from utils.image import Picture
-from utils.localise import LOCALISERS, MatchQuery, argmax_cell, check_localisers
+from utils.localise import LOCALISERS, FeatureSimilarity, Query, argmax_cell, check_localisers
 
 CHUNK = 256  # points whose correlation maps are in memory at a time
 NEAR = 0.1  # "near" in a confidence: within this share of the longer side
@@ -187,8 +187,9 @@ class Pair:
         last = np.array([picture.size[1] - 1, picture.size[0] - 1], np.float32)
         return np.clip(frame.to_orig(px, picture.size).numpy(), 0, last).astype(np.float32)
 
-    def _query(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> MatchQuery:
-        return MatchQuery(from_feat[None], to_feat[None], cells[None], self.setting.beta, self.setting.sigma)
+    def _query(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> Query:
+        similarity = FeatureSimilarity(from_feat[None], to_feat[None])
+        return Query(similarity, cells[None], self.setting.beta, self.setting.sigma)
 
     def _nearest(self, cells: Tensor, from_feat: Tensor, to_feat: Tensor) -> Tensor:
         """The nearest cell (N, 2) of each of `cells` (N, 2)."""

@@ -18,17 +18,19 @@ from PIL import Image
 from config import ROOT, ConfigError, iter_keys, load_config
 from dataset import BENCHMARKS
 from dataset.pair_dataset import PairDataset, collate
-from engine.build import build_caches, build_open_prompt, build_tested_prompt, build_tester, describe_prompt, load_text
+from engine.build import build_caches, build_method
 from engine.process import build_accelerator
 from engine.result import write_summary_json
 from model.error import PromptNotFoundError
-from model.prompt import build_prompt
+from model.method.sd4match import SD4Match
+from model.prompt import new_prompt
+from model.prompt.build import build_prompt, load_text
 from model.prompt.store import save_prompt
 from sd4match import LearnedPrompt, Matcher, PointError
 from sd4match.source import find_settings
 from tests import tiny
 from tests.fixtures_dataset import draw_image
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, localise
 
 CPM = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
 CLASS = "Class_spair_tiny_TokenEmbeds9"
@@ -52,7 +54,7 @@ def build(world, tmp_path_factory):
 
     cfg = load_config(None, world.opts(output))
     for name in (CPM, CLASS):
-        learned = build_prompt(name, load_text(cfg), categories=["bird", "cat"], condition_shape=tiny.DINO_SHAPE)
+        learned = new_prompt(name, load_text(cfg), categories=["bird", "cat"], condition_shape=tiny.DINO_SHAPE)
         save_prompt(output / "prompt" / name, learned)
     return build
 
@@ -65,7 +67,7 @@ def matcher(build):
 def count_calls(matcher):
     """A list that grows by the number of rows at each call of the UNet."""
     rows = []
-    matcher._network.unet.register_forward_hook(lambda *args: rows.append(len(args[2][0])))
+    matcher._method.unet.register_forward_hook(lambda *args: rows.append(len(args[2][0])))
     return rows
 
 
@@ -123,14 +125,16 @@ def test_points_and_maps_equal_those_of_the_evaluation(build, world, tmp_path, p
     pair = matcher.pair(source, target)
     found = pair.match(record.src_kps)
 
-    tested = build_tested_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), tested.condition, build_accelerator("cpu", torch.float32))
+    tested = build_method(cfg, device, pairs.benchmark.categories)
+    build_caches(cfg, (pairs,), tested, build_accelerator("cpu", torch.float32))
     batch = collate([pairs[0]])
     with torch.no_grad():
         seeds = torch.tensor([[source.seed, target.seed]])
-        src_feat, trg_feat = build_tester(cfg, tested, device).extract_pair(batch, seeds)
+        src_feat, trg_feat = tested.pair_features(batch, seeds)
     torch.testing.assert_close(pair.src_feat, src_feat[0], rtol=2e-3, atol=2e-3)  # caches are half precision
-    expected = localise(src_feat, trg_feat, batch["src_kps"], (32, 32), ("kernelsoftmax",))["kernelsoftmax"][0]
+    expected = localise(FeatureSimilarity(src_feat, trg_feat), batch["src_kps"], (32, 32), ("kernelsoftmax",))[
+        "kernelsoftmax"
+    ][0]
     width_height = np.array(record.trg.size[::-1])
     expected = expected[: len(record.src_kps)].numpy() * width_height / 32
     np.testing.assert_allclose(found.points, expected.clip(0, width_height - 1), atol=0.3)
@@ -208,9 +212,9 @@ def test_the_text_prompt_takes_any_word_or_none(build, matcher, photos):
     assert matcher.categories is None
     features = [matcher.encode(photos["a"], category).feature for category in ("cat", "zebra", None)]
     assert not torch.allclose(features[0], features[1]) and not torch.allclose(features[1], features[2])
-    prompt = build_open_prompt(matcher.config)
+    prompt = build_prompt(matcher.config, None, training=False)
     assert prompt.sentence("car(G)") == "a photo of a car" and prompt.sentence(None) == "a photo of an object"
-    closed = build_tested_prompt(matcher.config, ["cat", "dog"])
+    closed = build_prompt(matcher.config, ["cat", "dog"], training=False)
     batch = {"category": ["dog", "cat"]}
     torch.testing.assert_close(prompt(batch), closed(batch))
 
@@ -218,7 +222,7 @@ def test_the_text_prompt_takes_any_word_or_none(build, matcher, photos):
 def test_another_setting_shares_the_networks(matcher, photos):
     source = matcher.encode(photos["a"])
     other = matcher.at(timestep=100, ensemble=1)
-    assert other._network.unet is matcher._network.unet
+    assert other._method.diffusion is matcher._method.diffusion
     assert matcher.describe()["timestep"] == 50 and other.describe()["timestep"] == 100
     rows = count_calls(matcher)
     pair = other.pair(source, source)  # its feature belongs to another timestep; its VAE posteriors do not
@@ -348,8 +352,8 @@ def learned(tmp_path):
     cfg = load_config("config/mini/base.yaml")
     name = "Single_spair_mini_TokenEmbeds75"
     folder = tmp_path / "prompts" / name
-    meta = {**describe_prompt(cfg), "network": "owner/network", "metrics": {"step": 7, "validation": SUMMARY}}
-    save_prompt(folder, build_prompt(name, load_text(cfg)), meta)
+    meta = {**SD4Match.describe(cfg), "network": "owner/network", "metrics": {"step": 7, "validation": SUMMARY}}
+    save_prompt(folder, new_prompt(name, load_text(cfg)), meta)
     stem = folder / "spair_result_Single_all_test_x"
     write_summary_json(f"{stem}.json", {**SUMMARY, "pairs": 34}, dict(iter_keys(cfg)), {})
     return folder

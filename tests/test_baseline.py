@@ -17,16 +17,17 @@ from dataset import ImageRef
 from dataset.pair_dataset import load_image
 from engine.check import check_config
 from engine.report import build_result_stem
+from model.backbone.diffusion import Diffusion
 from model.backbone.facts import dino_facts, find_unet, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
-from model.backbone.text import build_byte_tokenizer
+from model.backbone.text import PromptEncoder, build_byte_tokenizer
 from model.backbone.vae import draw_latents
 from model.backbone.vision import compute_dino_map
 from model.error import NetworkError
-from model.method import METHODS, build_method
-from model.method.cleandift import without_noise
-from model.prompt import build_prompt
+from model.method import METHODS, find_method
+from model.method.dinov2 import DINOv2
+from model.prompt import new_prompt
 from tests import tiny
 from utils.noise import derive_seeds, draw_noise
 
@@ -56,14 +57,14 @@ def sd1(tmp_path_factory):
     return str(folder)
 
 
-def build(folder, name="sd4match", prompt_name="text", unet="", **settings):
-    networks = load_stable_diffusion(folder, parts=METHODS[name].parts, unet=unet)
-    from model.backbone.text import PromptEncoder
-
+def build(folder, name="sd4match", prompt_name="text", unet="", layer=1, **settings):
+    networks = load_stable_diffusion(folder, parts=("unet", "scheduler", "text_encoder", "tokenizer"), unet=unet)
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     shape = tiny.DINO_SHAPE
-    prompt = build_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=shape)
-    return build_method(name, networks, prompt, **settings)
+    prompt = new_prompt(prompt_name, text, categories=CATEGORIES, condition_shape=shape)
+    diffusion = Diffusion(networks.unet, networks.scheduler, (f"up{layer}",))
+    settings = {"scaling_factor": networks.facts.scaling_factor, "image_size": tiny.IMAGE_SIZE, **settings}
+    return find_method(name)(diffusion, text, prompt, **settings)
 
 
 def make_pairs(n=2, dino_cells=(5, 7)):
@@ -88,7 +89,7 @@ def images_of(batch, side):
 def test_dift_on_an_sd1_folder_equals_the_formula(sd1, prompt_name, layer, timestep):
     matcher = build(sd1, prompt_name=prompt_name, layer=layer, timestep=timestep, ensemble=2)
     batch, seeds = make_pairs()
-    feature = matcher.extract(images_of(batch, "src"), seeds[:, 0])
+    feature = matcher.features(images_of(batch, "src"), seeds[:, 0])
 
     facts = network_facts(sd1)
     assert (facts.prediction_type, facts.scaling_factor) == ("epsilon", 0.31)
@@ -160,15 +161,13 @@ def test_dino_settings_are_checked(dino, tmp_path):
 
 
 def test_the_dinov2_matcher_gives_what_the_cache_holds():
-    matcher = build_method("dinov2", None, None)
+    matcher = DINOv2(tiny.IMAGE_SIZE)
     batch, seeds = make_pairs()
-    src, trg = matcher.at(50, 8).extract_pair(batch, seeds)
+    src, trg = matcher.at(50, 8).pair_features(batch, seeds)
     assert src.dtype == torch.float32
     assert torch.equal(src, batch["src_dino"].float()) and torch.equal(trg, batch["trg_dino"].float())
-    assert torch.equal(matcher.extract(images_of(batch, "trg"), seeds[:, 1]), trg)
-    assert matcher.per_image and matcher.prompt is None and not list(matcher.parameters())
-    with pytest.raises(ValueError, match="the batch has no src_dino: .*cache"):
-        matcher.extract_pair({}, seeds)
+    assert torch.equal(matcher.features(images_of(batch, "trg"), seeds[:, 1]), trg)
+    assert matcher.per_image and matcher.trainable is None and not list(matcher.parameters())
 
 
 # ---- SD+DINO -----------------------------------------------------------------------------------------------------
@@ -178,40 +177,40 @@ def test_the_dinov2_matcher_gives_what_the_cache_holds():
 @torch.no_grad()
 def test_sd_dino_equals_hand_concatenation(world, cells):
     settings = {"layer": 0, "timestep": 50, "ensemble": 2}
-    fused = build(str(world.root / "sd"), "sd_dino", sd_weight=0.3, dino_weight=0.6, **settings)
+    fused = build(str(world.root / "sd"), "sd_dino", **settings)
+    fused.weights = (0.3, 0.6)
     plain = build(str(world.root / "sd"), **settings)
     batch, seeds = make_pairs(dino_cells=cells)
-    for ours, sd, side in zip(fused.extract_pair(batch, seeds), plain.extract_pair(batch, seeds), "st", strict=True):
+    for ours, sd, side in zip(fused.pair_features(batch, seeds), plain.pair_features(batch, seeds), "st", strict=True):
         dino = batch["src_dino" if side == "s" else "trg_dino"].float()
         dino = F.interpolate(dino, size=sd.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
         dino = batch["src_dino" if side == "s" else "trg_dino"].float() if cells == sd.shape[-2:] else dino
         sd, dino = sd / sd.norm(dim=1, keepdim=True), dino / dino.norm(dim=1, keepdim=True)
         torch.testing.assert_close(ours, torch.cat([0.3 * sd, 0.6 * dino], dim=1))
-    one = fused.extract(images_of(batch, "src"), seeds[:, 0])
-    torch.testing.assert_close(one, fused.extract_pair(batch, seeds)[0], rtol=1e-4, atol=1e-5)
+    one = fused.features(images_of(batch, "src"), seeds[:, 0])
+    torch.testing.assert_close(one, fused.pair_features(batch, seeds)[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_fused_cosine_is_the_weighted_mean_of_the_two(world):
-    fused = build(str(world.root / "sd"), "sd_dino", sd_weight=1.0, dino_weight=2.0, layer=0)
+    fused = build(str(world.root / "sd"), "sd_dino", layer=0)
+    fused.weights = (1.0, 2.0)
     batch, seeds = make_pairs(dino_cells=(4, 4))
-    src, trg = (feature[0, :, 0, 0] for feature in fused.extract_pair(batch, seeds))
+    src, trg = (feature[0, :, 0, 0] for feature in fused.pair_features(batch, seeds))
     cosines = [F.cosine_similarity(src[part], trg[part], dim=0) for part in (slice(-6), slice(-6, None))]
     torch.testing.assert_close(F.cosine_similarity(src, trg, dim=0), (cosines[0] + 4 * cosines[1]) / 5)
 
 
 def test_sd_dino_follows_its_prompt_and_gives_it_gradients(world):
     fused = build(str(world.root / "sd"), "sd_dino", "CPM_spair_tiny_Pair-DINO-Feat-G2-C3")
-    assert not fused.per_image and fused.cache_keys == ("posterior", "condition", "dino")
+    assert not fused.per_image and fused.reads == ("posterior", "condition", "dino")
     batch, seeds = make_pairs()
-    src, trg = fused.extract_pair(batch, seeds, fused.prompt(batch))
+    src, trg = fused.pair_features(batch, seeds)
     (src - trg).square().sum().backward()
     assert all(parameter.grad is not None for parameter in fused.prompt.parameters())
     other = fused.at(7, 3)
-    assert (other.diffusion.timestep, other.diffusion.ensemble) == (7, 3) and fused.diffusion.timestep == 261
+    assert (other.timestep, other.ensemble) == (7, 3) and fused.timestep == 261
     assert other.prompt is fused.prompt
-    with pytest.raises(ValueError, match="not both 0"):
-        build(str(world.root / "sd"), "sd_dino", sd_weight=0.0, dino_weight=0.0)
 
 
 # ---- CleanDIFT, and another UNet ---------------------------------------------------------------------------------
@@ -234,22 +233,13 @@ def test_cleandift_runs_its_unet_on_the_clean_latent(world, clean_unet, kind):
     folder = str(world.root / "sd")
     matcher = build(folder, "cleandift", "empty", unet=str(clean_unet / kind), timestep=100, posterior="mode")
     batch, seeds = make_pairs()
-    feature = matcher.extract(images_of(batch, "src"), seeds[:, 0])
+    feature = matcher.features(images_of(batch, "src"), seeds[:, 0])
     unet, hooked = UNet2DConditionModel.from_pretrained(clean_unet / "unet"), []
     unet.up_blocks[1].register_forward_hook(lambda *args: hooked.append(args[2]))
     latents = draw_latents(batch["src_posterior"], 0.18215, None)
     unet(latents, 100, matcher.text.encode_text([""]).expand(2, -1, -1))
     torch.testing.assert_close(feature, hooked[0], rtol=1e-4, atol=1e-5)
-    assert torch.equal(feature, matcher.extract(images_of(batch, "src"), seeds[:, 0] + 99))
-    with pytest.raises(ValueError, match="adds no noise, so ensemble must be 1, got 2"):
-        matcher.at(100, 2)
-
-
-def test_the_clean_schedule_adds_nothing_and_leaves_the_other_alone(world):
-    scheduler = load_stable_diffusion(str(world.root / "sd"), parts=("scheduler",)).scheduler
-    latents, noise, timestep = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([999, 0])
-    assert torch.equal(without_noise(scheduler).add_noise(latents, noise, timestep), latents)
-    assert not torch.allclose(scheduler.add_noise(latents, noise, timestep)[0], latents[0])
+    assert torch.equal(feature, matcher.features(images_of(batch, "src"), seeds[:, 0] + 99))
 
 
 def test_another_unet_has_another_fingerprint_and_must_fit(world, clean_unet, tmp_path):
@@ -309,7 +299,7 @@ def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
     assert summary["pairs"] == 4
     caches = {path.parent.name for path in (tmp_path / "asset").glob("*/spair")}
     folders = {"posterior": "VAE-tiny", "dino": "DINOv2-map"}
-    assert caches == {folders[kind] for kind in METHODS[name].caches}
+    assert caches == {folders[kind] for kind in METHODS[name].reads}
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
@@ -327,7 +317,7 @@ def test_a_prompt_is_learned_on_fused_features(world, tmp_path):
     dino = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "METHOD.DINO_SIZE", "[56, 56]")
     run(world, tmp_path, "METHOD.NAME", "sd_dino", *dino, "TRAIN.MAX_STEPS", "1")
     (folder,) = (tmp_path / "prompt").iterdir()
-    assert json.loads((folder / "prompt.json").read_text())["matcher"] == "sd_dino"
+    assert json.loads((folder / "prompt.json").read_text())["method"] == "sd_dino"
     assert run_test(settings_of(world, tmp_path, "METHOD.NAME", "sd_dino", "PROMPT.TYPE", folder.name))["pairs"] == 4
 
 
@@ -376,8 +366,8 @@ def test_whatever_changes_a_number_changes_the_result_name(world, tmp_path):
 @pytest.mark.parametrize(
     ("training", "more", "message"),
     [
-        (True, ["METHOD.NAME", "dinov2"], r"METHOD.NAME dinov2 takes no prompt, so there is nothing to learn"),
-        (False, ["METHOD.NAME", "dinov2", "PROMPT.TYPE", "Single_spair_tiny_HiddenState"], r"leave PROMPT.TYPE out"),
+        (True, ["METHOD.NAME", "dinov2"], r"METHOD.NAME dinov2 has nothing to learn"),
+        (False, ["METHOD.NAME", "dinov2", "PROMPT.TYPE", "Single_spair_tiny_HiddenState"], r"takes no learned prompt"),
         (False, ["METHOD.NAME", "cleandift", "TEST.ENSEMBLE", "8"], r"TEST.ENSEMBLE must be 1, got 8: cleandift adds"),
         (True, ["METHOD.NAME", "cleandift", "VAL.ENSEMBLE", "2"], r"VAL.ENSEMBLE must be 1, got 2"),
         (False, ["METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[57, 70]"], r"multiples of 14 px; .* \(56, 70\)"),

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 import test as test_script
 from config import ConfigError, load_config
-from engine.build import describe_prompt
 from engine.check import check_config
 from engine.report import build_result_stem
 from model.backbone.load import load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
-from model.prompt import build_prompt
+from model.method.sd4match import SD4Match
+from model.prompt import new_prompt
 from model.prompt.cpm import ConditionalPrompt, parameter_shapes
 from model.prompt.name import parse_prompt_name
 from model.prompt.store import list_prompts, load_prompt, read_prompt, save_prompt, write_prompt
@@ -72,7 +72,7 @@ def test_prompts_of_the_release_are_tested_by_name_in_both_formats(world, tmp_pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_conversion_there_and_back_keeps_every_bit(text, tmp_path, name):
-    prompt = build_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE, seed=3)
+    prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE, seed=3)
     source = save_prompt(tmp_path / "in" / name, prompt, {"network_fingerprint": "abc", "layer": 1})
     (source / "config.yaml").write_text("SEED: 1\n")
     own = convert(source, tmp_path / "own", "own", None)
@@ -98,7 +98,7 @@ def make_summary(value):
 
 
 def test_the_card_tells_origin_and_results(text, tmp_path):
-    prompt = build_prompt(NAMES[2], text, categories=CATEGORIES)
+    prompt = new_prompt(NAMES[2], text, categories=CATEGORIES)
     meta = {"network": "owner/network", "network_fingerprint": "abc", "train_timestep": 261, "init": "random"}
     source = save_prompt(tmp_path / NAMES[2], prompt, {**meta, "metrics": {"validation": make_summary(0.5)}})
     (source / f"spair_result_{NAMES[2]}_all_test.json").write_text(json.dumps({"summary": make_summary(0.25)}))
@@ -124,9 +124,10 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeypatch, name):
-    prompt = build_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
+    prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
     training = "PROMPT.KIND", parse_prompt_name(name).method, "METHOD.LAYER", "0"
-    meta = describe_prompt(load_config(None, world.opts(tmp_path, *training)))
+    cfg = load_config(None, world.opts(tmp_path, *training))
+    meta = {**SD4Match.describe(cfg), "layer": cfg.METHOD.LAYER}
     convert(save_prompt(tmp_path / "in" / name, prompt, meta), tmp_path / "prompt", "own", None)
     card = (tmp_path / "prompt" / name / "README.md").read_text()
     _, *command = shlex.split(re.search(r"```sh\n(.*)\n```", card)[1])

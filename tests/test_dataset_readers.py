@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, category_word
+from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
 from dataset.pfpascal import PASCAL_CLASSES
 from dataset.record import mirror_bbox, mirror_kps, threshold
 from tests.fixtures_dataset import (
@@ -153,22 +153,6 @@ def test_pfwillow_empty_cell_is_an_absent_point(pfwillow):
     record = build_benchmark("pfwillow", pfwillow, "test")[0]
     assert record.kps_ids == ("1", "2", *(str(n) for n in range(4, 11)))
     np.testing.assert_array_equal(record.src_kps, np.delete(object_points(SIZES[0], 10), 2, axis=0))
-
-
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [
-        ("car(G)", "car"),
-        ("duck(S)", "duck"),
-        ("motorbike(M)", "motorbike"),
-        ("winebottle(wC)", "winebottle"),
-        ("winebottle(woC)", "winebottle"),
-        ("winebottle(M)", "winebottle"),
-        ("aeroplane", "aeroplane"),
-    ],
-)
-def test_category_word(name, word):
-    assert category_word(name) == word
 
 
 def test_mirroring_twice_changes_nothing():

@@ -10,7 +10,7 @@ from engine.build import build_generator
 from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
 from model.backbone.text import PromptEncoder
-from model.prompt import build_prompt
+from model.prompt import new_prompt
 from tests.test_train import NAME, assert_same_state, configure, log_folder, run
 
 
@@ -40,7 +40,7 @@ def test_images_depend_on_their_seed_only(generator, text):
 
 
 def test_a_text_prompt_gives_the_images_of_the_stock_pipeline(world, generator, text):
-    prompt = build_prompt("text", text, categories=("cat", "dog"))
+    prompt = new_prompt("text", text, categories=("cat", "dog"))
     ours = generator.generate(generator.embed(prompt, {"category": ["dog"]}), [5])
     pipeline = StableDiffusionPipeline.from_pretrained(world.root / "sd", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -51,7 +51,7 @@ def test_a_text_prompt_gives_the_images_of_the_stock_pipeline(world, generator, 
 
 @pytest.mark.parametrize("variant", ["TokenEmbeds5", "HiddenState"])
 def test_learned_prompts_of_both_spaces(generator, text, variant):
-    prompt = build_prompt(f"Single_spair_tiny_{variant}", text)
+    prompt = new_prompt(f"Single_spair_tiny_{variant}", text)
     embeds = generator.embed(prompt, {})
     assert embeds.shape == (1, 77, 32)
     if variant == "HiddenState":

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from utils import geometry
-from utils.localise import LOCALISERS, argmax_cell, correlation, localise
+from utils.localise import LOCALISERS, FeatureSimilarity, argmax_cell
+from utils.localise import localise as localise_similarity
 
 IMAGE_SIZE = (64, 96)
 FEAT_SIZE = (9, 13)
@@ -21,24 +22,22 @@ def make_pair(batch=2, n=6, channels=8, dtype=torch.float32, seed=0):
     return *feats, kps
 
 
+def localise(src, trg, *args, **options):
+    return localise_similarity(FeatureSimilarity(src, trg), *args, **options)
+
+
 # --- coordinates ---
 
 
-@pytest.mark.parametrize("convention", geometry.CONVENTIONS)
-def test_coordinates_round_trip(convention):
+def test_coordinates_round_trip():
     px = make_pair()[2]
-    cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE, convention)
-    torch.testing.assert_close(geometry.cell_to_px(cell, FEAT_SIZE, IMAGE_SIZE, convention), px)
+    cell = geometry.px_to_cell(px, IMAGE_SIZE, FEAT_SIZE)
+    torch.testing.assert_close(geometry.cell_to_px(cell, FEAT_SIZE, IMAGE_SIZE), px)
 
 
-def test_conventions_at_the_corners():
+def test_corners_lie_on_corners():
     corners = torch.tensor([[0.0, 0.0], [767.0, 767.0]])
-    aligned = geometry.px_to_cell(corners, (768, 768), (48, 48))
-    assert aligned.tolist() == [[0, 0], [47, 47]]
-    centred = geometry.px_to_cell(corners, (768, 768), (48, 48), "half_pixel")
-    torch.testing.assert_close(centred, torch.tensor([[-0.46875] * 2, [47.46875] * 2]))
-    with pytest.raises(ValueError, match="align_corners.*half_pixel.*'corner'"):
-        geometry.px_to_cell(corners, (768, 768), (48, 48), "corner")
+    assert geometry.px_to_cell(corners, (768, 768), (48, 48)).tolist() == [[0, 0], [47, 47]]
     with pytest.raises(ValueError, match="at least 2"):
         geometry.cell_to_px(corners, (1, 1), (768, 768))
 
@@ -161,7 +160,7 @@ def test_equals_the_plain_loop_version(name):
 def test_correlation_is_the_shared_map():
     src, trg, kps = make_pair(batch=1, n=1)
     cell = geometry.px_to_cell(kps, IMAGE_SIZE, FEAT_SIZE)
-    sim = correlation(src, trg, cell)
+    sim = FeatureSimilarity(src, trg)(cell)
     assert sim.shape == (1, 1, *FEAT_SIZE) and sim.abs().max() <= 1
     expected = similarity(sample(src[0].double().numpy(), *cell[0, 0].tolist()), trg[0].double().numpy())
     np.testing.assert_allclose(sim[0, 0].numpy(), expected, atol=1e-5)

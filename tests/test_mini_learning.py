@@ -6,8 +6,8 @@ from torch.utils.data import DataLoader
 
 from config import load_config
 from dataset.pair_dataset import collate
-from engine.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
-from engine.evaluate import evaluate
+from engine.build import build_accelerator, build_method, build_pairs
+from engine.evaluate import Share, evaluate
 from engine.precompute import build_caches
 from engine.report import build_protocol
 from mini.baselines import forget_weights
@@ -33,46 +33,42 @@ def dogs(tmp_path_factory):
 @pytest.fixture
 def setup(dogs):
     accelerator, trn, val = build_accelerator(dogs), build_pairs(dogs, "trn"), build_pairs(dogs, "val")
-    prompt = build_new_prompt(dogs, trn.benchmark.categories)
-    build_caches(dogs, (trn, val), prompt.condition, accelerator)
-    return trn, val, build_trainee(dogs, prompt, accelerator.device)
+    method = build_method(dogs, accelerator.device, trn.benchmark.categories, training=True)
+    build_caches(dogs, (trn, val), method, accelerator)
+    return trn, val, method
 
 
-def mean_loss(matcher, pairs, loss_fn, epoch=0):
+def mean_loss(method, pairs, epoch=0):
     """The loss over all pairs, one batch at a time, as a generator of tensors."""
     for batch in DataLoader(pairs, 10, collate_fn=collate):
         seeds = torch.stack([noise_seeds(0, epoch, batch["index"], side) for side in (0, 1)], dim=1)
-        src_feat, trg_feat = matcher.extract_pair(batch, seeds)
-        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-        yield loss_fn(src_feat, trg_feat, *points, pairs.image_size).mean()
+        yield method.loss(batch, seeds).mean()
 
 
-def held_out(matcher, val, loss_fn):
+def held_out(method, val):
     with torch.no_grad():
-        return torch.stack(list(mean_loss(matcher, val, loss_fn))).mean().item()
+        return torch.stack(list(mean_loss(method, val))).mean().item()
 
 
 def test_a_learned_prompt_beats_its_words_on_unseen_instances(dogs, setup):
-    trn, val, matcher = setup
-    loss_fn = build_loss(dogs)
-    before = held_out(matcher, val, loss_fn)
-    optimizer = torch.optim.Adam(matcher.prompt.param_groups(0.05))
+    trn, val, method = setup
+    before = held_out(method, val)
+    optimizer = method.build_optimizer(0.05, 0.1)
     for epoch in range(5):
-        for loss in mean_loss(matcher, trn, loss_fn, epoch):
+        for loss in mean_loss(method, trn, epoch):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert held_out(matcher, val, loss_fn) < before - 0.02
+    assert held_out(method, val) < before - 0.02
 
 
 def test_pretrained_features_beat_random_weights(dogs, setup):
-    _, val, matcher = setup
+    _, val, method = setup
 
     def score():
-        options = {"seed": 0, "batch_size": 16, "device": torch.device("cpu")}
-        records = evaluate(matcher, val, build_protocol(dogs), **options)
+        records = evaluate(method, val, build_protocol(dogs), 0, torch.device("cpu"), Share(batch_size=16))
         return summarise(records, ("nn",), (0.15,))["pck"]["nn"]["0.15"]["all"]
 
     pretrained = score()
-    forget_weights(matcher.unet, seed=0)
+    forget_weights(method.diffusion.unet, seed=0)
     assert pretrained > score() + 0.05

@@ -5,7 +5,7 @@ import torch
 
 from config import load_config
 from dataset.pair_dataset import collate
-from engine.build import build_accelerator, build_loss, build_new_prompt, build_pairs, build_trainee
+from engine.build import build_accelerator, build_method, build_pairs
 from engine.precompute import build_caches
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -29,16 +29,13 @@ def overfit(world, output, *more, steps=12):
     """(first, last) loss of some Adam steps on one pair."""
     cfg = load_config(None, world.opts(output, *more))
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, "trn")
-    prompt = build_new_prompt(cfg, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), prompt.condition, accelerator)
-    matcher, loss_fn = build_trainee(cfg, prompt, accelerator.device), build_loss(cfg)
-    optimizer = torch.optim.Adam(prompt.param_groups(0.05, 0.1))
+    method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training=True)
+    build_caches(cfg, (pairs,), method, accelerator)
+    optimizer = method.build_optimizer(0.05, 0.1)
     batch, seeds = collate([pairs[0]]), torch.tensor([[1, 2]])
     losses = []
     for _ in range(steps):
-        src_feat, trg_feat = matcher.extract_pair(batch, seeds, prompt(batch))
-        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-        loss = loss_fn(src_feat, trg_feat, *points, pairs.image_size).mean()
+        loss = method.loss(batch, seeds).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,10 +11,11 @@ import torch
 from model.backbone.load import load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
-from model.prompt import build_prompt
+from model.prompt import new_prompt
 from model.prompt.name import format_prompt, parse_cpm, parse_prompt_name
 from model.prompt.simple import SimplePrompt
 from model.prompt.store import list_prompts, load_prompt, save_prompt
+from model.prompt.text_prompt import category_word
 from tests import tiny
 
 D = tiny.TEXT_WIDTH
@@ -43,7 +44,7 @@ def text(tmp_path_factory):
 
 def build_cpm(text, variant="Pair-DINO-Feat-G3-C5", seed=0):
     name = format_prompt("CPM", "spair", "tiny", variant)
-    return build_prompt(name, text, condition_shape=SHAPES[name.condition], seed=seed)
+    return new_prompt(name, text, condition_shape=SHAPES[name.condition], seed=seed)
 
 
 def make_pairs(n, shape=tiny.DINO_SHAPE, seed=0):
@@ -173,7 +174,7 @@ def test_texts_and_tokens_that_do_not_fit_are_refused(text):
 
 def test_text_prompts(text):
     words = {"car(G)": "car", "duck(S)": "duck"}
-    prompt = build_prompt("text", text, categories=list(words), category_words=words.get)
+    prompt = new_prompt("text", text, categories=list(words), category_words=words.get)
     assert (prompt.depends_on, prompt.space, list(prompt.parameters())) == ("category", "token", [])
     tokens = prompt({"category": ["duck(S)", "car(G)", "duck(S)"]})
     expected = text.encode_text(["a photo of a duck", "a photo of a car", "a photo of a duck"])
@@ -181,11 +182,11 @@ def test_text_prompts(text):
     with pytest.raises(ValueError, match="no prompt for tree; it has: car"):
         prompt({"category": ["tree"]})
     with pytest.raises(ValueError, match="needs the data set's categories"):
-        build_prompt("text", text)
+        new_prompt("text", text)
 
 
 def test_the_empty_prompt_depends_on_nothing(text):
-    prompt = build_prompt("empty", text, categories=["cat"])
+    prompt = new_prompt("empty", text, categories=["cat"])
     assert prompt.depends_on == "nothing"
     assert torch.equal(text.encode_tokens(prompt({"category": ["cat", "cat"]})), text.encode_text([""]))
 
@@ -195,63 +196,63 @@ def test_the_empty_prompt_depends_on_nothing(text):
 
 @pytest.mark.parametrize("n", [1, 20, 75])
 def test_single_token_prompt(text, n):
-    prompt = build_prompt(f"Single_spair_tiny_TokenEmbeds{n}", text, seed=3)
+    prompt = new_prompt(f"Single_spair_tiny_TokenEmbeds{n}", text, seed=3)
     tokens = prompt({})
     sos, eos, padding = text.special_embeddings(n)
     assert tokens.shape == (1, 77, D) and prompt.depends_on == "nothing" and prompt.space == "token"
     assert torch.equal(tokens[:, :1], sos) and torch.equal(tokens[:, n + 1 :], torch.cat([eos, padding], dim=1))
-    assert {name: p.shape for name, p in prompt.named_parameters()} == {"tokens": (1, n, D)}
+    assert {name: p.shape for name, p in prompt.named_parameters()} == {"tokens.0": (n, D)}
     position = text.text_model.embeddings.position_embedding.weight[1 : n + 1]
     distance = torch.cdist(prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight)
     assert distance.min(dim=1).values.max() < 1e-3  # random ids of the vocabulary, at their positions
 
 
 def test_class_prompts_are_one_per_category(text):
-    prompt = build_prompt("Class_spair_tiny_TokenEmbeds6", text, categories=["dog", "cat", "bus"])
+    prompt = new_prompt("Class_spair_tiny_TokenEmbeds6", text, categories=["dog", "cat", "bus"])
     assert prompt.depends_on == "category" and prompt.rows == ("bus", "cat", "dog")
-    assert prompt.tokens.shape == (3, 6, D)
+    assert [row.shape for row in prompt.tokens] == [(6, D)] * 3
     tokens = prompt({"category": ["dog", "bus", "dog"]})
     assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
     assert torch.equal(tokens[1], prompt.sequences()[0])
     with pytest.raises(ValueError, match="no prompt for tree; it has: bus, cat, dog"):
         prompt({"category": ["tree", "cat"]})
     with pytest.raises(ValueError, match="needs the data set's categories"):
-        build_prompt("Class_spair_tiny_TokenEmbeds6", text)
+        new_prompt("Class_spair_tiny_TokenEmbeds6", text)
 
 
 def test_hidden_state_prompts_start_uniform(text):
-    prompt = build_prompt("Single_spair_tiny_HiddenState", text)
-    assert prompt.space == "hidden" and prompt.tokens.shape == (1, 77, D)
-    assert torch.equal(prompt({}), prompt.tokens)
-    assert 0 <= prompt.tokens.min() < 0.01 and 0.99 < prompt.tokens.max() < 1
+    prompt = new_prompt("Single_spair_tiny_HiddenState", text)
+    assert prompt.space == "hidden" and prompt.tokens[0].shape == (77, D)
+    assert torch.equal(prompt({})[0], prompt.tokens[0])
+    assert 0 <= prompt.tokens[0].min() < 0.01 and 0.99 < prompt.tokens[0].max() < 1
 
 
 def test_prompts_start_from_words(text):
     sentence = "a photo of an object"
-    prompt = build_prompt("Single_spair_tiny_TokenEmbeds75", text, init=f"text:{sentence}")
+    prompt = new_prompt("Single_spair_tiny_TokenEmbeds75", text, init=f"text:{sentence}")
     ids = text.token_ids([sentence])
     assert torch.equal(prompt({})[:, 1:76], text.embed_ids(ids)[:, 1:76])
-    empty = build_prompt("Class_spair_tiny_TokenEmbeds9", text, init="empty", categories=["a", "b"])
+    empty = new_prompt("Class_spair_tiny_TokenEmbeds9", text, init="empty", categories=["a", "b"])
     expected = text.embed_ids(text.token_ids([""]))[0, 1:10]
-    assert torch.equal(empty.tokens, expected.expand(2, -1, -1))
-    hidden = build_prompt("Single_spair_tiny_HiddenState", text, init=f"text:{sentence}")
+    assert all(torch.equal(row, expected) for row in empty.tokens)
+    hidden = new_prompt("Single_spair_tiny_HiddenState", text, init=f"text:{sentence}")
     assert torch.equal(hidden({}), text.encode_text([sentence]))
     with pytest.raises(ValueError, match="random, empty or text:<a sentence>; got 'zeros'"):
-        build_prompt("Single_spair_tiny_HiddenState", text, init="zeros")
+        new_prompt("Single_spair_tiny_HiddenState", text, init="zeros")
     with pytest.raises(ValueError, match="has 16 tokens, but .* has only 9 learnable"):
-        build_prompt("Single_spair_tiny_TokenEmbeds9", text, init=f"text:{sentence}")
+        new_prompt("Single_spair_tiny_TokenEmbeds9", text, init=f"text:{sentence}")
 
 
 def test_a_class_prompt_starts_from_each_categorys_words(text):
     init, words = "text:a photo of a {category}", {"car(G)": "car", "dog": "dog"}
-    prompt = build_prompt(
+    prompt = new_prompt(
         "Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "car(G)"], init=init, category_words=words.get
     )
     for category, word in words.items():
         ids = text.token_ids([f"a photo of a {word}"])
         torch.testing.assert_close(prompt({"category": [category]})[:, :76], text.embed_ids(ids)[:, :76])
     with pytest.raises(ValueError, match="only a Class prompt"):
-        build_prompt("Single_spair_tiny_TokenEmbeds75", text, init=init)
+        new_prompt("Single_spair_tiny_TokenEmbeds75", text, init=init)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_starts_follow_the_seed_and_leave_the_global_generator_alone(text, name)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     settings = {"categories": ["cat", "dog"], "condition_shape": tiny.DINO_SHAPE}
-    first, same, other = (build_prompt(name, text, seed=seed, **settings).state_dict() for seed in (1, 1, 2))
+    first, same, other = (new_prompt(name, text, seed=seed, **settings).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     for key, value in first.items():
         assert value.dtype == torch.float32
@@ -365,11 +366,11 @@ def test_cpm_refuses_other_conditions(text):
     with pytest.raises(ValueError, match=r"of \(17, 24\), got \(9, 24\)"):
         build_cpm(text)(make_pairs(1, (9, 24)))
     with pytest.raises(ValueError, match="needs condition_shape"):
-        build_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text)
+        new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text)
     with pytest.raises(ValueError, match="needs patches, but its condition has 1 row"):
-        build_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(1, 24))
+        new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(1, 24))
     with pytest.raises(ValueError, match="can only start at random"):
-        build_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(17, 24), init="empty")
+        new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(17, 24), init="empty")
 
 
 def test_linear_layers_learn_slower(text):
@@ -377,7 +378,7 @@ def test_linear_layers_learn_slower(text):
     groups = {group["name"]: group for group in prompt.param_groups(0.01)}
     assert groups["prompt"]["lr"] == 0.01 and groups["linear"]["lr"] == pytest.approx(0.001)
     assert len(groups["prompt"]["params"]) == 3 and len(groups["linear"]["params"]) == 4
-    single = build_prompt("Single_spair_tiny_TokenEmbeds9", text).param_groups(0.01)
+    single = new_prompt("Single_spair_tiny_TokenEmbeds9", text).param_groups(0.01)
     assert [(group["lr"], len(group["params"])) for group in single] == [(0.01, 1)]
 
 
@@ -396,7 +397,7 @@ def test_linear_layers_learn_slower(text):
 def test_prompts_round_trip(text, tmp_path, name, file):
     parsed = parse_prompt_name(name)
     shape = SHAPES.get(parsed.condition)
-    prompt = build_prompt(name, text, categories=["dog", "cat"], condition_shape=shape)
+    prompt = new_prompt(name, text, categories=["dog", "cat"], condition_shape=shape)
     folder = save_prompt(tmp_path / name, prompt, {"metrics": {"pck": 0.5}, "network_fingerprint": "abc"})
     assert sorted(path.name for path in folder.iterdir()) == sorted([file, "prompt.json"])
     meta = json.loads((folder / "prompt.json").read_text())
@@ -415,11 +416,11 @@ def test_prompts_round_trip(text, tmp_path, name, file):
 
 
 def test_files_have_the_release_formats(text, tmp_path):
-    single = build_prompt("Single_spair_tiny_TokenEmbeds75", text)
+    single = new_prompt("Single_spair_tiny_TokenEmbeds75", text)
     caption = torch.load(save_prompt(tmp_path / str(single.name), single) / "caption.pt", weights_only=True)
     assert {key: tuple(value.shape) for key, value in caption.items()} == {"dataset": (1, 77, D)}
     assert torch.equal(caption["dataset"], single({}))
-    by_class = build_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "cat"])
+    by_class = new_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "cat"])
     caption = torch.load(save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True)
     assert {key: tuple(value.shape) for key, value in caption.items()} == {
         "cat": (1, 77, D),
@@ -432,7 +433,7 @@ def test_files_have_the_release_formats(text, tmp_path):
         *("linear_C.weight", "linear_C.bias", "linear_N.weight", "linear_N.bias"),
     }
     with pytest.raises(ValueError, match="nothing to save"):
-        save_prompt(tmp_path / "text", build_prompt("empty", text))
+        save_prompt(tmp_path / "text", new_prompt("empty", text))
 
 
 def test_the_authors_files_load_as_they_are(text, tmp_path):
@@ -443,7 +444,7 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
     torch.save(caption, folder / "caption.pt")
     prompt = load_prompt(folder, text, backbone="tiny", categories=["cat", "dog"])
     assert torch.equal(prompt({"category": ["dog", "cat"]}), torch.cat([caption["dog"], caption["cat"]]))
-    assert prompt.tokens.shape == (2, 9, D)
+    assert [row.shape for row in prompt.tokens] == [(9, D)] * 2
     save_prompt(folder, prompt)
     again = torch.load(folder / "caption.pt", weights_only=True)
     assert all(torch.equal(again[name], caption[name]) for name in caption)
@@ -461,7 +462,7 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
 def test_missing_prompts_are_answered_with_those_there_are(text, tmp_path):
     with pytest.raises(PromptNotFoundError, match=r"holds no prompts: train one"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")
-    save_prompt(tmp_path / "Single_spair_tiny_TokenEmbeds9", build_prompt("Single_spair_tiny_TokenEmbeds9", text))
+    save_prompt(tmp_path / "Single_spair_tiny_TokenEmbeds9", new_prompt("Single_spair_tiny_TokenEmbeds9", text))
     assert list_prompts(tmp_path) == ["Single_spair_tiny_TokenEmbeds9"]
     with pytest.raises(PromptNotFoundError, match="there are: Single_spair_tiny_TokenEmbeds9"):
         load_prompt(tmp_path / "Single_spair_tiny_HiddenState", text, backbone="tiny")
@@ -472,7 +473,7 @@ def test_missing_prompts_are_answered_with_those_there_are(text, tmp_path):
 
 def test_mismatches_are_refused(text, tmp_path):
     name = "Class_spair_tiny_TokenEmbeds9"
-    prompt = build_prompt(name, text, categories=["dog", "cat"])
+    prompt = new_prompt(name, text, categories=["dog", "cat"])
     folder = save_prompt(tmp_path / name, prompt, {"network_fingerprint": "abc"})
     with pytest.raises(PromptError, match=r"backbone tiny \(says its name\), but NETWORK.NAME is sd2-1"):
         load_prompt(folder, text, backbone="sd2-1")
@@ -526,7 +527,7 @@ def test_contents_that_do_not_fit_the_name_are_refused(text, tmp_path):
 
 def test_corrupt_files_are_refused(text, tmp_path):
     name = "Single_spair_tiny_TokenEmbeds9"
-    folder = save_prompt(tmp_path / name, build_prompt(name, text))
+    folder = save_prompt(tmp_path / name, new_prompt(name, text))
     whole = (folder / "caption.pt").read_bytes()
     for content in (b"", b"not a tensor file", whole[: len(whole) // 2]):
         (folder / "caption.pt").write_bytes(content)
@@ -543,7 +544,7 @@ def test_corrupt_files_are_refused(text, tmp_path):
 
 def test_a_crash_while_saving_leaves_the_old_prompt(text, tmp_path, monkeypatch):
     name = "Single_spair_tiny_TokenEmbeds9"
-    old = build_prompt(name, text, seed=0)
+    old = new_prompt(name, text, seed=0)
     folder = save_prompt(tmp_path / name, old)
 
     def crash(tensors, path):
@@ -552,16 +553,32 @@ def test_a_crash_while_saving_leaves_the_old_prompt(text, tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="no space left"):
-        save_prompt(folder, build_prompt(name, text, seed=1))
+        save_prompt(folder, new_prompt(name, text, seed=1))
     assert sorted(path.name for path in folder.iterdir()) == ["caption.pt", "prompt.json"]
     assert torch.equal(load_prompt(folder, text, backbone="tiny")({}), old({}))
 
 
 def test_saving_does_not_depend_on_training_state(text, tmp_path):
     name = "Single_spair_tiny_TokenEmbeds9"
-    prompt = build_prompt(name, text)
+    prompt = new_prompt(name, text)
     assert isinstance(prompt, SimplePrompt)
     prompt({}).sum().backward()
     save_prompt(tmp_path / name, prompt)
     caption = torch.load(tmp_path / name / "caption.pt", weights_only=True)["dataset"]
     assert not caption.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("car(G)", "car"),
+        ("duck(S)", "duck"),
+        ("motorbike(M)", "motorbike"),
+        ("winebottle(wC)", "winebottle"),
+        ("winebottle(woC)", "winebottle"),
+        ("winebottle(M)", "winebottle"),
+        ("aeroplane", "aeroplane"),
+    ],
+)
+def test_category_word(name, word):
+    assert category_word(name) == word

@@ -93,13 +93,7 @@ def test_features_once_per_image_equal_features_per_pair(world, tmp_path, monkey
     from model.method.sd4match import SD4Match
 
     by_image = evaluate(world, tmp_path / "a", "text")["summary"]["pck"]
-    original = SD4Match.__init__
-
-    def per_pair(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.per_image = False
-
-    monkeypatch.setattr(SD4Match, "__init__", per_pair)
+    monkeypatch.setattr(SD4Match, "per_image", False)
     assert evaluate(world, tmp_path / "b", "text")["summary"]["pck"] == by_image
 
 

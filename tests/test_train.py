@@ -13,6 +13,7 @@ import torch
 import train as train_script
 from config import ROOT, ConfigError, load_config
 from engine.check import check_config
+from model.method import find_method
 from utils.checkpoint import CheckpointError, load_checkpoint
 
 CPM = "Pair-DINO-Feat-G3-C4"
@@ -34,9 +35,8 @@ def run(world, output, *more, overwrite=False):
 
 
 def log_folder(cfg, output):
-    from engine.build import build_prompt_name
-
-    return output / "log" / cfg.DATASET.NAME / f"{build_prompt_name(cfg)}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
+    name = find_method(cfg.METHOD.NAME).name_learned(cfg)
+    return output / "log" / cfg.DATASET.NAME / f"{name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
 
 
 def assert_same_state(a, b):
@@ -101,7 +101,7 @@ def test_only_the_prompt_changes(world, tmp_path, monkeypatch):
     from model.method.sd4match import SD4Match
 
     seen = {}
-    original = SD4Match.extract_pair
+    original = SD4Match.pair_features
 
     def spy(self, *args, **kwargs):
         frozen = {name: p for name, p in self.named_parameters() if not name.startswith("prompt.")}
@@ -111,10 +111,10 @@ def test_only_the_prompt_changes(world, tmp_path, monkeypatch):
             assert torch.equal(value, values[name])
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(SD4Match, "extract_pair", spy)
+    monkeypatch.setattr(SD4Match, "pair_features", spy)
     first = run(world, tmp_path / "a", "TRAIN.MAX_STEPS", "1")
     second = run(world, tmp_path / "b", "TRAIN.MAX_STEPS", "3")
-    prompts = [state["learner"]["prompt"] for state in (first, second)]
+    prompts = [state["learner"]["weights"] for state in (first, second)]
     assert all(not torch.equal(prompts[0][key], prompts[1][key]) for key in prompts[0])
 
 
@@ -133,8 +133,8 @@ def test_accumulated_parts_equal_the_whole_batch(world, tmp_path):
     size = ["TRAIN.BATCH_SIZE", "4", "TRAIN.MAX_STEPS", "2"]
     whole = run(world, tmp_path / "whole", *size)
     parts = run(world, tmp_path / "parts", *size, "TRAIN.ACCUMULATION", "2")
-    for key, value in whole["learner"]["prompt"].items():
-        torch.testing.assert_close(parts["learner"]["prompt"][key], value, rtol=1e-3, atol=2e-4)
+    for key, value in whole["learner"]["weights"].items():
+        torch.testing.assert_close(parts["learner"]["weights"][key], value, rtol=1e-3, atol=2e-4)
 
 
 def test_finished_run_is_recognised_and_other_settings_are_refused(world, tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_overwrite_forgets_the_old_run_before_the_first_step(world, tmp_path, mo
     def fail(*args):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(train_script, "train_epoch", fail)
+    monkeypatch.setattr("engine.run.TrainingRun.batches", fail)
     with pytest.raises(RuntimeError, match="killed"):
         run(world, tmp_path, "TRAIN.MAX_STEPS", "2", overwrite=True)
     assert not list(tmp_path.rglob("state.safetensors")) and not list(tmp_path.rglob("metrics.jsonl"))
@@ -232,8 +232,8 @@ def test_two_processes_equal_one(world, tmp_path):
     (folder,) = (tmp_path / "two").rglob("state.safetensors")
     double = load_checkpoint(folder.parent)
     assert double["learner"]["counters"]["step"] == single["learner"]["counters"]["step"] == 3
-    for key, value in single["learner"]["prompt"].items():
-        torch.testing.assert_close(double["learner"]["prompt"][key], value, rtol=1e-3, atol=2e-4)
+    for key, value in single["learner"]["weights"].items():
+        torch.testing.assert_close(double["learner"]["weights"][key], value, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "2"), (signal.SIGINT, "2")])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.geometry import Size, at_least_float32, cell_grid
-from utils.localise import LOCALISERS, MatchQuery, check_localisers
+from utils.localise import LOCALISERS, FeatureSimilarity, Query, check_localisers
 
 MAPS_PER_QUERY = 10  # similarity maps that a localiser holds at once for each query, at most
 FEATURES_PER_QUERY = 16  # and feature vectors
@@ -68,9 +68,9 @@ def _match(
 ) -> tuple[Tensor, Tensor]:
     """Places (n, 2) on the target of source positions (n, 2), and similarities (n,), within `budget` bytes."""
     per_query = trg_feat.element_size() * (MAPS_PER_QUERY * trg_feat[0].numel() + FEATURES_PER_QUERY * len(trg_feat))
-    found = []
+    found, similarity = [], FeatureSimilarity(src_feat[None], trg_feat[None])
     for part in cells.split(max(1, budget // per_query)):
-        query = MatchQuery(src_feat[None], trg_feat[None], part[None], beta, sigma)
+        query = Query(similarity, part[None], beta, sigma)
         found.append((LOCALISERS[localiser](query)[0], query.sim[0].flatten(1).amax(dim=1)))
-    points, similarity = zip(*found, strict=True)
-    return torch.cat(points), torch.cat(similarity)
+    points, highest = zip(*found, strict=True)
+    return torch.cat(points), torch.cat(highest)

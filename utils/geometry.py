@@ -1,51 +1,35 @@
 """Every change of coordinates, in one place.
 
 Frames: `px` = pixels of the network's input image, `cell` = positions on a feature map (its first element is
-cell (0, 0)), `orig` = pixels of the image on disk. Points are (x, y), sizes are (H, W). Two conventions tie px and cell
-together:
-
-* `align_corners` (default; SD4Match): the centres of the corner pixels and of the corner cells coincide,
-  cell = px (w - 1) / (W - 1).
-* `half_pixel`: the outer borders coincide, cell = (px + 1/2) w / W - 1/2.
+cell (0, 0)), `orig` = pixels of the image on disk. Points are (x, y), sizes are (H, W). The centres of the corner
+pixels and of the corner cells coincide (align_corners, as in SD4Match): cell = px (w - 1) / (W - 1).
 """
 
 import torch
 from torch import Tensor
 
-CONVENTIONS = ("align_corners", "half_pixel")
 NORM_PART = 256  # channels squared at a time
 NORM_EPS = 1e-6  # added to every norm, as in SD4Match
 Size = tuple[int, int]
 
 
-def check_convention(convention: str) -> None:
-    """Raise ValueError unless `convention` is one of CONVENTIONS."""
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {list(CONVENTIONS)}, got {convention!r}")
-
-
-def _change_grid(points: Tensor, from_size: Size, to_size: Size, convention: str) -> Tensor:
+def _change_grid(points: Tensor, from_size: Size, to_size: Size) -> Tensor:
     """Points (..., 2) on a grid of `from_size` samples -> the same places on a grid of `to_size` samples."""
-    check_convention(convention)
-    if convention == "align_corners" and min(from_size) < 2:
-        raise ValueError(f"align_corners needs at least 2 samples per axis, got size (H, W) = {tuple(from_size)}")
+    if min(from_size) < 2:
+        raise ValueError(f"a grid needs at least 2 samples per axis, got size (H, W) = {tuple(from_size)}")
     (from_h, from_w), (to_h, to_w) = from_size, to_size
     x, y = points.unbind(-1)
-    if convention == "align_corners":
-        x, y = x * ((to_w - 1) / (from_w - 1)), y * ((to_h - 1) / (from_h - 1))
-    else:
-        x, y = (x + 0.5) * (to_w / from_w) - 0.5, (y + 0.5) * (to_h / from_h) - 0.5
-    return torch.stack((x, y), dim=-1)
+    return torch.stack((x * ((to_w - 1) / (from_w - 1)), y * ((to_h - 1) / (from_h - 1))), dim=-1)
 
 
-def px_to_cell(kps_px: Tensor, image_size: Size, feat_size: Size, convention: str = "align_corners") -> Tensor:
+def px_to_cell(kps_px: Tensor, image_size: Size, feat_size: Size) -> Tensor:
     """Image pixels (..., 2) -> cells (..., 2) of a feature map; image_size (H, W), feat_size (h, w)."""
-    return _change_grid(kps_px, image_size, feat_size, convention)
+    return _change_grid(kps_px, image_size, feat_size)
 
 
-def cell_to_px(kps_cell: Tensor, feat_size: Size, image_size: Size, convention: str = "align_corners") -> Tensor:
+def cell_to_px(kps_cell: Tensor, feat_size: Size, image_size: Size) -> Tensor:
     """Feature-map cells (..., 2) -> image pixels (..., 2); the inverse of `px_to_cell`."""
-    return _change_grid(kps_cell, feat_size, image_size, convention)
+    return _change_grid(kps_cell, feat_size, image_size)
 
 
 def rescale_kps(kps: Tensor, from_size: Size | Tensor, to_size: Size | Tensor) -> Tensor:

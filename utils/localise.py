@@ -1,12 +1,13 @@
-"""From two feature maps and query keypoints to predicted keypoints.
+"""From similarity maps to predicted keypoints.
 
-A localiser is a function from a `MatchQuery` to positions (B, N, 2) in cells of the target map. To add one,
-write the function and give it a line in LOCALISERS.
+A localiser is a function from a `Query` to positions (B, N, 2) in cells of the target map; it reads similarities and
+nothing else. To add one, write the function and give it a line in LOCALISERS.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from utils.geometry import (
     bilinear_corners,
     cell_grid,
     cell_to_px,
-    gather_cells,
     l2_norm,
     l2_normalise,
     px_to_cell,
@@ -28,56 +28,59 @@ from utils.geometry import (
 CORNER_CLAMP = 1e-5  # cells: how far inside the map the query of the bilinear localiser is kept
 
 
-def _cosine(query: Tensor, trg_feat: Tensor, trg_norm: Tensor) -> Tensor:
-    """Cosine (B, N, h, w) of queries (B, N, C) with a float map (B, C, h, w) of norms (B, 1, h, w).
+class Similarity(Protocol):
+    """How much each target cell looks like given points of the source."""
 
-    Dividing the product by the norms equals normalising the map first, without a second map in memory.
-    Autocast would lower the precision and is kept out.
-    """
-    with torch.autocast(device_type=query.device.type, enabled=False):
-        return torch.einsum("bnc,bchw->bnhw", l2_normalise(query, dim=-1), trg_feat) / (trg_norm + NORM_EPS)
+    src_size: Size  # (h', w') of the grid on which the source's points are given
 
-
-def correlation(src_feat: Tensor, trg_feat: Tensor, src_kps_cell: Tensor) -> Tensor:
-    """Cosine similarity of every source keypoint with every target cell, (B, N, h, w), at least float32.
-
-    Args:
-        src_feat: (B, C, h', w'), not normalised; sampled bilinearly at the keypoints, then L2-normalised.
-        trg_feat: (B, C, h, w), not normalised; L2-normalised per cell.
-        src_kps_cell: (B, N, 2), (x, y) in cells of the source map.
-    """
-    trg_feat = at_least_float32(trg_feat)
-    return _cosine(sample_features(src_feat, src_kps_cell), trg_feat, l2_norm(trg_feat, dim=1))
+    def __call__(self, points_cell: Tensor) -> Tensor:
+        """Maps (B, N, h, w), at least float32, of points (B, N, 2), (x, y) in cells of the source's grid."""
 
 
-@dataclass(frozen=True, eq=False)
-class MatchQuery:
-    """What every localiser reads; correlation maps are computed on first use and shared.
+class FeatureSimilarity:
+    """Cosine similarity of two feature maps (B, C, h', w') and (B, C, h, w), not normalised."""
 
-    src_feat (B, C, h', w') and trg_feat (B, C, h, w) are not normalised, query_cell (B, N, 2) is in cells of
-    the source map, `beta` is the softmax temperature, `sigma` (cells) the width of the Gaussian of
-    `kernelsoftmax`.
-    """
+    def __init__(self, src_feat: Tensor, trg_feat: Tensor) -> None:
+        self.src_feat, self.trg_feat = src_feat, trg_feat
 
-    src_feat: Tensor
-    trg_feat: Tensor
-    query_cell: Tensor
-    beta: float = 0.04
-    sigma: float = 7.0
+    @property
+    def src_size(self) -> Size:
+        return tuple(self.src_feat.shape[-2:])
 
     @cached_property
     def _target(self) -> tuple[Tensor, Tensor]:
         trg_feat = at_least_float32(self.trg_feat)
         return trg_feat, l2_norm(trg_feat, dim=1)
 
-    def correlate(self, src_points: Tensor) -> Tensor:
-        """Cosine similarity (B, N, h, w) of source features (B, N, C) with every target cell."""
-        return _cosine(src_points, *self._target)
+    def __call__(self, points_cell: Tensor) -> Tensor:
+        """The source map is sampled bilinearly; both sides are L2-normalised.
+
+        Dividing the product by the norms equals normalising the target map first, without a second map in memory.
+        Autocast would lower the precision and is kept out.
+        """
+        query = l2_normalise(sample_features(self.src_feat, points_cell), dim=-1)
+        trg_feat, trg_norm = self._target
+        with torch.autocast(device_type=query.device.type, enabled=False):
+            return torch.einsum("bnc,bchw->bnhw", query, trg_feat) / (trg_norm + NORM_EPS)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What every localiser reads; the queries' maps are computed on first use and shared.
+
+    query_cell: (B, N, 2), (x, y) in cells of the source's grid; beta: temperature of the soft-arg-max; sigma: width of
+    kernelsoftmax's Gaussian, cells.
+    """
+
+    similarity: Similarity
+    query_cell: Tensor
+    beta: float = 0.04
+    sigma: float = 7.0
 
     @cached_property
     def sim(self) -> Tensor:
-        """Correlation maps of the queries, (B, N, h, w)."""
-        return self.correlate(sample_features(self.src_feat, self.query_cell))
+        """Similarity maps of the queries, (B, N, h, w)."""
+        return self.similarity(self.query_cell)
 
 
 def argmax_cell(sim: Tensor) -> Tensor:
@@ -103,33 +106,33 @@ def damp_away_from(sim: Tensor, centre_cell: Tensor, sigma: float) -> Tensor:
     return sim * gauss_y[..., :, None] * gauss_x[..., None, :]
 
 
-def nn(query: MatchQuery) -> Tensor:
-    """The cell of highest cosine similarity."""
+def nn(query: Query) -> Tensor:
+    """The cell of highest similarity."""
     return argmax_cell(query.sim)
 
 
-def bilinear(query: MatchQuery) -> Tensor:
+def bilinear(query: Query) -> Tensor:
     """`nn` for the four cells around the query, averaged with the query's bilinear weights."""
-    h, w = query.src_feat.shape[-2:]
+    h, w = query.similarity.src_size
     x, y = at_least_float32(query.query_cell).unbind(-1)
     inner = [v.clamp(CORNER_CLAMP, max(n - 1 - CORNER_CLAMP, CORNER_CLAMP)) for v, n in ((x, w), (y, h))]
     index, weight = bilinear_corners(torch.stack(inner, dim=-1), (h, w))
-    corner_feat = gather_cells(query.src_feat, index)  # (B, N, 4, C)
-    matches = argmax_cell(query.correlate(corner_feat.flatten(1, 2))).unflatten(1, (-1, 4))
+    corners = torch.stack((index % w, index.div(w, rounding_mode="floor")), dim=-1).to(weight.dtype)  # (B, N, 4, 2)
+    matches = argmax_cell(query.similarity(corners.flatten(1, 2))).unflatten(1, (-1, 4))
     return (matches * weight[..., None]).sum(dim=2)
 
 
-def softmax(query: MatchQuery) -> Tensor:
+def softmax(query: Query) -> Tensor:
     """Soft-arg-max over the whole map."""
     return soft_argmax_cell(query.sim, query.beta)
 
 
-def kernelsoftmax(query: MatchQuery) -> Tensor:
-    """Soft-arg-max of the correlation multiplied by a Gaussian around its arg-max; SD4Match's choice."""
+def kernelsoftmax(query: Query) -> Tensor:
+    """Soft-arg-max of the similarity multiplied by a Gaussian around its arg-max; SD4Match's choice."""
     return soft_argmax_cell(damp_away_from(query.sim, argmax_cell(query.sim), query.sigma), query.beta)
 
 
-LOCALISERS: dict[str, Callable[[MatchQuery], Tensor]] = {
+LOCALISERS: dict[str, Callable[[Query], Tensor]] = {
     "nn": nn,
     "bilinear": bilinear,
     "softmax": softmax,
@@ -145,34 +148,22 @@ def check_localisers(names: Iterable[str]) -> None:
 
 
 def localise(
-    src_feat: Tensor,
-    trg_feat: Tensor,
+    similarity: Similarity,
     src_kps: Tensor,
     image_size: Size,
     names: Iterable[str] = tuple(LOCALISERS),
     beta: float = 0.04,
     sigma: float = 7.0,
-    convention: str = "align_corners",
 ) -> dict[str, Tensor]:
-    """Predicted target keypoints by each localiser.
+    """Predicted target keypoints by each localiser: name -> (B, N, 2), px, at least float32.
 
     Args:
-        src_feat, trg_feat: (B, C, h, w) feature maps, not normalised, any floating type.
-        src_kps: (B, N, 2) source keypoints, px of the resized frame; padded points give meaningless
-            predictions.
-        image_size: (H, W) of the resized frame, the same for source and target.
+        src_kps: (B, N, 2) source keypoints, px; padded points give meaningless predictions.
+        image_size: (H, W) of the frame that px are of, the same for source and target.
         names: keys of LOCALISERS.
-        beta: softmax temperature.
-        sigma: width of the Gaussian of `kernelsoftmax`, in cells.
-        convention: how px and cells are tied together, see `utils.geometry`.
-    Returns:
-        name -> (B, N, 2), px of the resized target frame, at least float32.
-    Raises:
-        ValueError: unknown localiser or convention.
+        beta, sigma: see `Query`.
     """
     names = tuple(names)
     check_localisers(names)
-    query_cell = px_to_cell(at_least_float32(src_kps), image_size, src_feat.shape[-2:], convention)
-    query = MatchQuery(src_feat, trg_feat, query_cell, beta, sigma)
-    trg_size = trg_feat.shape[-2:]
-    return {name: cell_to_px(LOCALISERS[name](query), trg_size, image_size, convention) for name in names}
+    query = Query(similarity, px_to_cell(at_least_float32(src_kps), image_size, similarity.src_size), beta, sigma)
+    return {name: cell_to_px(LOCALISERS[name](query), query.sim.shape[-2:], image_size) for name in names}

@@ -1,4 +1,4 @@
-"""How a frozen network is executed: memory layout, compilation, rows per call. Numbers stay the same up to rounding."""
+"""How a frozen network is executed: memory layout, compilation. Numbers stay the same up to rounding."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
-MOST_ROWS = 64  # of one UNet call: more of them gain nothing, and overflow the 32-bit indices of some kernels
-FREE_SHARE = 0.6  # of the GPU's free memory that one call may be planned to take
 
 
 def resolve_memory_format(name: str, device: torch.device, dtype: torch.dtype) -> torch.memory_format:
@@ -67,50 +65,6 @@ class CompiledForward:
             stacklevel=2,
         )
         return result
-
-
-class RowLimit:
-    """How many rows (images times noise draws) one network call takes where no gradients are kept.
-
-    Either fixed, or found at the first call: on a GPU what fits into its free memory, judged by what one draw of all
-    images took; elsewhere one draw of all images. A call that runs out of memory is repeated with half as many rows.
-    """
-
-    def __init__(self, fixed: int | None = None) -> None:
-        if fixed is not None and fixed < 1:
-            raise ValueError(f"rows per call must be at least 1, got {fixed}")
-        self.limit = fixed
-
-    def run(self, n: int, compute: Callable[[int], Tensor], device: torch.device) -> Tensor:
-        """compute(rows per call) for n images."""
-        while True:
-            rows = self.limit or n
-            try:
-                if self.limit is None and device.type == "cuda":
-                    return self._measure(n, compute, device)
-                return compute(rows)
-            except torch.OutOfMemoryError:
-                if rows == 1:
-                    raise
-            self.limit = max(1, rows // 2)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            warnings.warn(f"out of memory with {rows} rows in a UNet call; going on with {self.limit}", stacklevel=2)
-
-    def _measure(self, n: int, compute: Callable[[int], Tensor], device: torch.device) -> Tensor:
-        """A first call of n rows that sets the limit."""
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = compute(n)
-        per_row = max(1, torch.cuda.max_memory_allocated(device) - before) / n
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        self.limit = plan_rows(torch.cuda.mem_get_info(device)[0] + unused, per_row, n)
-        return result
-
-
-def plan_rows(free_bytes: float, bytes_per_row: float, n: int) -> int:
-    """Rows per call: what fits into FREE_SHARE of the free bytes, at most MOST_ROWS, but not fewer than the n tried."""
-    return max(n, min(MOST_ROWS, int(FREE_SHARE * free_bytes / bytes_per_row)))
 
 
 def _shorten(error: Exception) -> str:

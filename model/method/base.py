@@ -1,49 +1,133 @@
-"""What training and testing know of a matcher."""
+"""What the engine drives: a method, its learnable part, its objective, and the similarities that it gives."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from model.prompt.base import Prompt
+from utils.localise import FeatureSimilarity, Similarity
+
+Batch = Mapping[str, Any]
+WEIGHTS_FILE = "weights.safetensors"
 
 
-class Matcher(Protocol):
-    """Maps images to feature maps. Batches carry `cache_keys`, for pairs as "src_..." and "trg_...".
+class Method(nn.Module):
+    """A way to get similarities: frozen networks, and what is learned on top of them.
 
-    A matcher is a torch module: `to`, `train` and `eval` act on its learnable part, its networks are frozen.
+    Batches are those of dataset.pair_dataset, with the cached arrays that the method reads. All randomness of an image
+    comes from its seed: int64, (n,) for images, (B, 2) for the sources and targets of pairs.
     """
 
-    per_image: bool  # whether an image's features do not depend on its partner
-    cache_keys: tuple[str, ...]
-    prompt: Prompt | None  # None: there is nothing to learn
+    reads: tuple[str, ...] = ()  # arrays of each image that batches must carry, "src_..." and "trg_..." in pairs
+    condition: str | None = None  # which condition "condition" among them is
+    per_image = False  # whether an image's features do not depend on its partner (see FeatureMethod)
+    image_size: tuple[int, int]  # (H, W) of the frame
+    objective: nn.Module | None  # a loss of loss/, set for training
 
-    def at(self, timestep: int, ensemble: int) -> Matcher:
-        """The same networks and prompt, shared, at another diffusion step and number of noise draws.
+    def __init__(self) -> None:
+        super().__init__()
+        self.objective = None
 
-        A matcher without noise ignores what it has no use for.
-        """
+    @classmethod
+    def build(
+        cls,
+        cfg,
+        device: torch.device,
+        categories: Sequence[str] | None,  # of the data set; None: images of no data set
+        training: bool,  # at the settings of TRAIN, with a new learnable part; else of TEST, with the configured one
+        folder: str | Path | None = None,  # of the learned weights, if not where the config says
+    ) -> Method:
+        """The method of a checked config."""
+        raise NotImplementedError
 
-    def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
-        """Feature maps (n, C, h, w), float32, of an image batch; seeds: (n,) int64.
+    @classmethod
+    def name_learned(cls, cfg) -> str:
+        """Name of what training learns: of its log and its folder of weights."""
+        return f"{cfg.METHOD.NAME}_{cfg.DATASET.NAME}_{cfg.NETWORK.NAME}"
 
-        ValueError if not `per_image`.
-        """
+    @classmethod
+    def name_tested(cls, cfg) -> str:
+        """Name of what a test is of: of the folder of its results."""
+        return Path(cfg.METHOD.WEIGHTS).name or cfg.METHOD.NAME
 
-    def extract_pair(
-        self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Source and target maps, each (B, C, h, w), float32; seeds: (B, 2) int64, source and target.
+    @classmethod
+    def fingerprint(cls, cfg) -> str:
+        """Hash of the weights of the frozen networks that it runs, besides those of the arrays that it reads."""
+        return ""
 
-        tokens: what the prompt gave for this batch, if it was called from outside (through a distributed
-        wrapper); None: it is called here.
-        """
+    @classmethod
+    def describe(cls, cfg) -> dict[str, Any]:
+        """What its weights are kept with, besides the config: JSON values."""
+        return {}
+
+    @property
+    def trainable(self) -> nn.Module | None:
+        """The module that learns: it alone is optimised, kept in checkpoints, saved and loaded. None: nothing does."""
+        return None
+
+    def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
+        """The optimiser of `trainable`. linear_lr_scale: for parts that learn at another rate."""
+        return torch.optim.Adam(self.trainable.parameters(), lr=lr)
+
+    def loss(self, batch: Batch, seeds: Tensor) -> Tensor:
+        """The training objective, one loss per pair, (B,)."""
+        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
+        return self.objective(self.similarity(batch, seeds), *points, self.image_size)
+
+    def similarity(self, batch: Batch, seeds: Tensor) -> Similarity:
+        """What gives a map over the target, (B, N, h, w), for points of the source; localisers read nothing else."""
+        raise NotImplementedError
+
+    def at(self, timestep: int, ensemble: int) -> Method:
+        """The same networks and learnable part, shared, at another diffusion step and number of noise draws."""
+        other = copy.copy(self)
+        other.timestep, other.ensemble = timestep, ensemble
+        return other
+
+    def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
+        """Write the learnable part, with what made it, into a folder of its own."""
+        from utils.store import write_tensors
+
+        write_tensors(folder / WEIGHTS_FILE, self.trainable.state_dict(), dict(made_by))
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, strict."""
+        from utils.store import read_tensors
+
+        tensors, _ = read_tensors(folder / WEIGHTS_FILE)
+        self.trainable.load_state_dict(tensors)
 
 
-def get_cached(batch: Mapping[str, Any], key: str) -> Tensor:
-    """An array of the batch; ValueError if it was built without that cache."""
-    if key not in batch:
-        raise ValueError(f"the batch has no {key}: build the data set with the cache that holds it")
-    return batch[key]
+class FeatureMethod(Method):
+    """A method with a feature map (n, C, h, w) per image, float32, not normalised; cosines of them are similarities."""
+
+    per_image = True
+
+    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w) of an image batch; only if `per_image`."""
+        raise NotImplementedError
+
+    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Source and target maps, each (B, C, h, w), of a pair batch."""
+        sides = zip(("src_", "trg_"), seeds.unbind(dim=1), strict=True)
+        src_feat, trg_feat = (self.features(select_side(batch, side), side_seeds) for side, side_seeds in sides)
+        return src_feat, trg_feat
+
+    def similarity(self, batch: Batch, seeds: Tensor) -> FeatureSimilarity:
+        return FeatureSimilarity(*self.pair_features(batch, seeds))
+
+
+def select_side(batch: Batch, prefix: str) -> dict[str, Any]:
+    """One side of a pair batch as an image batch."""
+    images = {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
+    return images | {"category": batch["category"]}
+
+
+def join_sides(batch: Batch, key: str) -> Tensor:
+    """An array of both sides, (2B, ...), sources first."""
+    return torch.cat([batch[f"src_{key}"], batch[f"trg_{key}"]])

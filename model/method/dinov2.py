@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from model.method.base import get_cached
+from model.method.base import Batch, FeatureMethod
 
 
-class DINOv2(nn.Module):
-    """Reads the maps of model.backbone.vision from the cache; no prompt, no noise, nothing to compute."""
+class DINOv2(FeatureMethod):
+    """The maps of model.backbone.vision; no prompt, no noise, nothing to compute."""
 
-    per_image = True
-    cache_keys = ("dino",)
-    prompt = None
+    reads = ("dino",)
 
-    def at(self, timestep: int, ensemble: int) -> DINOv2:
-        return self
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.image_size = image_size
 
-    def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
-        return get_cached(batch, "dino").float()
+    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
+        return batch["dino"].float()
 
-    def extract_pair(
-        self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return get_cached(batch, "src_dino").float(), get_cached(batch, "trg_dino").float()
+    @classmethod
+    def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
+        return cls(cfg.DATASET.IMAGE_SIZE)

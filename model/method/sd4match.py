@@ -1,178 +1,150 @@
-"""The feature maps of SD4Match and DIFT: an up-block of the frozen Stable Diffusion UNet under a prompt."""
+"""SD4Match: features of a frozen Stable Diffusion UNet under a prompt, of which only the prompt is learned."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from model.backbone.diffusion import cut_unet
-from model.backbone.execution import RowLimit
+from model.backbone.condition import get_condition
+from model.backbone.diffusion import Diffusion
 from model.backbone.text import PromptEncoder
 from model.backbone.vae import draw_latents
-from model.method.base import get_cached
+from model.method.base import Batch, FeatureMethod, join_sides
 from model.prompt.base import Prompt
+from model.prompt.build import build_prompt, load_diffusion, name_trained
+from model.prompt.store import save_prompt
+from model.source import fingerprint_stable_diffusion
 from utils.noise import derive_seeds, draw_noise
 
-_KEPT = 1000  # categories whose text condition is remembered
 
+class SD4Match(FeatureMethod):
+    """Noised latent and prompt go into the UNet; the output of up_blocks[layer] is the feature map, Eq. (1) to (3).
 
-class SD4Match(nn.Module):
-    """Noised latent and prompt embedding through the UNet, up to one of its up-blocks.
-
-    x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, z the scaled VAE latent; the feature map is the output of
-    up_blocks[layer], averaged over `ensemble` draws of eps for one latent. All randomness of an image
-    comes from its seed. The UNet and the text model are frozen: gradients reach the prompt's tokens only.
+    reads: the VAE's posterior of each image, and the condition of a conditional prompt.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,  # is cut in place after up_blocks[layer]
-        scheduler: DDIMScheduler,
+        diffusion: Diffusion,  # gives one block
         text: PromptEncoder,
         prompt: Prompt,
         *,
-        layer: int = 1,
-        timestep: int = 261,  # diffusion step, 0..num_train_timesteps - 1
+        image_size: tuple[int, int] = (768, 768),
+        timestep: int = 261,  # diffusion step t
         ensemble: int = 1,  # noise draws whose feature maps are averaged
-        posterior: str = "sample",  # latent = a sample of the VAE's posterior, or its "mode"
+        posterior: str = "sample",  # latent z = a sample of the VAE's posterior, or its "mode"
         scaling_factor: float = 0.18215,  # of the VAE
-        max_rows: int | None = None,  # images times draws in one UNet call at test time; None: see RowLimit
-        recompute: bool = False,  # gradient checkpointing
     ) -> None:
         super().__init__()
-        n_steps = scheduler.config.num_train_timesteps
-        if not 0 <= timestep < n_steps:
-            raise ValueError(f"timestep must be in [0, {n_steps}), got {timestep}")
-        if ensemble < 1:
-            raise ValueError(f"ensemble must be at least 1, got {ensemble}")
-        if posterior not in ("sample", "mode"):
-            raise ValueError(f'posterior must be "sample" or "mode", got {posterior!r}')
-        if text.width != unet.config.cross_attention_dim:
-            raise ValueError(
-                f"the text model's width {text.width} is not the UNet's cross-attention width "
-                f"{unet.config.cross_attention_dim}: they belong to different models"
-            )
-        self.unet = cut_unet(unet.requires_grad_(False).eval(), layer, recompute)
-        self.text = text
-        self.scheduler = scheduler
-        self.timestep = timestep
-        self.ensemble = ensemble
-        self.posterior = posterior
-        self.scaling_factor = scaling_factor
-        self.row_limit = RowLimit(max_rows)
-        self._set_prompt(prompt)
-
-    def _set_prompt(self, prompt: Prompt) -> None:
+        if text.width != (width := diffusion.unet.config.cross_attention_dim):
+            raise ValueError(f"the text model is {text.width} wide, the UNet's cross-attention {width}: other models")
+        self.diffusion, self.text = diffusion, text
+        self.image_size, self.timestep, self.ensemble = image_size, timestep, ensemble
+        self.posterior, self.scaling_factor = posterior, scaling_factor
         self.prompt = prompt
-        self.per_image = prompt.depends_on != "pair"
-        self.cache_keys = ("posterior", "condition") if prompt.condition else ("posterior",)
-        self._constant: tuple[tuple, dict[str, Tensor]] = ((), {})
+
+    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Both images of every pair in one UNet call."""
+        prompt_embeds = expand_prompt(self.embed(batch), 2 * len(seeds))  # sources, then targets
+        features = self.extract(join_sides(batch, "posterior"), prompt_embeds, torch.cat(seeds.unbind(dim=1)))
+        src_feat, trg_feat = features.chunk(2)
+        return src_feat, trg_feat
+
+    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
+        if not self.per_image:
+            raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use pair_features")
+        return self.extract(batch["posterior"], expand_prompt(self.embed(batch), len(seeds)), seeds)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The UNet's text condition (P, L, D) under the prompt. Eq. (2)"""
+        tokens = self.prompt(batch)
+        return tokens if self.prompt.space == "hidden" else self.text.encode_tokens(tokens)
+
+    def extract(self, posterior: Tensor, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w), float32, of posteriors (n, 2c, h', w') under embeddings (n, L, D). Eq. (3)"""
+        shape = (posterior.shape[1] // 2, *posterior.shape[2:])
+        eps = draw_noise(derive_seeds(seeds, 0), shape, posterior.device) if self.posterior == "sample" else None
+        z = draw_latents(posterior, self.scaling_factor, eps)
+        total: Tensor | float = 0.0
+        for draw in range(1, self.ensemble + 1):
+            (feature,) = self.diffusion.features(z, self.timestep, prompt_embeds, self.noise(z, seeds, draw)).values()
+            total = total + feature.float()
+        return total / self.ensemble
+
+    def noise(self, z: Tensor, seeds: Tensor, draw: int) -> Tensor | None:
+        """eps of x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, Eq. (1): the draw-th of each image."""
+        return draw_noise(derive_seeds(seeds, draw), z.shape[1:], z.device)
+
+    # What is learned, and how it is kept.
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self.prompt
+
+    @property
+    def per_image(self) -> bool:
+        return self.prompt.depends_on != "pair"
+
+    @property
+    def condition(self) -> str | None:
+        return self.prompt.condition
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("posterior", "condition") if self.condition else ("posterior",)
+
+    def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.prompt.param_groups(lr, linear_lr_scale))
 
     def under(self, prompt: Prompt) -> SD4Match:
         """The same networks, shared, under another prompt on the same device."""
         other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other._set_prompt(prompt)
+        other._modules = {**self._modules, "prompt": prompt}
         return other
 
-    def at(self, timestep: int, ensemble: int) -> SD4Match:
-        """The same networks and prompt, shared, at another timestep and ensemble size."""
-        other = copy.copy(self)
-        other.timestep, other.ensemble = timestep, ensemble
-        return other
+    def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
+        """As the release keeps prompts, with prompt.json beside."""
+        save_prompt(folder, self.prompt, made_by)
 
-    def train(self, mode: bool = True) -> SD4Match:
-        """Only the prompt changes mode; the frozen networks stay in evaluation mode."""
-        super().train(mode)
-        self.unet.eval()
-        return self
+    @classmethod
+    def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
+        prompt = build_prompt(cfg, categories, training, folder)  # a prompt that cannot be used is told first
+        networks, stage = load_diffusion(cfg, device), cfg.TRAIN if training else cfg.TEST
+        return cls(
+            Diffusion(networks.unet, networks.scheduler, (f"up{cfg.METHOD.LAYER}",), cfg.NETWORK.RECOMPUTE),
+            PromptEncoder(networks.text_encoder, networks.tokenizer),
+            prompt.to(device),
+            image_size=cfg.DATASET.IMAGE_SIZE,
+            timestep=stage.TIMESTEP,
+            ensemble=stage.ENSEMBLE,
+            posterior=cfg.METHOD.POSTERIOR,
+            scaling_factor=networks.facts.scaling_factor,
+        )
 
-    def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
-        """Feature maps (n, C, h, w), float32, of an image batch.
+    @classmethod
+    def fingerprint(cls, cfg) -> str:
+        return fingerprint_stable_diffusion(cfg, ("unet", "text_encoder"))
 
-        batch: "posterior" (n, 2c, h', w') and what the prompt reads; seeds: (n,) int64. Raises ValueError for a
-        prompt that depends on the pair.
-        """
-        if not self.per_image:
-            raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use extract_pair")
-        return self._extract(get_cached(batch, "posterior"), self._embed(batch), seeds)
+    @classmethod
+    def describe(cls, cfg) -> dict[str, Any]:
+        described = {"network": cfg.NETWORK.FOLDER, "network_fingerprint": cls.fingerprint(cfg)}
+        described["init"] = cfg.PROMPT.INIT
+        if condition := name_trained(cfg).condition:
+            described["condition_network"] = cfg.CONDITION[f"{get_condition(condition).network}_FOLDER"]
+        return described
 
-    def extract_pair(
-        self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Source and target feature maps, each (B, C, h, w), float32, both images in one UNet call.
+    @classmethod
+    def name_learned(cls, cfg) -> str:
+        return str(name_trained(cfg))
 
-        seeds: (B, 2) int64, source and target. tokens: what the prompt gave for this batch, if it was called
-        from outside (through a distributed wrapper); None: it is called here.
-        """
-        moments = torch.cat([get_cached(batch, "src_posterior"), get_cached(batch, "trg_posterior")])
-        embeds = self._embed(batch) if tokens is None else self._encode(tokens)
-        features = self._extract(moments, embeds, torch.cat([seeds[:, 0], seeds[:, 1]]))
-        src_feat, trg_feat = features.chunk(2)
-        return src_feat, trg_feat
-
-    def _extract(self, moments: Tensor, embeds: Tensor, seeds: Tensor) -> Tensor:
-        """Mean over the ensemble, (n, C, h, w), for moments (n, 2c, h', w'), embeddings (P, L, D), seeds (n,)."""
-        n, device = len(moments), self.unet.device
-        if len(seeds) != n:
-            raise ValueError(f"{n} images need {n} seeds, got {len(seeds)}")
-        embeds = expand_prompt(embeds, n)
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
-        noise = draw_noise(derive_seeds(seeds, 0), shape, device) if self.posterior == "sample" else None
-        latents = draw_latents(moments.to(device), self.scaling_factor, noise)
-        if torch.is_grad_enabled():  # all activations are kept anyway
-            return self._average(latents, embeds, seeds, n)
-        return self.row_limit.run(n, lambda rows: self._average_in_parts(latents, embeds, seeds, rows), device)
-
-    def _average_in_parts(self, latents: Tensor, embeds: Tensor, seeds: Tensor, rows: int) -> Tensor:
-        """`_average`, with no more than `rows` images at a time."""
-        parts = zip(*(values.split(rows) for values in (latents, embeds, seeds)), strict=True)
-        return torch.cat([self._average(*part, rows) for part in parts])
-
-    def _average(self, latents: Tensor, embeds: Tensor, seeds: Tensor, rows: int) -> Tensor:
-        """Mean over the ensemble for latents (n, c, h', w') and embeddings (n, L, D); about `rows` per UNet call."""
-        n, draws_per_call = len(latents), max(1, rows // len(latents))
-        total: Tensor | float = 0.0
-        for first in range(1, self.ensemble + 1, draws_per_call):
-            draws = range(first, min(first + draws_per_call, self.ensemble + 1))
-            noise = [draw_noise(derive_seeds(seeds, draw), latents.shape[1:], latents.device) for draw in draws]
-            repeated = latents.repeat(len(draws), 1, 1, 1), torch.cat(noise), embeds.repeat(len(draws), 1, 1)
-            total = total + self._run_unet(*repeated).float().unflatten(0, (len(draws), n)).sum(dim=0)
-        return total / self.ensemble
-
-    def _run_unet(self, latents: Tensor, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
-        timestep = torch.full((len(latents),), self.timestep, device=latents.device)
-        noised = self.scheduler.add_noise(latents, noise, timestep)
-        return self.unet(noised.to(self.unet.dtype), timestep, prompt_embeds, return_dict=False)[0]
-
-    def _embed(self, batch: Mapping[str, Any]) -> Tensor:
-        """The UNet's text condition (P, L, D) of a batch.
-
-        Without gradients, a prompt that depends on nothing or on the category is encoded once, and again only after
-        its values changed. They are not compared, which on a GPU would wait for the device: in-place changes count.
-        """
-        by_category = self.prompt.depends_on == "category"
-        if torch.is_grad_enabled() or not (by_category or self.prompt.depends_on == "nothing"):
-            return self._encode(self.prompt(batch))
-        values = (*self.prompt.parameters(), *self.prompt.buffers())
-        state = tuple((value.data_ptr(), value._version) for value in values)
-        if self._constant[0] != state or len(self._constant[1]) > _KEPT:
-            self._constant = (state, {})
-        names, known = batch["category"] if by_category else [""], self._constant[1]
-        if new := [name for name in dict.fromkeys(names) if name not in known]:
-            known.update(zip(new, self._encode(self.prompt({"category": new})), strict=True))
-        return torch.stack([known[name] for name in names])
-
-    def _encode(self, tokens: Tensor) -> Tensor:
-        """The UNet's text condition (P, L, D) of the prompt's output."""
-        if self.prompt.space == "hidden":
-            return tokens.to(device=self.unet.device, dtype=self.unet.dtype)
-        return self.text.encode_tokens(tokens).to(self.unet.dtype)
+    @classmethod
+    def name_tested(cls, cfg) -> str:
+        return cfg.PROMPT.TYPE
 
 
 def expand_prompt(prompt_embeds: Tensor, n: int) -> Tensor:

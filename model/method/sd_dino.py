@@ -2,68 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from model.method.base import get_cached
+from model.method.base import Batch, join_sides
 from model.method.sd4match import SD4Match
-from model.prompt.base import Prompt
 
 
-class SDDINO(nn.Module):
+class SDDINO(SD4Match):
     """[sd_weight * SD ; dino_weight * DINO] on the grid of Stable Diffusion's map.
 
     The cosine of two fused vectors is the mean of the two cosines, weighted with the squared weights.
     """
 
-    def __init__(
-        self,
-        diffusion: SD4Match,
-        *,
-        sd_weight: float = 0.5,
-        dino_weight: float = 0.5,
-    ) -> None:
-        super().__init__()
-        if min(sd_weight, dino_weight) < 0 or sd_weight + dino_weight == 0:
-            raise ValueError(f"weights must be at least 0 and not both 0, got {sd_weight} and {dino_weight}")
-        self.diffusion = diffusion
-        self.sd_weight = sd_weight
-        self.dino_weight = dino_weight
-        self.per_image = diffusion.per_image
-        self.cache_keys = (*diffusion.cache_keys, "dino")
+    weights = (0.5, 0.5)  # of SD, of DINO
 
     @property
-    def prompt(self) -> nn.Module:
-        return self.diffusion.prompt
+    def reads(self) -> tuple[str, ...]:
+        return (*super().reads, "dino")
 
-    def at(self, timestep: int, ensemble: int) -> SDDINO:
-        diffusion = self.diffusion.at(timestep, ensemble)
-        return SDDINO(diffusion, sd_weight=self.sd_weight, dino_weight=self.dino_weight)
+    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
+        return self.fuse(super().features(batch, seeds), batch["dino"])
 
-    def under(self, prompt: Prompt) -> SDDINO:
-        """The same networks under another prompt."""
-        return SDDINO(self.diffusion.under(prompt), sd_weight=self.sd_weight, dino_weight=self.dino_weight)
+    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        both = self.fuse(torch.cat(super().pair_features(batch, seeds)), join_sides(batch, "dino"))
+        src_feat, trg_feat = both.chunk(2)
+        return src_feat, trg_feat
 
-    def extract(self, batch: Mapping[str, Any], seeds: Tensor) -> Tensor:
-        return self._fuse(self.diffusion.extract(batch, seeds), get_cached(batch, "dino"))
-
-    def extract_pair(
-        self, batch: Mapping[str, Any], seeds: Tensor, tokens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        src_feat, trg_feat = self.diffusion.extract_pair(batch, seeds, tokens)
-        src_dino, trg_dino = (get_cached(batch, f"{side}_dino") for side in ("src", "trg"))
-        return self._fuse(src_feat, src_dino), self._fuse(trg_feat, trg_dino)
-
-    def _fuse(self, sd_feat: Tensor, dino_feat: Tensor) -> Tensor:
+    def fuse(self, sd_feat: Tensor, dino_feat: Tensor) -> Tensor:
         """(n, C + D, h, w) of SD (n, C, h, w) and DINO (n, D, h', w'), resampled to h x w if need be."""
         dino_feat = dino_feat.to(device=sd_feat.device, dtype=torch.float32)
         if dino_feat.shape[-2:] != sd_feat.shape[-2:]:
             dino_feat = F.interpolate(
                 dino_feat, size=sd_feat.shape[-2:], mode="bilinear", align_corners=False, antialias=True
             )
-        halves = self.sd_weight * F.normalize(sd_feat, dim=1), self.dino_weight * F.normalize(dino_feat, dim=1)
-        return torch.cat(halves, dim=1)
+        sd_weight, dino_weight = self.weights
+        return torch.cat([sd_weight * F.normalize(sd_feat, dim=1), dino_weight * F.normalize(dino_feat, dim=1)], dim=1)
+
+    @classmethod
+    def build(cls, cfg, *args, **options):
+        method = super().build(cfg, *args, **options)
+        method.weights = (cfg.METHOD.SD_WEIGHT, cfg.METHOD.DINO_WEIGHT)
+        return method

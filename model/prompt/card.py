@@ -58,7 +58,7 @@ def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
         "backbone": f"{name.backbone}" + (f" ({network})" if network else ""),
         "backbone's fingerprint": meta.get("network_fingerprint"),
         "condition": name.condition,
-        "matcher": meta.get("matcher"),
+        "features": meta.get("method"),
         "layer": meta.get("layer"),
         "training timestep": meta.get("train_timestep"),
         "start": meta.get("init"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt
 from model.prompt.name import CPMVariant, PromptName
+from utils.noise import seeded
 
 
 class ConditionalPrompt(Prompt):
@@ -83,6 +84,16 @@ class ConditionalPrompt(Prompt):
             by_patch = self.linear(features).transpose(1, 2)
         pooled = F.adaptive_max_pool1d(by_patch, self.variant.n_cond).transpose(1, 2)  # (P, C, D)
         return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)
+
+
+def build(name: PromptName, text: PromptEncoder, *, condition_shape, init, seed, **_: Any) -> ConditionalPrompt:
+    """See model.prompt.new_prompt."""
+    if init != "random":
+        raise ValueError(f"{name} can only start at random; init {init!r} is for Single and Class prompts")
+    if condition_shape is None:
+        raise ValueError(f"{name} needs condition_shape, the (tokens, features) of one image's {name.condition}")
+    with seeded(seed):
+        return ConditionalPrompt(name, text, *condition_shape)
 
 
 def parameter_shapes(variant: CPMVariant, width: int, n_tokens: int, feature_width: int) -> dict[str, tuple[int, ...]]:

@@ -31,19 +31,26 @@ class SimplePrompt(Prompt):
         self._index = {row: i for i, row in enumerate(self.rows)}
         values = torch.stack([sequence.detach().float() for sequence in sequences.values()])
         first = 1 if name.space == "token" else 0
-        self.tokens = nn.Parameter(values[:, first : first + name.n_tokens].clone())
+        learned = values[:, first : first + name.n_tokens]
+        # One parameter per row, as in the release: the optimiser leaves a row alone whose category is not in the batch.
+        self.tokens = nn.ParameterList([nn.Parameter(row.clone()) for row in learned])  # (n, D) each
         self.register_buffer("head", values[:, :first].clone(), persistent=False)
         self.register_buffer("tail", values[:, first + name.n_tokens :].clone(), persistent=False)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        sequences = self.sequences()
         if self.depends_on == "nothing":
-            return sequences
-        return sequences[index_categories(batch, self._index, str(self.name))]
+            return self.sequences()
+        return self.sequences(index_categories(batch, self._index, str(self.name)))
 
-    def sequences(self) -> Tensor:
-        """All K sequences (K, L, D)."""
-        return torch.cat([self.head, self.tokens, self.tail], dim=1)
+    def sequences(self, rows: Sequence[int] | None = None) -> Tensor:
+        """Sequences (R, L, D) of some rows, or of all."""
+        rows = range(len(self.rows)) if rows is None else rows
+        return torch.stack([torch.cat([self.head[row], self.tokens[row], self.tail[row]]) for row in rows])
+
+
+def build(name: PromptName, text: PromptEncoder, *, categories, init, seed, category_words, **_: Any) -> SimplePrompt:
+    """See model.prompt.new_prompt."""
+    return SimplePrompt(name, start_sequences(name, text, categories, init, seed, category_words))
 
 
 def start_sequences(

@@ -143,7 +143,7 @@ def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     sample = tensors["alpha_cond"] if name.method == "CPM" else next(iter(tensors.values()))
     content = {
         "name": str(name),
-        "method": name.method,
+        "kind": name.method,
         "dataset": name.dataset,
         "backbone": name.backbone,
         "space": name.space,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,16 @@ from torch import Tensor
 from model.backbone.text import PromptEncoder, find_ids
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import PromptName
+
+
+def category_word(name: str) -> str:
+    """The category as a word for a prompt: car(G) -> car, winebottle(woC) -> winebottle; other names stay."""
+    return re.sub(r"\([^()]*\)$", "", name)
+
+
+def build(name: PromptName, text: PromptEncoder, *, categories, template, category_words, **_: Any) -> TextPrompt:
+    """See model.prompt.new_prompt."""
+    return TextPrompt(template if name.method == "text" else "", text, categories, category_words)
 
 
 class TextPrompt(Prompt):

@@ -19,16 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
-from model.backbone.diffusion import cut_unet
+from model.backbone.diffusion import Diffusion, cut_unet
 from model.backbone.facts import compute_facts, find_configs
 from model.backbone.load import StableDiffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkNotFoundError
-from model.method import build_method
+from model.method.sd4match import SD4Match
 from model.prompt.cpm import ConditionalPrompt
 from model.prompt.name import format_prompt
 from script.speed import reference
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, localise
 
 META = torch.device("meta")
 TERA = 1e12
@@ -147,7 +147,7 @@ def count_training_pair(work: Work) -> int:
     matcher, batch = _build_method(work), make_batch(work)
 
     def extract() -> None:
-        features = matcher.extract_pair(batch, make_seeds(work), matcher.prompt(batch))
+        features = matcher.pair_features(batch, make_seeds(work))
         torch.cat(features).sum().backward()
 
     return count(extract) // work.batch_size + sum(_count_loss(work))
@@ -169,8 +169,8 @@ def count_test_pair(work: Work) -> int:
     """Operations per pair of testing a pair prompt here, localisers included."""
     matcher, batch = _build_method(work), make_batch(work)
     maps, kps = _make_features(work), torch.ones(1, work.n_points, 2)
-    extraction = count(lambda: matcher.extract_pair(batch, make_seeds(work))) // work.batch_size
-    return extraction + count(lambda: localise(*maps, kps, work.image_size))
+    extraction = count(lambda: matcher.pair_features(batch, make_seeds(work))) // work.batch_size
+    return extraction + count(lambda: localise(FeatureSimilarity(*maps), kps, work.image_size))
 
 
 @torch.no_grad()
@@ -220,12 +220,14 @@ def _make_features(work: Work) -> tuple[Tensor, Tensor]:
 def _count_loss(work: Work) -> tuple[int, int]:
     kps, mask = torch.ones(1, work.n_points, 2), torch.ones(1, work.n_points, dtype=torch.bool)
     maps, loss_fn = _make_features(work), build_loss("kernel_smoothed_cross_entropy")
-    return count_both(lambda: loss_fn(*maps, kps, kps, mask, work.image_size))
+    return count_both(lambda: loss_fn(FeatureSimilarity(*maps), kps, kps, mask, work.image_size))
 
 
 def _build_method(work: Work):
-    settings = {"layer": work.layer, "ensemble": work.ensemble}
-    return build_method("sd4match", build_networks(work.configs), build_cpm(work).to(META), **settings)
+    networks = build_networks(work.configs)
+    text = PromptEncoder(networks.text_encoder, networks.tokenizer)
+    diffusion = Diffusion(networks.unet, networks.scheduler, (f"up{work.layer}",))
+    return SD4Match(diffusion, text, build_cpm(work).to(META), image_size=work.image_size, ensemble=work.ensemble)
 
 
 def _build_reference(work: Work, networks: StableDiffusion) -> reference.ReferenceExtractor:

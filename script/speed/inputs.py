@@ -14,12 +14,13 @@ from torch import Tensor
 
 from config import ConfigError, load_config
 from dataset.pair_dataset import PairDataset
-from engine.build import build_accelerator, build_new_prompt, build_pairs, build_tested_prompt
+from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.precompute import build_caches, unique_images
 from mini.render.write import write_spair
 from model.backbone.facts import network_facts
 from model.backbone.load import load_stable_diffusion
+from model.method.sd4match import SD4Match
 from model.prompt.base import Prompt
 from model.source import condition_shape, find_stable_diffusion
 from script.speed.flops import Work, require_configs
@@ -79,13 +80,17 @@ class World:
 
     cfg: object
     accelerator: object
-    prompt: Prompt
+    method: SD4Match
     pairs: PairDataset
     plain_pairs: PairDataset
 
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.method.prompt
 
     def noise(self, identifier: str, seed: int, ensemble: int) -> Tensor:
         """The draws of an image; see `draw_image_noise`."""
@@ -102,11 +107,11 @@ def open_world(args: argparse.Namespace, prompt_type: str = "CPM") -> Iterator[W
         cfg = make_config(args, root, prompt_type)
         render_pairs(root, args.pairs)
         accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, SPLIT)
-        build = build_new_prompt if prompt_type == "CPM" else build_tested_prompt
-        prompt = build(cfg, pairs.benchmark.categories)
-        build_caches(cfg, (pairs,), prompt.condition, accelerator)
+        training = prompt_type == "CPM"
+        method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training)
+        build_caches(cfg, (pairs,), method, accelerator)
         plain = PairDataset(pairs.benchmark, pairs.frame, keep_condition(pairs, root), with_images=True)
-        yield World(cfg, accelerator, prompt, pairs, plain)
+        yield World(cfg, accelerator, method, pairs, plain)
 
 
 def render_pairs(root: str, n_pairs: int) -> None:

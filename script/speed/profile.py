@@ -22,7 +22,9 @@ class ProfiledTrainer(OurTrainer):
     def run(self, steps: int) -> int:
         matcher = self.matcher
         self.mark(matcher.text.text_model, "text transformer")
-        self.mark(matcher.unet, "UNet, forward")
+        self.mark(self.prompt, "prompt module")
+        self.mark(matcher.objective, "loss")
+        self.mark(matcher.diffusion.unet, "UNet, forward")
         for _ in range(steps):
             self._step()
         return steps * self.cfg.TRAIN.BATCH_SIZE
@@ -30,12 +32,7 @@ class ProfiledTrainer(OurTrainer):
     def _step(self) -> None:
         with self._stage("data"):
             batch = move_batch(next(self.batches), self.world.device)
-        with self._stage("prompt module"):
-            tokens = self.learner.prompt(batch)
-        features = self.matcher.extract_pair(batch, make_seeds(batch, self.cfg.SEED), tokens)
-        with self._stage("loss"):
-            points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-            loss = self.loss_fn(*features, *points, self.pairs.image_size).mean()
+        loss = self.matcher.loss(batch, make_seeds(batch, self.cfg.SEED)).mean()
         with self._stage("backward"):
             self.world.accelerator.backward(loss)
         with self._stage("optimiser"):

@@ -7,8 +7,7 @@ import argparse
 import torch
 
 from dataset.pair_dataset import ImageDataset, collate
-from engine.build import build_tester
-from engine.evaluate import evaluate, extract_images, extract_pairs
+from engine.evaluate import Share, evaluate, extract_images, match_pairs
 from engine.precompute import unique_images
 from engine.report import build_protocol
 from engine.transfer import build_loader, move_batch
@@ -30,31 +29,30 @@ class OurTester:
     def __init__(self, world: World):
         before = held_bytes(world.device)
         self.world, self.cfg = world, world.cfg
-        self.matcher = build_tester(world.cfg, world.prompt, world.device)
+        self.matcher = world.method.at(world.cfg.TEST.TIMESTEP, world.cfg.TEST.ENSEMBLE)
         self.static_bytes = held_bytes(world.device) - before
         self.records: list[dict] = []
 
     def run(self) -> int:
         """Test every pair; the number of pairs."""
         cfg, pairs = self.cfg, self.world.pairs
-        settings = {"seed": cfg.SEED, "batch_size": cfg.EVAL.BATCH_SIZE, "device": self.world.device}
-        settings |= {"num_workers": cfg.DATASET.NUM_WORKERS, "feature_gib": cfg.EVAL.FEATURE_GIB}
-        self.records = evaluate(self.matcher, pairs, build_protocol(cfg), **settings)
+        share = Share(cfg.EVAL.BATCH_SIZE, cfg.DATASET.NUM_WORKERS)
+        self.records = evaluate(self.matcher, pairs, build_protocol(cfg), cfg.SEED, self.world.device, share)
         return len(self.records)
 
     @torch.no_grad()
     def extract_pair(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Both feature maps of a pair, (1, C, h, w) each."""
         pairs, cfg = self.world.pairs, self.cfg
-        ((_, src_feat, trg_feat),) = extract_pairs(self.matcher, pairs, [position], cfg.SEED, 1, self.world.device)
-        return src_feat, trg_feat
+        ((_, similarity),) = match_pairs(self.matcher, pairs, [position], cfg.SEED, self.world.device)
+        return similarity.src_feat, similarity.trg_feat
 
     @torch.no_grad()
     def run_images(self) -> int:
         """Features of every image, as for a prompt that does not depend on the partner; the number of images."""
         cfg, pairs = self.cfg, self.world.pairs
         refs = unique_images([pairs])
-        for _ in extract_images(self.matcher, pairs, refs, cfg.SEED, cfg.EVAL.BATCH_SIZE, self.world.device):
+        for _ in extract_images(self.matcher, pairs, refs, cfg.SEED, self.world.device, cfg.EVAL.BATCH_SIZE):
             pass
         return len(refs)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset.pair_dataset import PairDataset, collate
-from engine.build import build_loss, build_trainee
 from engine.learner import Learner
 from engine.transfer import build_loader, move_batch
 from model.backbone.device import resolve_dtype
@@ -37,7 +36,7 @@ class Trainer:
         self.world, self.cfg, self.pairs = world, world.cfg, pairs
         self.prompt = copy.deepcopy(world.prompt).to(world.device)
         groups = self.prompt.param_groups(self.cfg.TRAIN.LR, self.cfg.TRAIN.LINEAR_LR_SCALE)
-        self.learner = Learner(world.accelerator, self.prompt, groups, "constant", "", 1)
+        self.learner = Learner(world.accelerator, self.prompt, torch.optim.Adam(groups), "constant", "", 1)
         self.batches = repeat(self.loader())
 
     def loader(self) -> DataLoader:
@@ -50,7 +49,7 @@ class Trainer:
         """Optimiser steps; the number of pairs."""
         for _ in range(steps):
             batch = move_batch(next(self.batches), self.world.device)
-            with self.world.accelerator.accumulate(self.learner.prompt):
+            with self.world.accelerator.accumulate():
                 self.learner.learn(self.compute_loss(batch))
         return steps * self.cfg.TRAIN.BATCH_SIZE
 
@@ -67,14 +66,11 @@ class OurTrainer(Trainer):
     def __init__(self, world: World):
         before = held_bytes(world.device)
         super().__init__(world, world.pairs)
-        self.matcher = build_trainee(self.cfg, self.prompt, world.device)
-        self.loss_fn = build_loss(self.cfg)
+        self.matcher = world.method.under(self.prompt)
         self.static_bytes = held_bytes(world.device) - before
 
     def compute_loss(self, batch: dict) -> Tensor:
-        features = self.matcher.extract_pair(batch, make_seeds(batch, self.cfg.SEED), self.learner.prompt(batch))
-        points = batch["src_kps"], batch["trg_kps"], batch["kps_mask"]
-        return self.loss_fn(*features, *points, self.pairs.image_size).mean()
+        return self.matcher.loss(batch, make_seeds(batch, self.cfg.SEED)).mean()
 
 
 class PlainTrainer(Trainer):
@@ -91,7 +87,7 @@ class PlainTrainer(Trainer):
         cfg, features = self.cfg.LOSS, []
         for b in range(len(batch["index"])):
             pair = {key: value[b : b + 1] for key, value in batch.items() if key.endswith("_condition")}
-            tokens = self.learner.prompt(pair)
+            tokens = self.prompt(pair)
             features.append(
                 tuple(
                     self.extractor(batch[f"{side}_img"][b], tokens, self.noise[batch[f"{side}_identifier"][b]])

@@ -14,8 +14,9 @@ from functools import cache
 
 from config import resolve_network
 from dataset import build_benchmark
-from engine.build import build_prompt_name, find_caches, find_folder
+from engine.build import find_caches, find_folder
 from model.backbone.device import resolve_device, resolve_dtype
+from model.prompt.build import name_trained
 from model.prompt.name import PromptName, parse_prompt_name
 from script.speed.flops import TERA, Work, count_parts, require_configs
 from script.speed.measure import measure_matmul_peak
@@ -48,7 +49,7 @@ def _count_training(cfg) -> float:
     steps = min(section.MAX_STEPS or section.EPOCHS * per_epoch, section.EPOCHS * per_epoch)
     pair = 2 * section.ENSEMBLE * sum(parts["unet"]) + sum(parts["text"])
     validations = -(-steps // per_epoch)
-    validation = count_pass(cfg, build_prompt_name(cfg), cfg.VAL.SPLIT, cfg.VAL.ENSEMBLE)
+    validation = count_pass(cfg, name_trained(cfg), cfg.VAL.SPLIT, cfg.VAL.ENSEMBLE)
     return steps * section.BATCH_SIZE * pair + validations * validation
 
 

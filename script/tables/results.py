@@ -154,10 +154,10 @@ def digest_weights(cfg, prompt: str) -> str:
     """Identifies the weights of the networks that a prompt's test runs; "" if not all are on this machine."""
     entry, condition, networks = METHODS[cfg.METHOD.NAME], parse_prompt_name(prompt).condition, []
     try:
-        if entry.parts:
+        if entry.takes_prompt:
             where = find_stable_diffusion(cfg) | find_unet(cfg)
             networks.append(_fingerprint(("vae", "unet", "text_encoder"), cfg.SEED, **where))
-        if "dino" in entry.caches:
+        if "dino" in entry.reads:
             networks.append(_fingerprint(("",), cfg.SEED, **find_dino(cfg)))
         if condition:
             networks.append(_fingerprint(("",), cfg.SEED, **find_condition(cfg, condition)))

@@ -130,10 +130,10 @@ def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) ->
     test_settings = list_test_settings(row, world, seed, more)
     if not row.train_on:
         return None, load_config(file, test_settings)
-    from engine.build import build_prompt_name
+    from model.prompt.build import name_trained
 
     train_cfg = load_config(file, list_settings(row, world, seed, more))
-    prompt = str(build_prompt_name(train_cfg))
+    prompt = str(name_trained(train_cfg))
     return train_cfg, load_config(file, [*test_settings, "PROMPT.TYPE", prompt])
 
 

@@ -1,0 +1,97 @@
+"""From the config to the prompt that is learned or tested, and to the networks that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from config import ConfigError, resolve_path
+from model.backbone.device import resolve_dtype
+from model.backbone.execution import resolve_memory_format, speed_up
+from model.backbone.load import StableDiffusion, load_stable_diffusion
+from model.backbone.text import PromptEncoder
+from model.error import NetworkError, NetworkNotFoundError
+from model.prompt import new_prompt
+from model.prompt.base import Prompt
+from model.prompt.name import BASELINES, PromptName, format_prompt, parse_prompt_name
+from model.prompt.store import load_prompt, read_prompt
+from model.prompt.text_prompt import OpenTextPrompt, category_word
+from model.source import condition_shape, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
+
+
+def name_trained(cfg) -> PromptName:
+    """The name of the prompt that the config trains."""
+    section = cfg.PROMPT
+    variants = {"TokenEmbeds": f"TokenEmbeds{section.LENGTH}", "HiddenState": "HiddenState"}
+    variant = section.CPM if section.KIND == "CPM" else variants[section.SPACE]
+    return format_prompt(section.KIND, cfg.DATASET.NAME, cfg.NETWORK.NAME, variant)
+
+
+def build_prompt(cfg, categories: Sequence[str] | None, training: bool, folder: str | Path | None = None) -> Prompt:
+    """The prompt to be trained, at its start; or the one that PROMPT.TYPE names.
+
+    categories: of the data set; None: the text prompt takes any category, or none. folder: of a learned prompt, if it
+    is not below OUTPUT_ROOT.
+    """
+    name = name_trained(cfg) if training else parse_prompt_name(cfg.PROMPT.TYPE)
+    if training or (name.method in BASELINES and not (categories is None and name.method == "text")):
+        return _build_fresh(cfg, name, categories or ())
+    if name.method == "text":
+        return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
+    folder = folder or Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE
+    read_prompt(folder, str(name))  # damaged or misnamed files are told before the text model is loaded
+    return load_prompt(
+        folder,
+        text=load_text(cfg),
+        backbone=cfg.NETWORK.NAME,
+        categories=categories or (),
+        condition_shape=_condition_shape(cfg, name),
+        fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+        name=str(name),
+    )
+
+
+def load_text(cfg) -> PromptEncoder:
+    """The text transformer on the CPU in float32: what prompts start from."""
+    networks = load_stable_diffusion(parts=("text_encoder", "tokenizer"), seed=cfg.SEED, **find_stable_diffusion(cfg))
+    return PromptEncoder(networks.text_encoder, networks.tokenizer)
+
+
+def load_diffusion(cfg, device: torch.device) -> StableDiffusion:
+    """What features under a prompt need: UNet, scheduler, text model and tokenizer, frozen, in PRECISION."""
+    dtype = resolve_dtype(cfg.PRECISION, device)
+    networks = load_stable_diffusion(
+        parts=("unet", "scheduler", "text_encoder", "tokenizer"),
+        dtype=dtype,
+        device=device,
+        attention=cfg.NETWORK.ATTENTION,
+        seed=cfg.SEED,
+        **find_stable_diffusion(cfg),
+        **find_unet(cfg),
+    )
+    speed_up(networks.unet, resolve_memory_format(cfg.NETWORK.MEMORY_FORMAT, device, dtype), cfg.NETWORK.COMPILE)
+    return networks
+
+
+def _build_fresh(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:
+    try:
+        return new_prompt(
+            name,
+            load_text(cfg),
+            categories=categories,
+            condition_shape=_condition_shape(cfg, name),
+            init=cfg.PROMPT.INIT,
+            seed=cfg.SEED,
+            template=cfg.PROMPT.TEMPLATE,
+            category_words=category_word,
+        )
+    except (NetworkError, NetworkNotFoundError):
+        raise
+    except ValueError as error:  # such as a PROMPT.INIT with more words than PROMPT.LENGTH
+        raise ConfigError(f"PROMPT: {error}") from error
+
+
+def _condition_shape(cfg, name: PromptName) -> tuple[int, int] | None:
+    return condition_shape(cfg, name.condition) if name.condition else None
