@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from dataset.pair_dataset import ImageDataset, PairDataset, drop_padding
 from engine.transfer import build_loader, move_batch
-from model.error import NotFiniteError
+from model.backbone.device import check_finite
 from model.method.base import Method
 from utils.localise import FeatureSimilarity, Similarity, localise
 from utils.noise import identifier_seed
@@ -91,8 +91,8 @@ def match_pairs(
         batch = drop_padding(batch)
         similarity = method.similarity(move_batch(batch, device), seeds)
         if isinstance(similarity, FeatureSimilarity):
-            check_finite(similarity.src_feat, batch["src_identifier"])
-            check_finite(similarity.trg_feat, batch["trg_identifier"])
+            check_finite(similarity.src_feat, batch["src_identifier"], method.block, method.precision)
+            check_finite(similarity.trg_feat, batch["trg_identifier"], method.block, method.precision)
         yield batch, similarity
 
 
@@ -121,16 +121,5 @@ def extract_images(
     for batch in build_loader(images, device, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
         features = method.features(move_batch(batch, device), seeds)
-        check_finite(features, batch["identifier"])
+        check_finite(features, batch["identifier"], method.block, method.precision)
         yield batch["identifier"], features
-
-
-def check_finite(features: Tensor, identifiers: Sequence[str]) -> None:
-    """NotFiniteError, naming the image, if one of the maps (n, C, h, w) holds inf or nan."""
-    finite = features.flatten(1).isfinite().all(dim=1)
-    if not finite.all():
-        bad = [name for name, good in zip(identifiers, finite.tolist(), strict=True) if not good]
-        raise NotFiniteError(
-            f"the features of image {bad[0]} are not finite ({len(bad)} of {len(identifiers)} images in the batch): "
-            "the networks ran out of the range of their precision; use PRECISION fp32 (or bf16)"
-        )

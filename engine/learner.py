@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
-from model.error import NotFiniteError
+from engine.monitor import DivergedError
 
 COUNTERS = ("position", "step", "best", "validated")
 
@@ -97,9 +97,9 @@ class Learner:
         return better
 
     def check_finite(self) -> None:
-        """NotFiniteError if a parameter holds inf or nan."""
+        """DivergedError if a parameter holds inf or nan."""
         if bad := [name for name, p in self.module.named_parameters() if not p.isfinite().all()]:
-            raise NotFiniteError(
+            raise DivergedError(
                 f"{bad[0]} is not finite after step {self.step}; what was saved before is kept. Lower TRAIN.LR, or "
                 "try PRECISION fp32; the same command with other settings and --overwrite starts anew"
             )

@@ -30,7 +30,7 @@ PATCH = 3  # cells
 class ColourPatches:
     """A method whose features are the colours around each cell, (3 * PATCH^2, h, w)."""
 
-    per_image = True
+    per_image, block, precision = True, "colour patches", "fp32"
 
     def __init__(self, pairs: PairDataset, cells: tuple[int, int]):
         self.refs = {ref.identifier: ref for ref in unique_images([pairs])}

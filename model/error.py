@@ -15,7 +15,3 @@ class PromptNotFoundError(FileNotFoundError):
 
 class PromptError(ValueError):
     """A prompt's files are unusable, or the prompt belongs to another backbone or data set."""
-
-
-class NotFiniteError(ValueError):
-    """inf or nan where numbers must be: in features, losses or weights."""

@@ -67,7 +67,7 @@ def matcher(build):
 def count_calls(matcher):
     """A list that grows by the number of rows at each call of the UNet."""
     rows = []
-    matcher._method.unet.register_forward_hook(lambda *args: rows.append(len(args[2][0])))
+    matcher._method.diffusion.unet.register_forward_hook(lambda *args: rows.append(len(args[2][0])))
     return rows
 
 

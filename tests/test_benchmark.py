@@ -9,7 +9,7 @@ from loss import build_loss
 from script import benchmark
 from script.speed import measure, reference
 from script.speed.report import MARKDOWN_HEAD
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, localise
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 SIDE_KEYS = {"per_s", "peak_memory_gib"}
@@ -126,7 +126,8 @@ def test_reference_loss_is_the_loss():
     src_kps, trg_kps = 40 * torch.rand(2, 2, 4, 2, generator=generator, dtype=torch.float64)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     settings = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}
-    ours = build_loss("kernel_smoothed_cross_entropy", **settings)(src_feat, trg_feat, src_kps, trg_kps, mask, (48, 41))
+    loss_fn = build_loss("kernel_smoothed_cross_entropy", **settings)
+    ours = loss_fn(FeatureSimilarity(src_feat, trg_feat), src_kps, trg_kps, mask, (48, 41))
     maps = [(src_feat[b : b + 1], trg_feat[b : b + 1]) for b in range(2)]
     plain = reference.compute_loss(maps, src_kps, trg_kps, [4, 2], (48, 41), **settings)
     assert torch.allclose(ours.mean(), plain, rtol=1e-9)
@@ -136,7 +137,7 @@ def test_reference_localisers_are_the_localisers():
     generator = torch.Generator().manual_seed(1)
     src_feat, trg_feat = torch.randn(2, 1, 8, 6, 5, generator=generator, dtype=torch.float64)
     kps = 40 * torch.rand(1, 7, 2, generator=generator, dtype=torch.float64)
-    ours = localise(src_feat, trg_feat, kps, (48, 41), beta=0.1, sigma=2.0)
+    ours = localise(FeatureSimilarity(src_feat, trg_feat), kps, (48, 41), beta=0.1, sigma=2.0)
     plain = reference.localise(src_feat, trg_feat, kps[0], (48, 41), 0.1, 2.0)
     for name, predicted in ours.items():
         assert torch.allclose(predicted[0], plain[name], atol=1e-9), name

@@ -116,7 +116,7 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
     bare = convert(drop_release_prompt(tmp_path / "bare", CPM), tmp_path / "own", "own", None)
     assert "No result is known" in (bare / "README.md").read_text()
     assert json.loads((bare / "prompt.json").read_text()) == {
-        **{"name": CPM, "method": "CPM", "dataset": "spair", "backbone": "tiny", "space": "token"},
+        **{"name": CPM, "kind": "CPM", "dataset": "spair", "backbone": "tiny", "space": "token"},
         **{"learnable_tokens": 5, "width": D, "condition": "DINO-Feat"},
     }
 

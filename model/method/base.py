@@ -25,6 +25,7 @@ class Method(nn.Module):
 
     reads: tuple[str, ...] = ()  # arrays of each image that batches must carry, "src_..." and "trg_..." in pairs
     condition: str | None = None  # which condition "condition" among them is
+    block, precision = "the feature map", "fp32"  # what gives the features, and in which precision: for messages
     per_image = False  # whether an image's features do not depend on its partner (see FeatureMethod)
     image_size: tuple[int, int]  # (H, W) of the frame
     objective: nn.Module | None  # a loss of loss/, set for training

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.backbone.condition import get_condition
+from model.backbone.device import PRECISIONS
 from model.backbone.diffusion import Diffusion
+from model.backbone.facts import get_condition
 from model.backbone.text import PromptEncoder
 from model.backbone.vae import draw_latents
 from model.method.base import Batch, FeatureMethod, join_sides
@@ -85,6 +86,14 @@ class SD4Match(FeatureMethod):
     @property
     def trainable(self) -> nn.Module:
         return self.prompt
+
+    @property
+    def block(self) -> str:
+        return self.diffusion.last
+
+    @property
+    def precision(self) -> str:
+        return next(name for name, dtype in PRECISIONS.items() if str(self.diffusion.dtype).endswith(dtype))
 
     @property
     def per_image(self) -> bool:

@@ -31,7 +31,7 @@ from script.speed.reference import DictCache
 from script.speed.report import check_close, make_result
 from script.speed.training import build_endless_loader, repeat
 from utils.cache import FeatureCache
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, localise
 from utils.pck import PCKEvaluator
 
 MAX_KPS = 30  # SPair's padding
@@ -78,7 +78,7 @@ class Matching:
         return evaluator.records()
 
     def predict(self, src_kps: Tensor, maps: Tensor) -> dict[str, Tensor]:
-        return localise(*maps, src_kps, self.size, self.protocol.localisers, **self.settings)
+        return localise(FeatureSimilarity(*maps), src_kps, self.size, self.protocol.localisers, **self.settings)
 
     def run_plainly(self) -> list[dict]:
         """{localiser: hits} of one pair after the other."""

@@ -25,6 +25,7 @@ from model.backbone.diffusion import cut_unet
 from model.backbone.text import PromptEncoder
 from script.speed.flops import StubTokenizer, Work, build_cpm
 from script.speed.scaling import gradient_bytes
+from utils.localise import FeatureSimilarity
 
 ADAM_COPIES = 4  # of the prompt's parameters in float32: values, gradient, two moments
 
@@ -74,7 +75,7 @@ def run_step(work: Work, unet: UNet2DConditionModel, text: PromptEncoder) -> Non
     features = unet(latents, torch.zeros(2 * n_pairs), embeds, return_dict=False)[0].float()
     kps, mask = torch.zeros(*points, 2), torch.ones(points, dtype=torch.bool)
     loss_fn = build_loss("kernel_smoothed_cross_entropy")
-    loss_fn(*features.chunk(2), kps, kps, mask, work.image_size).mean().backward()
+    loss_fn(FeatureSimilarity(*features.chunk(2)), kps, kps, mask, work.image_size).mean().backward()
 
 
 def _build_networks(work: Work, dtype: torch.dtype, recompute: bool) -> tuple[UNet2DConditionModel, PromptEncoder]:
