@@ -214,7 +214,7 @@ def test_a_step_needs_no_vae_no_images_and_no_dino_once_cached(world, tmp_path, 
     def refuse(*args, **kwargs):
         raise AssertionError("must not be called")
 
-    for name in ("encode_posterior", "compute_condition", "load_vision", "resize_image"):
+    for name in ("encode_posterior", "compute_condition", "load_vision"):
         monkeypatch.setattr(model.source, name, refuse)
     monkeypatch.setattr(engine.precompute, "load_pil", refuse)
     monkeypatch.setattr(Image, "open", refuse)
