@@ -21,18 +21,16 @@ from tests.golden import CPM, CURVE, DINO_KEYS, TESTED_KEYS, TRAINED_KEYS, VALUE
 from tests.watch import Seen, watching
 
 KEYS = {key for key, _ in iter_keys(get_default_config())}
-NOT_YET = {"VAL.EVERY"}
 GOLDEN = json.loads(VALUES.read_text())
 SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5", "PROMPT.INIT", "empty")
 PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")
 WATCHED = {name.split(" ")[0] for keys in (TRAINED_KEYS, TESTED_KEYS, DINO_KEYS) for name in keys}
+WATCHED |= {"METHOD.WEIGHTS"}  # tests/test_method_head.py
 
 
 def watches(*keys):
     """Says which keys a test is about."""
     WATCHED.update(keys)
-    if NOT_YET & set(keys):
-        return pytest.mark.xfail(reason="not wired yet")
     return pytest.mark.skipif(not set(keys) <= KEYS, reason=f"{', '.join(set(keys) - KEYS)}: no such key")
 
 
@@ -478,21 +476,6 @@ def test_rows_of_a_call(test):
     assert set(seen.batches) == {3} and {call.rows for call in seen.unet} == {3}
     assert {call.rows for call in test("EVAL.MAX_ROWS", "2", "TEST.ENSEMBLE", "4").seen.unet} <= {1, 2}
     assert max(call.rows for call in test("EVAL.MAX_ROWS", "9", "TEST.ENSEMBLE", "4").seen.unet) > 2
-
-
-@watches("EVAL.FEATURE_GIB")
-def test_maps_kept_in_device_memory(test, monkeypatch):
-    from engine.transfer import FeatureStore
-
-    spilled = []
-    original = FeatureStore.stack
-    monkeypatch.setattr(
-        FeatureStore, "stack", lambda self, *args: spilled.append(self.n_spilled) or original(self, *args)
-    )
-    for value, found in (("0.0", True), ("8.0", False)):
-        spilled.clear()
-        test("EVAL.FEATURE_GIB", value)
-        assert (max(spilled) > 0) == found
 
 
 @watches("EVAL.ALPHAS", "EVAL.LOCALISERS", "EVAL.PROTOCOL")
