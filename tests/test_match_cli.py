@@ -13,8 +13,8 @@ from PIL import Image
 
 import match as match_script
 from config import ROOT, load_config
-from engine.build import load_text
-from model.prompt import build_prompt
+from model.prompt import new_prompt
+from model.prompt.build import load_text
 from model.prompt.store import save_prompt
 from sd4match import command
 from sd4match.source import MINI_NOTE
@@ -157,7 +157,7 @@ def test_mini_is_told_from_photos_whoever_chose_it(photos, caplog):
 def test_a_class_prompt_asks_for_its_categories(run, photos, world):
     name = "Class_spair_sd_TokenEmbeds9"
     cfg = load_config(None, world.opts(photos))
-    learned = build_prompt(name, load_text(cfg), categories=["bird", "cat"], condition_shape=None)
+    learned = new_prompt(name, load_text(cfg), categories=["bird", "cat"], condition_shape=None)
     save_prompt(photos / name, learned)
     for words in ((), ("--category", "dog")):
         status, _, err = run("a.png", "b.png", "--prompt", str(photos / name), *words)
