@@ -129,7 +129,7 @@ def softmax(query: Query) -> Tensor:
 
 def kernelsoftmax(query: Query) -> Tensor:
     """Soft-arg-max of the similarity multiplied by a Gaussian around its arg-max; SD4Match's choice."""
-    return soft_argmax_cell(damp_away_from(query.sim, argmax_cell(query.sim), query.sigma), query.beta)
+    return soft_argmax_cell(damp_away_from(query.sim, argmax_cell(query.sim), query.sigma), query.beta)  # Eq. (8)
 
 
 LOCALISERS: dict[str, Callable[[Query], Tensor]] = {

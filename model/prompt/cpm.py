@@ -83,7 +83,7 @@ class ConditionalPrompt(Prompt):
         else:
             by_patch = self.linear(features).transpose(1, 2)
         pooled = F.adaptive_max_pool1d(by_patch, self.variant.n_cond).transpose(1, 2)  # (P, C, D)
-        return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)
+        return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)  # Eq. (7)
 
 
 def build(name: PromptName, text: PromptEncoder, *, condition_shape, init, seed, **_: Any) -> ConditionalPrompt:
