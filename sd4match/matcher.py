@@ -19,7 +19,7 @@ from engine.build import build_method
 from engine.check import check_config
 from engine.precompute import find_sources
 from engine.transfer import move_batch
-from model.backbone.device import resolve_device
+from model.backbone.device import check_finite, resolve_device
 from model.method.base import Method
 from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
@@ -288,6 +288,7 @@ class Matcher:
                 return images
             todo = [image for image in images if image.feature is None]
             features = self._method.features(move_batch(_join(todo), self.device), _seeds(todo)) if todo else ()
+            self._check(features, todo)
         made = dict(zip(map(id, todo), features, strict=True))
         return [replace(image, feature=made.get(id(image), image.feature)) for image in images]
 
@@ -301,7 +302,15 @@ class Matcher:
             maps = self._method.pair_features(
                 move_batch(batch, self.device), torch.stack([_seeds(sources), _seeds(targets)], dim=1)
             )
+            for features, images in zip(maps, (sources, targets), strict=True):
+                self._check(features, images)
         return [self._make_pair(source, target, *features) for target, *features in zip(targets, *maps, strict=True)]
+
+    def _check(self, features: Tensor, images: list[ImageFeatures]) -> None:
+        """NetworkError for features with an inf or nan."""
+        if images:
+            names = [image.picture.name for image in images]
+            check_finite(features, names, self._method.block, self._method.precision)
 
     def _make_pair(self, source: ImageFeatures, target: ImageFeatures, src_feat: Tensor, trg_feat: Tensor) -> Pair:
         return Pair(source.picture, target.picture, src_feat, trg_feat, self._setting)

@@ -21,7 +21,7 @@ from dataset.pair_dataset import PairDataset, collate
 from engine.build import build_caches, build_method
 from engine.process import build_accelerator
 from engine.result import write_summary_json
-from model.error import PromptNotFoundError
+from model.error import NetworkError, PromptNotFoundError
 from model.method.sd4match import SD4Match
 from model.prompt import new_prompt
 from model.prompt.build import build_prompt, load_text
@@ -474,3 +474,10 @@ def test_a_namesake_of_our_packages_is_named(tmp_path):
     command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); import sd4match"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and "'utils'" in result.stderr and str(tmp_path / "utils.py") in result.stderr
+
+
+def test_features_that_are_not_finite_are_refused_by_name(build, photos):
+    matcher = build("text")
+    matcher._method.scaling_factor = 1e38
+    with pytest.raises(NetworkError, match=r"the features of .*a.* at up1 are not finite in fp32"):
+        matcher.pair(photos["a"], photos["b"])
