@@ -1,99 +1,139 @@
 """Time this repository against a plain reference that works as SD4Match's release does, on the same inputs.
 
-    python script/benchmark.py train --network mini                     # pairs/s of training steps
-    python script/benchmark.py test --network mini --prompt CPM         # pairs/s of a test, localisers and PCK included
-    python script/benchmark.py features --network mini                  # images/s of a prompt shared by all images
-    python script/benchmark.py localise --network sd2-1-random          # four localisers and PCK, 1280 x 48 x 48 maps
-    python script/benchmark.py loader --network sd2-1-random            # pairs/s of the data loader alone
-    python script/benchmark.py index                                    # seconds to open SPair-71k's full-size index
-    python script/benchmark.py cache --network sd2-1-random             # rows/s written and read
-    python script/benchmark.py train --network sd2-1-random --count-only    # arithmetic and scaling, nothing is run
+    python script/benchmark.py train --network mini                 # pairs/s of training steps
+    python script/benchmark.py test --network mini                  # pairs/s of a test of a CPM prompt, PCK included
+    python script/benchmark.py features --network mini              # images/s under a prompt that all images share
+    python script/benchmark.py localise --network sd2-1-random      # pairs/s of four localisers and PCK
+    python script/benchmark.py loader --network sd2-1-random        # pairs/s of the data loader alone
+    python script/benchmark.py index                                # pairs/s of opening annotations of SPair-71k's size
+    python script/benchmark.py cache --network sd2-1-random         # images/s of DINOv2 features from disk
+    python script/benchmark.py count --network sd2-1-random         # arithmetic of a pair; nothing is run
 
 Both sides run in one process, in turn (A B A B ...), after warm-up; medians and quartiles are over rounds. Whether both
-give the same numbers is checked first. --network is `mini`, `sd2-1-random` (the SD2-1 architecture with random
-weights, offline), or a diffusers folder (then also set CONDITION.DINO_FOLDER); `index` needs none.
+give the same numbers is checked first: exit status 1 if not. --network is `mini`, `sd2-1-random` (the architecture of
+SD2-1 with random weights, offline), or a diffusers folder. Settings follow as KEY VALUE, such as DEVICE cuda.
 """
 
 import argparse
 import os
+import platform
+import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config import ConfigError  # noqa: E402
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
-MODES = ("train", "test", "features", "localise", "loader", "index", "cache")
+MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "count")
+HEAD = (
+    "| command | ours | reference | ratio | TFLOP ours / reference | GPU memory ours / reference |\n" + "|---" * 6 + "|"
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("mode", choices=MODES)
-    add("--network", default="mini", help="mini, sd2-1-random or a folder; default: %(default)s")
-    add("--device", help="auto (default), cpu, cuda, ...")
-    add("--precision", help="auto (default), fp32, bf16 or fp16, of the frozen networks")
-    add("--batch_size", type=positive, help="pairs (images) per step; default: the config's")
-    add("--image_size", type=positive, help="pixels per side; default: the config's")
-    add("--ensemble", type=positive, help="noise draws of test and features; default: the config's")
-    add("--prompt", choices=("CPM", "text"), default="CPM", help="what test tests; default: %(default)s")
-    add("--repeats", type=positive, default=10, help="rounds of each side; default: %(default)s")
-    add("--warmup", type=positive, default=1, help="rounds before the first that counts; default: %(default)s")
-    add("--steps", type=positive, default=2, help="train: optimiser steps in a round; default: %(default)s")
-    add("--pairs", type=positive, default=16, help="rendered pairs, or pairs of localise; default: %(default)s")
-    add("--pairs_per_s", type=float, help="--count-only: speed of one process that the projection starts from")
-    add("--scale", type=positive, default=1, help="index, cache: 1/SCALE of the full size; default: %(default)s")
-    add("--output", type=Path, help="write the result to this JSON file")
-    add("--markdown", action="store_true", help="also print the row for docs/performance.md")
-    add("--profile", action="store_true", help="train: where the time of a step goes, instead of a comparison")
-    add("--count-only", action="store_true", help="train: count arithmetic and gradient bytes, run nothing")
-    add("opts", nargs="*", metavar="KEY VALUE", help="settings of config/default.py, such as NETWORK.RECOMPUTE True")
-    args = parser.parse_intermixed_args()
-    if args.mode != "train" and (args.profile or args.count_only):
-        parser.error("--profile and --count-only go with train")
-    if args.network not in ("mini", "sd2-1-random") and not Path(args.network).is_dir():
-        parser.error(f"--network {args.network}: neither mini nor sd2-1-random, and there is no such folder")
-    return args
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--network", default="mini", help="mini, sd2-1-random or a folder; default: %(default)s")
+    parser.add_argument("--repeats", type=positive, default=10, help="rounds of each side; default: %(default)s")
+    parser.add_argument("--pairs", type=positive, default=16, help="pairs of a round; default: %(default)s")
+    parser.add_argument("--scale", type=positive, default=1, help="index, cache: 1/SCALE of the full size; default: 1")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of config/default.py")
+    return parser.parse_intermixed_args()
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say; the process's exit status: 1 if the two sides disagree."""
-    from script.speed import count, host, profile, report, testing, training
+def time_sides(comparison, repeats: int, device) -> None:
+    """A round of each side to warm up, then `repeats` rounds in turn."""
+    from torch import cuda
 
-    if args.count_only or args.profile:
-        print((count.run_count if args.count_only else profile.run_profile)(args))
-        return 0
-    modes = {"train": training.run_train, "test": testing.run_test, "features": testing.run_features}
-    modes |= {
-        "localise": host.run_localise,
-        "loader": host.run_loader,
-        "index": host.run_index,
-        "cache": host.run_cache,
+    on_gpu = device.type == "cuda"
+    for number in range(repeats + 1):
+        for side in (comparison.ours, comparison.plain):
+            if on_gpu:
+                cuda.synchronize(device)
+                cuda.reset_peak_memory_stats(device)
+            held, start = cuda.memory_allocated(device) if on_gpu else 0, time.perf_counter()
+            side.run()
+            if on_gpu:
+                cuda.synchronize(device)
+                own = sum(tensor.nbytes for network in side.networks for tensor in network.state_dict().values())
+                side.peak_bytes = max(side.peak_bytes, cuda.max_memory_allocated(device) - held + own)
+            if number:
+                side.rates.append(side.units / (time.perf_counter() - start))
+
+
+def describe_device(device) -> str:
+    """Its name, of a CPU with the number of threads."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} thread(s)"
+
+
+def format_row(comparison) -> str:
+    """A row of the tables in docs/performance.md."""
+    ours, plain = comparison.ours, comparison.plain
+    rates = [f"{spread(side.rates)} {comparison.unit}/s" for side in (ours, plain)]
+    ratio = spread([a / b for a, b in zip(ours.rates, plain.rates, strict=True)])
+    tflop = f"{ours.tflop:.3g} / {plain.tflop:.3g}" if ours.tflop else "-"
+    memory = f"{ours.peak_bytes / 2**30:.2f} / {plain.peak_bytes / 2**30:.2f} GiB" if ours.peak_bytes else "-"
+    command = f"`python script/benchmark.py {' '.join(sys.argv[1:])}`"
+    return f"| {' | '.join([command, *rates, f'**{ratio}**', tflop, memory])} |"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, and in brackets the quartiles."""
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values[:1]
+    return f"{median:.4g} ({q1:.4g} to {q3:.4g})"
+
+
+def format_counts(work, ensemble: int) -> str:
+    """Tables: TFLOP of each part, and of a pair on both sides. ensemble: noise draws of a test."""
+    from dataclasses import replace
+
+    from script.speed import flops
+
+    tested, parts = replace(work, ensemble=ensemble), flops.count_parts(work)
+    pairs = {
+        "training pair": (flops.count_training_pair(work), flops.count_reference_training_pair(work)),
+        f"test pair, {ensemble} noise draws": (flops.count_test_pair(tested), flops.count_reference_test_pair(tested)),
     }
-    result = modes[args.mode](args)
-    result["command"] = describe_command(sys.argv[1:])
-    print(report.format_result(result))
-    if args.markdown:
-        print(f"\n{report.MARKDOWN_HEAD}\n{report.format_markdown(result)}")
-    if args.output:
-        from engine.result import write_text
-
-        write_text(args.output, report.format_json(result))
-    return 0 if result["check"]["passed"] else 1
-
-
-def describe_command(arguments: list[str]) -> str:
-    """The command line, without what says where the result goes."""
-    kept = [word for i, word in enumerate(arguments) if "--output" not in (word, *arguments[max(0, i - 1) : i])]
-    return " ".join(["python", "script/benchmark.py", *(word for word in kept if word != "--markdown")])
+    lines = ["| part | TFLOP forward | TFLOP backward to the prompt |", "|---|---|---|"]
+    lines += [f"| {name} | {fwd / flops.TERA:.5g} | {bwd / flops.TERA:.5g} |" for name, (fwd, bwd) in parts.items()]
+    lines += ["", "| TFLOP | this repository | reference |", "|---|---|---|"]
+    lines += [f"| {name} | {a / flops.TERA:.5g} | {b / flops.TERA:.5g} |" for name, (a, b) in pairs.items()]
+    return "\n".join(lines)
 
 
 @entry_point(status=2)  # 1 is for sides that disagree
 def main() -> int:
-    args = parse_args()
-    args.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return run(args)
+    args, load = parse_args(), os.getloadavg()[0]
+    from script.speed import sides
+
+    if args.network not in sides.NETWORKS and not Path(args.network).is_dir():
+        raise ConfigError(
+            f"--network {args.network}: neither {' nor '.join(sides.NETWORKS)}, and there is no such folder"
+        )
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as root:
+        cfg = sides.make_config(args, root)
+        if args.mode == "count":
+            print(format_counts(sides.make_work(cfg), cfg.TEST.ENSEMBLE))
+            return 0
+        comparison, device = sides.COMPARISONS[args.mode](cfg, args), sides.resolve_device(cfg.DEVICE)
+        time_sides(comparison, args.repeats, device)
+    print(f"{describe_device(device)}, load average {load:.2f}")
+    for name, (difference, tolerance) in comparison.differences.items():
+        print(f"{name}: {difference:.3g} (at most {tolerance:g})")
+    print(f"equal numbers: {'yes' if comparison.equal else 'NO'}\n\n{HEAD}\n{format_row(comparison)}")
+    return 0 if comparison.equal else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from utils import dense
 from utils.dense import match_densely, resize_features
 from utils.geometry import cell_grid, cell_to_px
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, localise
 
 
 def random_maps(channels=8, src=(6, 5), trg=(7, 9), seed=0):
@@ -62,7 +62,8 @@ def test_equals_the_localiser_at_every_cell(name):
     src, trg = random_maps(src=(6, 6), trg=(6, 6))
     field = match_densely(src, trg, localiser=name, sigma=1.5)
     cells_px = cell_to_px(cell_grid((6, 6), like=src), (6, 6), (96, 96))
-    predicted = localise(src[None], trg[None], cells_px[None], (96, 96), (name,), sigma=1.5)[name][0]
+    similarity = FeatureSimilarity(src[None], trg[None])
+    predicted = localise(similarity, cells_px[None], (96, 96), (name,), sigma=1.5)[name][0]
     torch.testing.assert_close(cell_to_px(field.points, (6, 6), (96, 96)).flatten(0, 1), predicted, atol=1e-3, rtol=0)
 
 

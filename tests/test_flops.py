@@ -8,15 +8,12 @@ from model.backbone.architecture import STABLE_DIFFUSION
 from script.speed.flops import (
     TERA,
     Work,
-    build_cpm,
     count_parts,
-    count_prompt_keys,
     count_reference_test_pair,
     count_reference_training_pair,
     count_test_pair,
     count_training_pair,
 )
-from script.speed.scaling import gradient_bytes, project
 
 WORK = Work(STABLE_DIFFUSION["sd2-1"], image_size=(768, 768), condition_shape=(257, 768))
 TARGET = 4.7  # TFLOP per training pair
@@ -50,26 +47,3 @@ def test_the_reference_costs_vae_and_whole_unet_as_well(parts):
 def test_a_tested_pair_costs_less_than_half_of_the_reference():
     tested = replace(WORK, ensemble=8)
     assert count_reference_test_pair(tested) > 2 * count_test_pair(tested)
-
-
-def test_the_prompts_keys_and_values_are_not_worth_keeping(parts):
-    """Two products of 77 x 1024 with each cross-attention's width: 9600 columns in all."""
-    keys = count_prompt_keys(WORK)
-    assert keys == 2 * 2 * 77 * 1024 * (2 * 320 + 2 * 640 + 2 * 1280 + 1280 + 3 * 1280)
-    assert keys / TERA < 0.02 * parts["UNet to up-block 1"][0]
-
-
-def test_gradient_of_cpm_is_counted_exactly():
-    linear = 1536 * 1024 + 1024 + 256 * 256 + 256
-    n_parameters = linear + (25 + 50 + 50) * 1024
-    assert gradient_bytes(build_cpm(WORK)) == (n_parameters, 4 * n_parameters)
-
-
-def test_projection_is_ideal_alone_and_falls_with_processes():
-    rows = project(4_000_000, step_seconds=0.1, worlds=(1, 2, 8))
-    assert [row["efficiency"] for row in rows if row["processes"] == 1] == [1.0, 1.0, 1.0]
-    for link in {row["link"] for row in rows}:
-        efficiency = [row["efficiency"] for row in rows if row["link"] == link]
-        assert efficiency == sorted(efficiency, reverse=True)
-    two = next(row for row in rows if row["link"].startswith("machines on 10 Gbit/s") and row["processes"] == 2)
-    assert two["average_ms"] == pytest.approx(4.0 + 2 * 0.05)  # 4 MB at 1 GB/s, two hops of 50 us

@@ -1,71 +1,66 @@
-"""script/gpu_jobs.sh and script/precision.py: mistakes are told, a failing job stops no other."""
+"""script/gpu_jobs.sh runs what a page lists as open, the page's commands are accepted, precisions are compared."""
 
-import json
+import os
+import re
+import shlex
 import subprocess
+import sys
 
 import pytest
 
-from config import ROOT
+from config import ROOT, load_config
 from script import precision
 
 
-def call(*arguments, **environment):
-    command = ["sh", "script/gpu_jobs.sh", *map(str, arguments)]
-    env = {"PATH": "/usr/bin:/bin", **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+def run_jobs(folder, page):
+    command = ["sh", "script/gpu_jobs.sh", str(folder), str(page)]
+    env = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--fly"], "unknown argument --fly"),
-        (["--part", "4", "--output", "x"], "--part must be 1, 2, 3 or all; got 4"),
-        ([], "--output DIR is missing"),
-    ],
-)
-def test_wrong_arguments_are_told(arguments, message):
-    done = call(*arguments)
-    assert done.returncode == 2 and message in done.stderr
+def test_open_jobs_are_run_and_a_failing_one_stops_no_other(tmp_path):
+    page, folder = tmp_path / "page.md", tmp_path / "new" / "folder"
+    rows = [
+        "| `echo broken; exit 3` | nothing | not yet measured |",
+        "| `echo measured` | nothing | 80 pairs/s |",
+        '| `python -c "print(6 * 7)"` | 42 | not yet measured |',
+    ]
+    page.write_text("\n".join(["| command | must show | result |", "|---|---|---|", *rows, ""]))
+    done = run_jobs(folder, page)
+    assert done.returncode == 1 and "measured" not in done.stdout.replace("not yet measured", "")
+    assert (folder / "1.txt").read_text() == "broken\n" and (folder / "2.txt").read_text() == "42\n"
+    first, second = (folder / "jobs.txt").read_text().splitlines()
+    assert first.startswith("1: FAILED (3), ") and second.startswith("2: done, ")
+    page.write_text(rows[2] + "\n")
+    assert run_jobs(folder, page).returncode == 0
 
 
-def fake_python(folder, body):
-    """A stand-in for Python that runs the real one for the script's own few lines and `body` for everything else."""
-    path = folder / "python"
-    path.write_text(f'#!/bin/sh\ncase $1 in -) exec python3 "$@" ;; esac\n{body}\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_failing_job_stops_no_other(tmp_path):
-    row = "| `python script/benchmark.py x` | gpu | 1 |"
-    body = f"""case "$*" in
-        *profile*) echo broken; exit 3 ;;
-        *benchmark.py*) printf '| command |\\n|---|\\n{row}\\n' ;;
-    esac"""
-    done = call("--part", 1, "--output", tmp_path / "out", PYTHON=fake_python(tmp_path, body.replace("`", "\\140")))
-    assert done.returncode == 1
-    report = (tmp_path / "out" / "part1.md").read_text()
-    assert "| train_profile | FAILED (3) |" in report and "| localise | done |" in report
-    assert report.count("| gpu | 1 |") == 5  # the smoke test, three trainings, the localisers
-    assert json.loads((tmp_path / "out" / "part1.json").read_text()) == {}
-    assert "broken" in (tmp_path / "out" / "part1.log").read_text()
-
-
-def test_a_failing_smoke_test_ends_the_part(tmp_path):
-    done = call("--part", 2, "--output", tmp_path, PYTHON=fake_python(tmp_path, "exit 1"))
-    assert done.returncode == 1 and "the smoke test failed" in done.stderr
-    assert "train" not in (tmp_path / "part2.md").read_text().split("| job |")[1]
+def test_the_jobs_of_the_page_are_commands_with_known_settings():
+    commands = re.findall(r"^\| `([^`]*)` \|.* not yet measured \|$", (ROOT / "docs/gpu.md").read_text(), flags=re.M)
+    assert len(commands) > 5
+    for words in map(shlex.split, commands):
+        assert words[0] == "python" and ((ROOT / words[1]).is_file() or words[1:3] == ["-m", "pytest"])
+        keys = [place for place, word in enumerate(words) if re.fullmatch(r"[A-Z]+(\.[A-Z_]+)?", word)]
+        load_config(None, [word for place in keys for word in words[place : place + 2]])
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_precisions_are_compared_on_the_same_pairs(monkeypatch, tmp_path, world, capsys):
-    command = ["precision.py", "--config_file", "config/spair/base.yaml", "--pairs", "3", "--settings", "fp32", "bf16"]
-    output = tmp_path / "rows.json"
-    monkeypatch.setattr("sys.argv", [*command, "--output", str(output), "--opts", *world.opts(tmp_path / "out")])
+    command = [
+        "precision.py",
+        "--config_file",
+        "config/spair/base.yaml",
+        "--pairs",
+        "3",
+        "--precisions",
+        "fp32",
+        "bf16",
+    ]
+    monkeypatch.setattr("sys.argv", [*command, "--opts", *world.opts(tmp_path / "out")])
     assert precision.main() == 0
-    rows = json.loads(output.read_text())["rows"]
-    assert [row["setting"] for row in rows] == ["fp32", "bf16"] and rows[0]["pairs"] == rows[1]["pairs"] == 3
-    assert rows[0]["difference"] == [0.0, 0.0, 0.0] and rows[0]["largest_loss_change"] == 0.0
-    assert 0 < rows[1]["largest_loss_change"] < 0.2
-    printed = capsys.readouterr().out
-    assert "| fp32 |" in printed and "| bf16 |" in printed
+    head, _, first, second = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert head.startswith("| 3 pairs | features against fp32 | PCK@0.1, kernelsoftmax |")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (first, second)]
+    assert cells[0][0] == "fp32" and cells[0][1] == cells[0][3] == "-"
+    assert cells[1][0] == "bf16" and 0 < float(cells[1][1]) < 0.2
+    assert re.fullmatch(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", cells[1][3])

@@ -1,1 +1,1 @@
-"""Parts of script/benchmark.py: the plain reference, FLOP counts, clocks and memory, tables."""
+"""Parts of script/benchmark.py: FLOP counts, the plain reference, and what is compared in each mode."""

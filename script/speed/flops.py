@@ -8,7 +8,7 @@ convolutions, which are all but a percent of the arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
-from model.backbone.diffusion import Diffusion, cut_unet
-from model.backbone.facts import compute_facts, find_configs
+from model.backbone.diffusion import Diffusion
+from model.backbone.facts import NetworkFacts, compute_facts, find_configs
 from model.backbone.load import StableDiffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkNotFoundError
@@ -32,6 +32,8 @@ from utils.localise import FeatureSimilarity, localise
 
 META = torch.device("meta")
 TERA = 1e12
+SEEDS = torch.zeros(1, 2, dtype=torch.int64)
+LOSS = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,16 @@ class Work:
     condition_shape: tuple[int, int]  # (tokens, features) of one image
     layer: int = 1
     variant: str = "Pair-DINO-Feat-G25-C50"
-    batch_size: int = 1
     ensemble: int = 1
-    n_points: int = 30  # keypoints per pair, padding included
+    n_points: int = 30  # keypoints of a pair, padding included
+
+    @property
+    def facts(self) -> NetworkFacts:
+        return compute_facts(self.configs)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        facts = compute_facts(self.configs)
-        return facts.latent_channels, *(side // facts.vae_stride for side in self.image_size)
-
-
-StubTokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)  # all that a prompt encoder asks of it here
+        return self.facts.latent_channels, *(side // self.facts.vae_stride for side in self.image_size)
 
 
 def require_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
@@ -61,36 +62,6 @@ def require_configs(folder: str, init: str, architecture: str) -> dict[str, dict
     if (configs := find_configs(folder, init=init, architecture=architecture)) is None:
         raise NetworkNotFoundError(f"no network at {folder!r}: neither a folder nor a known hub id")
     return configs
-
-
-def build_networks(configs: dict[str, dict[str, Any]]) -> StableDiffusion:
-    """Frozen networks without storage; the tokenizer knows two ids only."""
-    with META:
-        vae = AutoencoderKL.from_config(configs["vae"])
-        unet = UNet2DConditionModel.from_config(configs["unet"])
-        text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
-    for network in (vae, unet, text):
-        network.requires_grad_(False).eval()
-    scheduler = DDIMScheduler.from_config(configs["scheduler"])
-    return StableDiffusion(compute_facts(configs), vae, unet, text, StubTokenizer, scheduler)
-
-
-class BlankText:
-    """Stands in for the text model where a prompt is built for its size alone."""
-
-    def __init__(self, width: int, n_positions: int = 77) -> None:
-        self.width, self.n_positions = width, n_positions
-
-    def special_embeddings(self, n_learnable: int) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = (1, 1, self.n_positions - 2 - n_learnable)
-        return tuple(torch.zeros(1, size, self.width) for size in sizes)
-
-
-def build_cpm(work: Work) -> ConditionalPrompt:
-    """A conditional prompt of the right size, on the CPU."""
-    name = format_prompt("CPM", "spair", "any", work.variant)
-    facts = compute_facts(work.configs)
-    return ConditionalPrompt(name, BlankText(facts.text_width, facts.n_positions), *work.condition_shape)
 
 
 def count(run: Callable[[], object]) -> int:
@@ -109,144 +80,121 @@ def count_both(run: Callable[[], Tensor]) -> tuple[int, int]:
 
 def count_parts(work: Work) -> dict[str, tuple[int, int]]:
     """(forward, backward) of each part: per image for VAE and UNet, per prompt for text, per pair for the rest."""
-    networks, prompt = build_networks(work.configs), build_cpm(work).to(META)
-    facts = networks.facts
-    image, latent = torch.empty(1, 3, *work.image_size, device=META), torch.empty(1, *work.latent_shape, device=META)
-    embeds = torch.empty(1, facts.n_positions, facts.cross_attention_dim, device=META, requires_grad=True)
-    tokens = torch.empty(1, facts.n_positions, facts.text_width, device=META, requires_grad=True)
-    text = PromptEncoder(networks.text_encoder, networks.tokenizer)
-
-    def run_unet() -> Tensor:
-        return networks.unet(latent, torch.zeros(1, device=META), embeds, return_dict=False)[0]
-
+    networks, method, facts = _build_networks(work), _build_method(work), work.facts
+    image, noise = _empty(1, 3, *work.image_size), _empty(1, *work.latent_shape)
+    tokens = _empty(1, facts.n_positions, facts.text_width).requires_grad_()
+    embeds = _empty(1, facts.n_positions, facts.cross_attention_dim).requires_grad_()
+    (block,) = method.diffusion.blocks
     with torch.no_grad():
-        parts = {"VAE encoder": (count(lambda: networks.vae.encode(image)), 0), "whole UNet": (count(run_unet), 0)}
-    cut_unet(networks.unet, work.layer)
-    return parts | {
-        f"UNet to up-block {work.layer}": count_both(run_unet),
-        "text transformer": count_both(lambda: text.encode_tokens(tokens)),
-        "CPM": count_both(lambda: prompt(make_batch(replace(work, batch_size=1)))),
+        vae = count(lambda: networks.vae.encode(image))
+        whole = count(lambda: networks.unet(noise, torch.zeros(1, device=META), embeds))
+    return {
+        "VAE encoder": (vae, 0),
+        "whole UNet": (whole, 0),
+        f"UNet to up-block {work.layer}": count_both(lambda: method.diffusion.features(noise, 0, embeds, None)[block]),
+        "text transformer": count_both(lambda: method.text.encode_tokens(tokens)),
+        "CPM": count_both(lambda: method.prompt(_make_batch(work))),
         "loss": _count_loss(work),
     }
 
 
-def count_prompt_keys(work: Work) -> int:
-    """Operations per image and noise draw that turn the prompt into keys and values of the UNet's cross-attention."""
-    unet = cut_unet(build_networks(work.configs).unet, work.layer)
-    facts = compute_facts(work.configs)
-    latent = torch.empty(1, *work.latent_shape, device=META)
-    embeds = torch.empty(1, facts.n_positions, facts.cross_attention_dim, device=META)
-    with FlopCounterMode(display=False) as counter:
-        unet(latent, torch.zeros(1, device=META), embeds)
-    by_module = counter.get_flop_counts()
-    return sum(sum(flops.values()) for name, flops in by_module.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
-
-
 def count_training_pair(work: Work) -> int:
     """Operations per pair of this repository's training step, forward and backward."""
-    matcher, batch = _build_method(work), make_batch(work)
-
-    def extract() -> None:
-        features = matcher.pair_features(batch, make_seeds(work))
-        torch.cat(features).sum().backward()
-
-    return count(extract) // work.batch_size + sum(_count_loss(work))
+    method = _build_method(work)
+    extraction = count(lambda: torch.cat(method.pair_features(_make_batch(work), SEEDS)).sum().backward())
+    return extraction + sum(_count_loss(work))
 
 
 def count_reference_training_pair(work: Work) -> int:
     """Operations per pair of the plain training step."""
-    features, maps, kps = _reference_features(work), _make_features(work), torch.ones(1, work.n_points, 2)
-    settings = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}
+    extract, maps, (kps, *_) = _build_reference(work), _make_maps(work), _make_points(work)
 
-    def compute_loss() -> None:
-        reference.compute_loss([maps], kps, kps, [work.n_points], work.image_size, **settings).backward()
+    def compute_loss() -> Tensor:
+        return reference.compute_loss([maps], kps, kps, [work.n_points], work.image_size, **LOSS)
 
-    return count(lambda: torch.cat(features()).sum().backward()) + count(compute_loss)
+    return count(lambda: torch.cat(extract()).sum().backward()) + sum(count_both(compute_loss))
 
 
 @torch.no_grad()
 def count_test_pair(work: Work) -> int:
     """Operations per pair of testing a pair prompt here, localisers included."""
-    matcher, batch = _build_method(work), make_batch(work)
-    maps, kps = _make_features(work), torch.ones(1, work.n_points, 2)
-    extraction = count(lambda: matcher.pair_features(batch, make_seeds(work))) // work.batch_size
-    return extraction + count(lambda: localise(FeatureSimilarity(*maps), kps, work.image_size))
+    method, (kps, *_) = _build_method(work), _make_points(work)
+    localisers = count(lambda: localise(FeatureSimilarity(*_make_maps(work)), kps, work.image_size))
+    return count(lambda: method.pair_features(_make_batch(work), SEEDS)) + localisers
 
 
 @torch.no_grad()
 def count_reference_test_pair(work: Work) -> int:
     """Operations per pair of testing a pair prompt plainly, localisers included."""
-    maps, kps = _make_features(work), torch.ones(work.n_points, 2)
-    localisers = count(lambda: reference.localise(*maps, kps, work.image_size, 0.04, 7.0))
-    return count(_reference_features(work)) + localisers
-
-
-@torch.no_grad()
-def count_image(work: Work) -> tuple[int, int]:
-    """Operations per image under a prompt that is encoded once: here, and plainly (encoded for each image)."""
-    networks = build_networks(work.configs)
-    facts, draws = networks.facts, work.ensemble
-    image, noise = torch.empty(3, *work.image_size, device=META), _reference_noise(work)
-    tokens = torch.empty(1, facts.n_positions, facts.text_width, device=META)
-    extract = _build_reference(work, networks)
-    plainly = count(lambda: extract(image, tokens, noise))
-    cut_unet(networks.unet, work.layer)
-    embeds = torch.empty(draws, facts.n_positions, facts.cross_attention_dim, device=META)
-    here = count(lambda: networks.unet(noise[1:], torch.zeros(draws, device=META), embeds))
-    return here, plainly
-
-
-def make_batch(work: Work) -> dict[str, Tensor]:
-    """What matcher and prompt read from a pair batch, without storage."""
-    channels, *latent_size = work.latent_shape
-    shapes = {"posterior": (2 * channels, *latent_size), "condition": work.condition_shape}
-    return {
-        f"{side}_{key}": torch.empty(work.batch_size, *shape, device=META)
-        for side in ("src", "trg")
-        for key, shape in shapes.items()
-    }
-
-
-def make_seeds(work: Work) -> Tensor:
-    return torch.zeros(work.batch_size, 2, dtype=torch.int64)
-
-
-def _make_features(work: Work) -> tuple[Tensor, Tensor]:
-    """Real feature maps of a pair, all ones: loss and localisers are small enough to be run."""
-    shape = compute_facts(work.configs).feature_shape(work.image_size, work.layer)
-    return torch.ones(1, *shape, requires_grad=True), torch.ones(1, *shape, requires_grad=True)
+    maps, (kps, *_) = _make_maps(work), _make_points(work)
+    localisers = count(lambda: reference.localise(*maps, kps[0], work.image_size, 0.04, 7.0))
+    return count(_build_reference(work)) + localisers
 
 
 def _count_loss(work: Work) -> tuple[int, int]:
-    kps, mask = torch.ones(1, work.n_points, 2), torch.ones(1, work.n_points, dtype=torch.bool)
-    maps, loss_fn = _make_features(work), build_loss("kernel_smoothed_cross_entropy")
-    return count_both(lambda: loss_fn(FeatureSimilarity(*maps), kps, kps, mask, work.image_size))
+    loss, similarity = build_loss("kernel_smoothed_cross_entropy", **LOSS), FeatureSimilarity(*_make_maps(work))
+    return count_both(lambda: loss(similarity, *_make_points(work), work.image_size))
 
 
-def _build_method(work: Work):
-    networks = build_networks(work.configs)
+def _make_batch(work: Work) -> dict[str, Tensor]:
+    """What a method reads of a batch of one pair, without storage."""
+    channels, *latent_size = work.latent_shape
+    shapes = {"posterior": (2 * channels, *latent_size), "condition": work.condition_shape}
+    return {f"{side}_{key}": _empty(1, *shape) for side in ("src", "trg") for key, shape in shapes.items()}
+
+
+def _make_maps(work: Work) -> tuple[Tensor, Tensor]:
+    """Real feature maps of a pair, all ones: loss and localisers are small enough to be run."""
+    shape = work.facts.feature_shape(work.image_size, work.layer)
+    return torch.ones(1, *shape, requires_grad=True), torch.ones(1, *shape, requires_grad=True)
+
+
+def _make_points(work: Work) -> tuple[Tensor, Tensor, Tensor]:
+    kps = torch.ones(1, work.n_points, 2)
+    return kps, kps, torch.ones(1, work.n_points, dtype=torch.bool)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device=META)
+
+
+def _build_networks(work: Work) -> StableDiffusion:
+    """Frozen networks without storage; the tokenizer knows two ids only."""
+    configs = work.configs
+    with META:
+        vae = AutoencoderKL.from_config(configs["vae"])
+        unet = UNet2DConditionModel.from_config(configs["unet"])
+        text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
+    for network in (vae, unet, text):
+        network.requires_grad_(False).eval()
+    tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=0)
+    return StableDiffusion(work.facts, vae, unet, text, tokenizer, DDIMScheduler.from_config(configs["scheduler"]))
+
+
+def _build_prompt(work: Work) -> ConditionalPrompt:
+    def blank_embeddings(n_learnable: int) -> tuple[Tensor, ...]:
+        sizes = 1, 1, work.facts.n_positions - 2 - n_learnable
+        return tuple(torch.zeros(1, size, work.facts.text_width) for size in sizes)
+
+    text = SimpleNamespace(width=work.facts.text_width, special_embeddings=blank_embeddings)
+    return ConditionalPrompt(format_prompt("CPM", "spair", "any", work.variant), text, *work.condition_shape).to(META)
+
+
+def _build_method(work: Work) -> SD4Match:
+    networks = _build_networks(work)
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     diffusion = Diffusion(networks.unet, networks.scheduler, (f"up{work.layer}",))
-    return SD4Match(diffusion, text, build_cpm(work).to(META), image_size=work.image_size, ensemble=work.ensemble)
+    return SD4Match(diffusion, text, _build_prompt(work), image_size=work.image_size, ensemble=work.ensemble)
 
 
-def _build_reference(work: Work, networks: StableDiffusion) -> reference.ReferenceExtractor:
-    settings = {"layer": work.layer, "timestep": 50, "ensemble": work.ensemble, "dtype": torch.float32}
-    return reference.ReferenceExtractor(networks, **settings)
-
-
-def _reference_noise(work: Work) -> Tensor:
-    return torch.empty(1 + work.ensemble, *work.latent_shape, device=META)
-
-
-def _reference_features(work: Work) -> Callable[[], tuple[Tensor, Tensor]]:
+def _build_reference(work: Work) -> Callable[[], tuple[Tensor, Tensor]]:
     """A function that extracts both images of a pair plainly, prompt included."""
-    extract, prompt = _build_reference(work, build_networks(work.configs)), build_cpm(work).to(META)
-    image, noise = torch.empty(3, *work.image_size, device=META), _reference_noise(work)
-    batch = {key: value[:1] for key, value in make_batch(work).items()}
+    settings = {"layer": work.layer, "timestep": 50, "ensemble": work.ensemble, "dtype": torch.float32}
+    extract, prompt = reference.ReferenceExtractor(_build_networks(work), **settings), _build_prompt(work)
+    image, noise = _empty(3, *work.image_size), _empty(1 + work.ensemble, *work.latent_shape)
 
     def run() -> tuple[Tensor, Tensor]:
-        tokens = prompt(batch)
+        tokens = prompt(_make_batch(work))
         return extract(image, tokens, noise), extract(image, tokens, noise)
 
     return run

@@ -9,10 +9,12 @@ float32 and are cast in every step (autocast) where a lower precision is wanted.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,6 +92,17 @@ class DictCache:
 
     def get(self, identifier: str) -> Tensor:
         return self._tensors[identifier]
+
+
+def read_annotations(root: Path, splits: Iterable[str]) -> list[dict]:
+    """The pairs of SPair-71k's splits, each from its own file."""
+    records = []
+    for split in splits:
+        for line in (root / "Layout" / "large" / f"{split}.txt").read_text().split():
+            record = json.loads((root / "PairAnnotation" / split / f"{line}.json").read_text())
+            points = ("src_kps", "trg_kps", "src_bndbox", "trg_bndbox")
+            records.append(record | {key: np.array(record[key], dtype=np.float32) for key in points})
+    return records
 
 
 def compute_loss(
