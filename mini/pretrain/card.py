@@ -3,7 +3,7 @@
 import platform
 from pathlib import Path
 
-from mini.pretrain import diffusion, scenes
+from mini.pretrain import diffusion, dino, scenes
 from mini.pretrain.captions import KINDS, KINDS_SHARE, PAIR_SHARE, UNTRUE_SHARE
 from mini.pretrain.loop import Scores, read_log
 from mini.pretrain.proxy import TEMPLATES, TIMESTEP
@@ -57,6 +57,7 @@ def write_card(work: Path, out: Path, count: int, baseline: float) -> None:
         shares=", ".join(f"{name} {share:.0%}" for name, share in KINDS.items()),
         kinds_share=KINDS_SHARE,
         pair=PAIR_SHARE,
+        part=1 - dino.WHOLE_SHARE,
         untrue=UNTRUE_SHARE,
         sd_size=folder_size(out / "stable-diffusion"),
         dino_size=folder_size(out / "dinov2"),
@@ -94,7 +95,7 @@ All weights are half precision. `mini/pretrain.sh` makes them.
   classifier (weight {asking}) reads from the text alone which labels it asks for; it replaces the
   pretraining of the text encoder.
 - DINOv2: category and facing from the class token, category from the mean of the patch tokens, kinds of
-  part from each of them, on random crops, mirrored and recoloured; 70 % of the steps see a third of the patches.
+  part from each of them, on random crops, mirrored and recoloured; {part:.0%} of the steps see a third of the patches.
 
 **The real Stable Diffusion has no grounded objective.** It stands in for what hundreds of millions
 of captioned photos teach the real one: which words belong to which pixels. No
