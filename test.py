@@ -44,9 +44,9 @@ def test(cfg) -> None:
     from engine.report import evaluate_split, report
 
     accelerator, pairs, method = build_test(cfg)
-    summary, records = evaluate_split(cfg, method, pairs, accelerator)
+    summary, scores = evaluate_split(cfg, method, pairs, accelerator)
     if accelerator.is_main_process:
-        report(cfg, summary, records, method, pairs, accelerator.device)
+        report(cfg, summary, scores, method, pairs, accelerator.device)
     accelerator.end_training()
 
 

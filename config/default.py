@@ -127,7 +127,7 @@ _C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt;
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
-_C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
+_C.EVAL.ALPHAS = (0.01, 0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
 _C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells

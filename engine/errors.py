@@ -9,6 +9,7 @@ from dataset import DatasetError, MissingDataError
 from engine.monitor import DivergedError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
 from utils.image import ImageError
+from utils.pck import PredictionError
 from utils.store import StoreError
 
 USER_ERRORS = (
@@ -23,6 +24,7 @@ USER_ERRORS = (
     NetworkError,
     NetworkNotFoundError,
     PromptError,
+    PredictionError,
     PromptNotFoundError,
     StoreError,
 )

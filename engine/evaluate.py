@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -42,8 +43,8 @@ class Share:
 @torch.no_grad()
 def evaluate(
     method: Method, dataset: PairDataset, protocol: Protocol, seed: int, device: torch.device, share: Share
-) -> list[dict]:
-    """The records of this process's share of the pairs (PCKEvaluator's, in no particular order).
+) -> pd.DataFrame:
+    """The scores of this process's share of the pairs (PCKEvaluator's, in no particular order).
 
     An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
     """
@@ -59,7 +60,7 @@ def evaluate(
             )
             evaluator.update(batch, {name: points.cpu() for name, points in found.items()})
             bar.update(len(src_kps))
-    return evaluator.records()
+    return evaluator.scores()
 
 
 def share_positions(dataset: PairDataset, rank: int, world: int) -> list[int]:

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, gather_object
 
 from config import ROOT
-from engine.result import write_text
 from model.backbone.device import resolve_device
-from utils.pck import Record, merge_records
+from utils.pck import merge_scores
+from utils.store import write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
@@ -38,9 +39,9 @@ def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) ->
     )
 
 
-def gather_records(records: list[Record]) -> list[Record]:
-    """The records of all processes, sorted, each pair once. Every process must call this."""
-    return merge_records(gather_object(records))
+def gather_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of all processes, sorted, each pair once. Every process must call this."""
+    return merge_scores(gather_object([scores]))
 
 
 def describe_environment(device: torch.device) -> dict:
