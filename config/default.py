@@ -26,7 +26,7 @@ _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what me
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
 _C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input
 _C.DATASET.FRAME = "stretch"  # how an image fills it: "stretch" (each axis to its length), "pad" (aspect kept, black)
-_C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process does
+_C.DATASET.NUM_WORKERS = 2  # threads that read batches ahead of time; 0 = read when they are needed
 
 # ---- the frozen Stable Diffusion -----------------------------------------------------------------------------
 _C.NETWORK = CN()

@@ -7,6 +7,7 @@ import torch
 from config import ConfigError
 from dataset import DatasetError, MissingDataError
 from engine.monitor import DivergedError
+from engine.transfer import LoaderError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
 from utils.image import ImageError
 from utils.pck import PredictionError
@@ -20,6 +21,7 @@ USER_ERRORS = (
     DatasetError,
     DivergedError,
     ImageError,
+    LoaderError,
     MissingDataError,
     NetworkError,
     NetworkNotFoundError,

@@ -86,7 +86,7 @@ def match_pairs(
     if method.per_image:
         yield from _match_by_image(method, dataset, positions, seed, device, batch_size)
         return
-    for batch in build_loader(Subset(dataset, positions), device, num_workers, batch_size=batch_size):
+    for batch in build_loader(Subset(dataset, positions), num_workers, batch_size):
         names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
         seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])
         batch = drop_padding(batch)
@@ -109,7 +109,7 @@ def _match_by_image(
         maps: dict[str, Tensor] = {}
         for names, features in extract_images(method, dataset, list(refs.values()), seed, device, batch_size):
             maps.update(zip(names, features, strict=True))
-        for batch in build_loader(Subset(bare, group), device, batch_size=batch_size):
+        for batch in build_loader(Subset(bare, group), batch_size=batch_size):
             sides = ([maps[name] for name in batch[f"{side}_identifier"]] for side in ("src", "trg"))
             yield drop_padding(batch), FeatureSimilarity(*map(torch.stack, sides))
 
@@ -119,7 +119,7 @@ def extract_images(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """(identifiers, maps (n, C, h, w)) of the images, `batch_size` at a time."""
     images = ImageDataset(refs, dataset.frame, dataset.caches, False, dataset.benchmark.categories)
-    for batch in build_loader(images, device, batch_size=batch_size):
+    for batch in build_loader(images, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
         features = method.features(move_batch(batch, device), seeds)
         check_finite(features, batch["identifier"], method.block, method.precision)

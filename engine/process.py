@@ -73,6 +73,13 @@ def write_provenance(folder: str | Path, config_text: str, device: torch.device)
 class StopRequest:
     """Notes SIGINT (Ctrl-C) or SIGTERM, so that the step under way is finished; a second Ctrl-C stops at once."""
 
+    _listening: "StopRequest | None" = None
+
+    @classmethod
+    def heard(cls) -> int | None:
+        """The signal that the process has been asked to stop by, if it listens for one."""
+        return cls._listening and cls._listening.signal
+
     def __init__(self) -> None:
         self.signal: int | None = None
         self._saved = False
@@ -81,9 +88,11 @@ class StopRequest:
     def listening(self):
         """Catch the two signals inside the block."""
         old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        StopRequest._listening = self
         try:
             yield self
         finally:
+            StopRequest._listening = None
             for number, handler in old.items():
                 signal.signal(number, handler)
 
@@ -113,15 +122,6 @@ class StopRequest:
         if self._saved:
             raise SystemExit(128 + number)
         self.signal = number
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """For a data loader's worker: signals reach the whole process group, but the main process decides what to do.
-
-    A worker ends when its parent says so, or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _git(*arguments: str) -> str:

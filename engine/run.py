@@ -57,8 +57,7 @@ class TrainingRun:
         state = load_checkpoint(self.folder)
         self.sampler = self._plan(len(trn))
         self._refuse_other_run(state)
-        workers = cfg.DATASET.NUM_WORKERS
-        self.loader = build_loader(EpochPairs(trn), accelerator.device, workers, batch_sampler=self.sampler)
+        self.loader = build_loader(EpochPairs(trn), cfg.DATASET.NUM_WORKERS, batches=self.sampler)
         self.learner = self._build_learner(state)
         active = accelerator.is_main_process
         self.monitor = Monitor(self.folder, active, cfg.TRAIN.LOG_EVERY, first_step=self.learner.step + 1)
