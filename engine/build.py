@@ -115,7 +115,6 @@ def build_generator(cfg, device: torch.device) -> Generator:
     networks = load_stable_diffusion(
         dtype=resolve_dtype(cfg.PRECISION, device),
         device=device,
-        attention=cfg.NETWORK.ATTENTION,
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
     )

@@ -4,7 +4,6 @@ PyTorch is imported only for a device, loss or localiser that is not the default
 """
 
 import importlib
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -23,9 +22,8 @@ RULES: dict[str, tuple] = {
     "DATASET.IMAGE_SIZE": (1, 8192),
     "DATASET.NUM_WORKERS": (0, 256),
     "NETWORK.INIT": ("pretrained", "random"),
-    "NETWORK.ATTENTION": ("sdpa", "xformers"),
-    "NETWORK.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-    "NETWORK.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
+    "NETWORK.MEMORY_FORMAT": ("contiguous", "channels_last"),
+    "NETWORK.COMPILE": ("none", "default"),
     "CONDITION.DINO_POSITIONS": ("scale", "size"),
     "METHOD.LAYER": (0, 99),
     "METHOD.POSTERIOR": ("sample", "mode"),
@@ -82,9 +80,32 @@ TABLES = {
     "EVAL.LOCALISERS": "utils.localise:LOCALISERS",
     "EVAL.PICTURE_LOCALISER": "utils.localise:LOCALISERS",
 }
-NOT_EMPTY = ("OUTPUT_ROOT", "DATASET.ROOT", "NETWORK.FOLDER", "EVAL.ALPHAS", "EVAL.LOCALISERS")
-PAIRS = ("DATASET.IMAGE_SIZE", "METHOD.DINO_SIZE")
-SETS = ("EVAL.ALPHAS", "EVAL.LOCALISERS")
+_SIZE = (lambda value: len(value) == 2, "two numbers (H, W)")
+_EACH_ONCE = (lambda value: 0 < len(value) == len(set(value)), "one or more values, each once")
+_GIVEN = (bool, "given")
+
+# What else must hold of a value, and how it is said.
+FORMS = {
+    "OUTPUT_ROOT": _GIVEN,
+    "DATASET.ROOT": _GIVEN,
+    "DATASET.IMAGE_SIZE": _SIZE,
+    "NETWORK.NAME": (
+        lambda value: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{,63}", value),
+        "a word for prompt names, of letters, digits, '.' and '-'",
+    ),
+    "NETWORK.FOLDER": _GIVEN,
+    "METHOD.WEIGHTS": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
+    "METHOD.DINO_SIZE": _SIZE,
+    "PROMPT.INIT": (
+        lambda value: value in ("random", "empty") or value.startswith("text:"),
+        "random, empty or text:<a sentence>",
+    ),
+    "LOSS.KERNEL_SIZE": (lambda value: value % 2, "odd"),
+    "TRAIN.STEP_RULES": (lambda value: not value or _are_step_rules(value), 'like "1:1000,0.1:2000,0.01"'),
+    "VAL.DENSE": (lambda value: value != 1, "0 or at least 2"),
+    "EVAL.ALPHAS": _EACH_ONCE,
+    "EVAL.LOCALISERS": _EACH_ONCE,
+}
 
 
 def check_config(cfg: CN, training: bool) -> None:
@@ -114,17 +135,9 @@ def _check_values(cfg: CN) -> Iterator[str]:
             wrong, what = [item for item in values if not rule[0] <= item <= rule[1]], f"in {rule[0]:g}..{rule[1]:g}"
         if wrong:
             yield f"{key} must be {what}; got {value!r}"
-    for key in PAIRS:
-        if len(get_value(cfg, key)) != 2:
-            yield f"{key} must be two numbers (H, W); got {get_value(cfg, key)}"
-    for key in SETS:
-        if len(set(get_value(cfg, key))) < len(get_value(cfg, key)):
-            yield f"{key} lists a value twice: {get_value(cfg, key)}"
-    for key in NOT_EMPTY:
-        if not get_value(cfg, key):
-            yield f"{key} must not be empty"
-    if cfg.LOSS.KERNEL_SIZE % 2 == 0:
-        yield f"LOSS.KERNEL_SIZE must be odd; got {cfg.LOSS.KERNEL_SIZE}"
+    for key, (holds, what) in FORMS.items():
+        if not holds(value := get_value(cfg, key)):
+            yield f"{key} must be {what}; got {value!r}"
 
 
 def _check_names(cfg: CN) -> Iterator[str]:
@@ -136,12 +149,10 @@ def _check_names(cfg: CN) -> Iterator[str]:
         table = getattr(importlib.import_module(module), name)
         if unknown := [item for item in ((value,) if isinstance(value, str) else value) if item not in table]:
             yield f"{key}: unknown {', '.join(unknown)}; known: {', '.join(table)}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{,63}", cfg.NETWORK.NAME):
-        yield f"NETWORK.NAME: {cfg.NETWORK.NAME!r} cannot be a backbone in a prompt name (letters, digits, '.', '-')"
 
 
 def _check_device(cfg: CN) -> Iterator[str]:
-    """Devices and packages that this machine lacks."""
+    """Devices that this machine lacks."""
     if cfg.DEVICE not in ("auto", "cpu"):
         from model.backbone.device import resolve_device
 
@@ -151,8 +162,6 @@ def _check_device(cfg: CN) -> Iterator[str]:
             yield str(error)
         if ":" in cfg.DEVICE and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             yield f"DEVICE {cfg.DEVICE} is one device, but several processes were launched; use cuda or auto"
-    if cfg.NETWORK.ATTENTION == "xformers" and importlib.util.find_spec("xformers") is None:
-        yield "NETWORK.ATTENTION xformers needs the package xformers; install it, or use sdpa"
 
 
 def _check_method(cfg: CN, training: bool) -> Iterator[str]:
@@ -292,14 +301,8 @@ def _check_training(cfg: CN) -> Iterator[str]:
             yield f"PROMPT.CPM: {error}"
         if cfg.PROMPT.INIT != "random":
             yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
-    if cfg.PROMPT.INIT not in ("random", "empty") and not cfg.PROMPT.INIT.startswith("text:"):
-        yield f"PROMPT.INIT must be random, empty or text:<a sentence>; got {cfg.PROMPT.INIT!r}"
     if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
-    if cfg.TRAIN.STEP_RULES and not _are_step_rules(cfg.TRAIN.STEP_RULES):
-        yield f'TRAIN.STEP_RULES must look like "1:1000,0.1:2000,0.01"; got {cfg.TRAIN.STEP_RULES!r}'
-    if cfg.VAL.DENSE == 1:
-        yield "VAL.DENSE must be 0 or at least 2; got 1"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
         yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
     if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:

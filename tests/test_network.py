@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -25,7 +26,7 @@ from transformers import (
 from config import ConfigError, load_config
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype, resolve_precision
-from model.backbone.diffusion import Diffusion, cut_unet, name_blocks
+from model.backbone.diffusion import Diffusion, name_blocks
 from model.backbone.facts import condition_facts, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
@@ -217,6 +218,35 @@ def test_an_unreachable_mirror_is_told_at_once(monkeypatch):
     assert time.monotonic() - started < 5
 
 
+def test_of_a_hub_repository_only_what_is_needed_is_fetched(monkeypatch, tmp_path, folders):
+    """The hub is a folder with all that SD2-1 has there besides: half precision, pickles, whole checkpoints."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    shutil.copytree(folders["sd"], hub)
+    unwanted = ["v2-1_768-ema-pruned.safetensors", "unet/diffusion_pytorch_model.bin", "vae/config.json.orig"]
+    unwanted += [
+        f"{part}/diffusion_pytorch_model.{kind}.safetensors" for part in ("vae", "unet") for kind in ("fp16", "non_ema")
+    ]
+    unwanted += ["text_encoder/model.fp16.safetensors", "text_encoder/pytorch_model.bin", "README.md"]
+    for name in unwanted:
+        (hub / name).write_bytes(b"not wanted")
+
+    def download(repository, allow_patterns):
+        names = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("model.backbone.source.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load_stable_diffusion("someone/tiny", parts=("vae",))
+    weights = {str(path.relative_to(cache)) for path in cache.rglob("*.safetensors")}
+    assert weights == {"vae/diffusion_pytorch_model.safetensors"}
+    loaded = load_stable_diffusion("someone/tiny")
+    assert all(getattr(loaded, part) is not None for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"))
+    assert not [name for name in unwanted if (cache / name).exists()]
+
+
 def test_pickled_weights_are_refused(tmp_path, folders):
     shutil.copytree(folders["sd"], tmp_path / "sd")
     weights = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -357,53 +387,6 @@ def test_auto_precision_on_a_gpu_is_that_of_the_released_prompts(monkeypatch):
     assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
 
 
-def test_unknown_attention_is_refused(folders):
-    with pytest.raises(ValueError, match="sdpa or xformers, got 'flash'"):
-        load_stable_diffusion(folders["sd"], parts=("unet",), attention="flash")
-
-
-# ---- UNet ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("latent_size", [(8, 8), (8, 12)])
-@torch.no_grad()
-def test_cut_unet_equals_a_hook_on_the_whole_unet(folders, layer, latent_size):
-    unet = load_stable_diffusion(folders["sd"], parts=("unet",)).unet
-    inputs = (torch.randn(2, 4, *latent_size), torch.tensor([261, 50]), torch.randn(2, 77, tiny.TEXT_WIDTH))
-    hooked = []
-    handle = unet.up_blocks[layer].register_forward_hook(lambda *args: hooked.append(args[2]))
-    unet(*inputs)
-    handle.remove()
-    feature = cut_unet(unet, layer)(*inputs, return_dict=False)[0]
-    assert torch.equal(feature, hooked[0])
-    shape = network_facts(folders["sd"]).feature_shape(tuple(8 * side for side in latent_size), layer)
-    assert feature.shape[1:] == shape
-
-
-def test_cut_unet_refuses_layers_and_sizes_it_does_not_have(folders):
-    unet = load_stable_diffusion(folders["sd"], parts=("unet",)).unet
-    for layer in (-1, 3):
-        with pytest.raises(ValueError, match=rf"one of \[0, 1, 2\].*got {layer}"):
-            cut_unet(unet, layer)
-    cut_unet(unet, 1)
-    with pytest.raises(ValueError, match=r"latent size \(8, 10\) must be a multiple of 4"):
-        unet(torch.randn(1, 4, 8, 10), 50, torch.randn(1, 77, tiny.TEXT_WIDTH))
-
-
-def test_recomputation_changes_neither_features_nor_gradients(folders):
-    results = []
-    latents, prompt = torch.randn(1, 4, 8, 8), torch.randn(1, 77, tiny.TEXT_WIDTH)
-    for recompute in (False, True):
-        unet = cut_unet(load_stable_diffusion(folders["sd"], parts=("unet",)).unet, 1, recompute)
-        tokens = prompt.clone().requires_grad_()
-        feature = unet(latents, 261, tokens, return_dict=False)[0]
-        feature.square().mean().backward()
-        results.append((feature.detach(), tokens.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 # ---- features of any blocks ------------------------------------------------------------------------------
 
 
@@ -442,6 +425,10 @@ def test_features_of_any_blocks_are_those_of_the_whole_unet(folders, blocks, siz
     whole = run_hooked(folders["sd"], blocks, noised, timestep, condition)
     assert list(found) == list(blocks)
     assert all(torch.equal(found[name], whole[name]) for name in blocks)
+    facts = network_facts(folders["sd"])
+    image_size = tuple(8 * side for side in size)
+    for name in set(blocks) & {"up0", "up1", "up2"}:
+        assert found[name].shape[1:] == facts.feature_shape(image_size, int(name[2:]))
     assert list(name_blocks(diffusion.unet))[-1] == diffusion.last  # what comes after is not there to be run
     clean = diffusion.features(latents, 7, condition, None)
     whole = run_hooked(folders["sd"], blocks, latents, torch.tensor([7, 7]), condition)

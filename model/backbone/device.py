@@ -1,4 +1,4 @@
-"""Where the frozen networks run, in which precision, and whether that held."""
+"""Where the frozen networks run, in which precision and layout, and whether that held."""
 
 from __future__ import annotations
 
@@ -62,6 +62,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS:
         raise ConfigError(f"PRECISION must be one of auto, {', '.join(PRECISIONS)}; got {name!r}")
     return getattr(torch, PRECISIONS[name])
+
+
+def speed_up(unet: nn.Module, memory_format: str, compile_mode: str) -> None:
+    """Lay out the convolutions' weights ("contiguous", "channels_last"); compile the calls unless "none". In place."""
+    import torch
+
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    torch.nn.Module.to(unet, memory_format=layouts[memory_format])
+    if compile_mode != "none":
+        unet.compile(mode=compile_mode)
 
 
 def check_finite(features: Tensor, names: Sequence[str], block: str, precision: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -94,27 +93,6 @@ def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
     unet.conv_act = None
     unet.conv_out = nn.Identity()
     return unet
-
-
-def cut_unet(unet: UNet2DConditionModel, layer: int, recompute: bool = False) -> UNet2DConditionModel:
-    """Drop what follows `up_blocks[layer]`, in place, without a `Diffusion` around it."""
-    n_blocks = len(unet.up_blocks)
-    if not 0 <= layer < n_blocks:
-        raise ValueError(
-            f"layer must be one of {list(range(n_blocks))} (the UNet has {n_blocks} up-blocks), got {layer}"
-        )
-    _cut(unet, f"up{layer}").register_forward_pre_hook(_check_latent_size, with_kwargs=True)
-    if recompute:
-        unet.enable_gradient_checkpointing()
-    return unet
-
-
-def _check_latent_size(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """At other sizes the stock UNet resizes between blocks, which the last block of a cut UNet would not."""
-    sample = args[0] if args else kwargs["sample"]
-    divisor = 2**unet.num_upsamplers
-    if any(side % divisor for side in sample.shape[-2:]):
-        raise ValueError(f"latent size {tuple(sample.shape[-2:])} must be a multiple of {divisor} per side")
 
 
 def _expand(timestep: int | Tensor, latents: Tensor) -> Tensor:

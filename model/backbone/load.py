@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,6 @@ def load_stable_diffusion(
     parts: Sequence[str] = PARTS,  # what to load; a training step needs no VAE
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    attention: str = "sdpa",  # "sdpa" (PyTorch's fused attention) or "xformers"
     seed: int = 0,  # of the random weights
     unet: str = "",  # a UNet in place of the folder's: folder, .safetensors file, hub id or owner/name/file.safetensors
 ) -> StableDiffusion:
@@ -102,7 +100,6 @@ def load_stable_diffusion(
         if (module := getattr(networks, part)) is not None:
             who = f"{part} of {unet if unet and part == 'unet' else folder or architecture}"
             freeze(module, dtype, device, who)
-    _set_attention(networks.unet, attention)
     return networks
 
 
@@ -261,13 +258,3 @@ def _stretch_by_scale(embeddings: nn.Module, tokens: Tensor, height: int, width:
     factors = [(n + 0.1) / grid for n in cells]
     patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)], dim=1)
-
-
-def _set_attention(unet: UNet2DConditionModel | None, attention: str) -> None:
-    """diffusers uses PyTorch's fused attention unless told otherwise."""
-    if attention not in ("sdpa", "xformers"):
-        raise ValueError(f"attention must be sdpa or xformers, got {attention!r}")
-    if attention == "xformers" and unet is not None:
-        if importlib.util.find_spec("xformers") is None:
-            raise ValueError("NETWORK.ATTENTION xformers needs the package xformers; install it or use sdpa")
-        unet.enable_xformers_memory_efficient_attention()

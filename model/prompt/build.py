@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from config import ConfigError, resolve_path
-from model.backbone.device import resolve_dtype
-from model.backbone.execution import resolve_memory_format, speed_up
+from model.backbone.device import resolve_dtype, speed_up
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkError, NetworkNotFoundError
@@ -66,12 +65,11 @@ def load_diffusion(cfg, device: torch.device) -> StableDiffusion:
         parts=("unet", "scheduler", "text_encoder", "tokenizer"),
         dtype=dtype,
         device=device,
-        attention=cfg.NETWORK.ATTENTION,
         seed=cfg.SEED,
         **find_stable_diffusion(cfg),
         **find_unet(cfg),
     )
-    speed_up(networks.unet, resolve_memory_format(cfg.NETWORK.MEMORY_FORMAT, device, dtype), cfg.NETWORK.COMPILE)
+    speed_up(networks.unet, cfg.NETWORK.MEMORY_FORMAT, cfg.NETWORK.COMPILE)
     return networks
 
 
