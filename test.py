@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     for flag, key in FLAGS.items():
         kind = int if flag in ("timestep", "layer", "batch_size") else str
         parser.add_argument(f"--{flag}", type=kind, help=f"sets {key}")
+    parser.add_argument("--quiet", action="store_true", help="do not print the merged config, which lies by the result")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TEST.ENSEMBLE 1")
     return parser.parse_intermixed_args()
 
@@ -43,9 +44,9 @@ def test(cfg) -> None:
     from engine.report import evaluate_split, report
 
     accelerator, pairs, method = build_test(cfg)
-    summary, records = evaluate_split(cfg, method, pairs, accelerator)
+    summary, scores = evaluate_split(cfg, method, pairs, accelerator)
     if accelerator.is_main_process:
-        report(cfg, summary, records, method, pairs, accelerator.device)
+        report(cfg, summary, scores, method, pairs, accelerator.device)
     accelerator.end_training()
 
 
@@ -55,7 +56,7 @@ def main() -> int:
     overrides = {key: getattr(args, flag) for flag, key in FLAGS.items()}
     cfg = load_config(args.config_file, args.opts, overrides)
     check_config(cfg, training=False)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if int(os.environ.get("RANK", 0)) == 0 and not args.quiet:
         print(dump_config(cfg))
     test(cfg)
     return 0

@@ -12,16 +12,18 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 
 from config import ConfigError, change_config, load_config
 from dataset import MissingDataError
 from dataset.pair_dataset import PairDataset
 from engine.build import build_pairs
-from engine.result import read_pairs_csv, read_predictions_csv, write_text
-from utils.pck import Record
+from engine.result import PAIRS, PREDICTIONS, read_predictions, read_scores
+from utils.pck import ERROR, POINT
+from utils.progress import progress
+from utils.store import write_text
 
 TEMPLATE = Path(__file__).parent / "static" / "viewer.html"
-PAIRS = "_pairs.csv"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Result:
 
     @property
     def name(self) -> str:
-        return self.config.PROMPT.TYPE
+        """The prompt, or the method if it takes none; and the category, if only one was tested."""
+        category = self.config.DATASET.CATEGORY
+        return self.stem.parent.name + ("" if category == "all" else f", {category} only")
 
     @cached_property
     def config(self) -> Any:
@@ -46,13 +50,13 @@ class Result:
         """What was tested: two results can be compared if this is the same."""
         return self.config.DATASET.NAME, self.config.TEST.SPLIT
 
-    def read_records(self) -> list[Record]:
-        return read_pairs_csv(f"{self.stem}{PAIRS}")
-
-    def read_predictions(self) -> dict[str, dict[str, list[list[float]]]]:
-        """Empty if the result has none, being older than they are."""
-        path = Path(f"{self.stem}_predictions.csv")
-        return read_predictions_csv(path) if path.is_file() else {}
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """By pair id, with the predicted points if they are there."""
+        scores, path = read_scores(f"{self.stem}{PAIRS}"), Path(f"{self.stem}{PREDICTIONS}")
+        if path.is_file():
+            scores = scores.merge(read_predictions(path), how="left", on=["index", "pair_id"])
+        return scores.set_index("pair_id", drop=False)
 
 
 def find_results(places: Iterable[str]) -> list[Result]:
@@ -77,11 +81,14 @@ class Page:
     """The results of one split, side by side."""
 
     def __init__(self, results: Sequence[Result], localisers: Sequence[str], data_root: str | None) -> None:
-        self.results, self.localisers, self.data_root = results, localisers, data_root
+        self.results, self.data_root = results, data_root
         self.name = "_".join(results[0].split)
         self.images: list[str] = []  # paths, by the number that the page knows them by
         self.missing = ""  # why there are no pictures
         self._numbers: dict[str, int] = {}
+        columns = set.intersection(*(set(result.scores) for result in results))
+        self.localisers = [name for name in localisers if ERROR + name in columns]
+        self.alphas = _sort_alphas(columns, self.localisers)
         self._content = self._build()
 
     def write(self, path: Path) -> None:
@@ -96,21 +103,32 @@ class Page:
         return TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
 
     def _build(self) -> dict[str, Any]:
-        records = [{record["pair_id"]: record for record in result.read_records()} for result in self.results]
-        known = list(dict.fromkeys(pair_id for by_id in records for pair_id in by_id))
+        tables = [result.scores for result in self.results]
+        known = pd.concat(
+            [table[["pair_id", "category", "n_points", "protocol"]] for table in tables], ignore_index=True
+        )
+        self._refuse_other_annotations(known)
+        known = known.drop_duplicates("pair_id")
         dataset, positions = self._open_dataset()
-        first = {pair_id: next(by_id[pair_id] for by_id in records if pair_id in by_id) for pair_id in known}
+        pairs = progress(known.itertuples(), f"reading the pairs of {self.name}", len(known), unit="pair")
         return {
             "title": f"{self.results[0].split[0]}, {self.results[0].split[1]} split",
             "missing": self.missing,
-            "localisers": [n for n in self.localisers if all(n in r["hits"] for r in first.values())],
-            "alphas": list(next(iter(next(iter(first.values()))["hits"].values()))) if first else [],
-            "pairs": [self._describe_pair(first[i], dataset, positions.get(i)) for i in known],
+            "localisers": self.localisers,
+            "alphas": self.alphas,
+            "pairs": [self._describe_pair(row, dataset, positions.get(row.pair_id)) for row in pairs],
             "methods": [
-                self._describe_method(name, result, by_id, known)
-                for name, result, by_id in zip(self._name_methods(), self.results, records, strict=True)
+                self._describe_method(name, table, list(known["pair_id"]))
+                for name, table in zip(self._name_methods(), tables, strict=True)
             ],
         }
+
+    def _refuse_other_annotations(self, known: pd.DataFrame) -> None:
+        """A pair must have the same keypoints in every result."""
+        different = known.groupby("pair_id")[["n_points", "category"]].nunique().max(axis=1) > 1
+        if different.any():
+            stems = ", ".join(result.stem.name for result in self.results)
+            raise ConfigError(f"pair {different.idxmax()!r} has other annotations in one of {stems}: test them again")
 
     def _name_methods(self) -> list[str]:
         """Prompt names; where two are equal, the settings are added."""
@@ -132,11 +150,13 @@ class Page:
             return None, {}
         return dataset, {record.pair_id: position for position, record in enumerate(dataset.benchmark)}
 
-    def _describe_pair(self, row: Record, dataset: PairDataset | None, position: int | None) -> dict[str, Any]:
-        pair = {"id": row["pair_id"], "category": row["category"], "n": row["n_points"]}
+    def _describe_pair(self, row: Any, dataset: PairDataset | None, position: int | None) -> dict[str, Any]:
+        pair = {"id": row.pair_id, "category": row.category, "n": row.n_points}
         if dataset is None or position is None:
             return pair
         record = dataset.benchmark[position]
+        if len(record.trg_kps) != row.n_points:  # the annotations have changed since
+            return pair
         sides = {"src": (record.src, record.src_kps), "trg": (record.trg, record.trg_kps)}
         return pair | {side: self._describe_image(ref, kps) for side, (ref, kps) in sides.items()}
 
@@ -147,28 +167,30 @@ class Page:
         height, width = ref.size
         return {"image": number, "w": width, "h": height, "flip": int(ref.flip), "kps": _tenths(kps)}
 
-    def _describe_method(
-        self, name: str, result: Result, by_id: dict[str, Record], known: Sequence[str]
-    ) -> dict[str, Any]:
-        predictions = result.read_predictions()
-        found = [self._describe_points(by_id.get(pair_id, {}), predictions.get(pair_id, {})) for pair_id in known]
-        hits = [by_id[i]["hits"] if i in by_id else None for i in known]
-        return {
-            "name": name,
-            "hits": [h and {k: list(h[k].values()) for k in self.localisers if k in h} for h in hits],
-            "found": found,
-        }
-
-    def _describe_points(self, record: Record, predictions: dict[str, list]) -> dict[str, list] | None:
-        """{localiser: [points, px of the original target; errors as a share of PCK's threshold]}; None if not known."""
-        errors = record.get("errors", {})
-        names = [name for name in self.localisers if name in errors and name in predictions]
-        return {name: [_tenths(predictions[name]), _share(errors[name], record["threshold"])] for name in names} or None
+    def _describe_method(self, name: str, table: pd.DataFrame, known: Sequence[str]) -> dict[str, Any]:
+        """For each known pair, null if it was not tested: {localiser: hits at each alpha}, and where points were kept
+        {localiser: [points, px of the original target; errors as a share of PCK's threshold]}."""
+        rows = table.to_dict("index")
+        hits, found = [], []
+        for row in map(rows.get, known):
+            hits.append(row and {n: [row[f"{n}@{alpha}"] for alpha in self.alphas] for n in self.localisers})
+            shown = [n for n in self.localisers if row and len(_points_of(row, n)) == row["n_points"]]
+            scale = max(float(row["threshold"]), 1e-9) if row else 1.0
+            shares = {n: np.round(row[ERROR + n].astype(float) / scale, 6).tolist() for n in shown}
+            found.append({n: [_tenths(row[POINT + n]), shares[n]] for n in shown} or None)
+        return {"name": name, "hits": hits, "found": found}
 
 
-def _share(errors: Sequence[float], threshold: float) -> list[float]:
-    """Errors over the threshold: right at alpha if at most alpha."""
-    return np.round(np.asarray(errors) / max(threshold, 1e-9), 4).tolist()
+def _points_of(row: dict[str, Any], localiser: str) -> Sequence:
+    """The points that were kept; empty if there are none."""
+    points = row.get(POINT + localiser)
+    return points if isinstance(points, np.ndarray) else ()
+
+
+def _sort_alphas(columns: Iterable[str], localisers: Sequence[str]) -> list[str]:
+    """The alphas of the hits that all results have of these localisers."""
+    found = [{name.rpartition("@")[2] for name in columns if name.rpartition("@")[0] == n} for n in localisers]
+    return sorted(set.intersection(*found), key=float) if found else []
 
 
 def _tenths(points: Any) -> list[float]:

@@ -26,7 +26,7 @@ _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what me
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
 _C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input
 _C.DATASET.FRAME = "stretch"  # how an image fills it: "stretch" (each axis to its length), "pad" (aspect kept, black)
-_C.DATASET.NUM_WORKERS = 2  # processes that read batches; 0 = the main process does
+_C.DATASET.NUM_WORKERS = 2  # threads that read batches ahead of time; 0 = read when they are needed
 
 # ---- the frozen Stable Diffusion -----------------------------------------------------------------------------
 _C.NETWORK = CN()
@@ -126,7 +126,7 @@ _C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt;
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
-_C.EVAL.ALPHAS = (0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
+_C.EVAL.ALPHAS = (0.01, 0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
 _C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset.benchmark import PREPARE, Benchmark, fill_command
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
-from dataset.record import PREPARE, Benchmark, ImageRef, PairRecord, fill_command
+from dataset.record import ImageRef, PairRecord
 from dataset.spair import SPair
 
 BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow}

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from dataset.error import MissingDataError
-from dataset.table import PairTable, pack_text, unpack_text
+from dataset.table import PairTable
+from utils.store import StoreError, read_tensors, write_tensors
 
-FORMAT = 1  # raise it when the columns or their meaning change
+FORMAT = 2  # raise it when the columns or their meaning change
 logger = logging.getLogger(__name__)
 
 
@@ -45,8 +42,10 @@ def folder_state(folder: Path) -> tuple[int, int, int]:
             if entry.is_dir():
                 pending.append(entry.path)
                 continue
-            status = entry.stat()
-            count, size, newest = count + 1, size + status.st_size, max(newest, status.st_mtime_ns)
+            count += 1
+            with suppress(FileNotFoundError):  # a dangling link
+                status = entry.stat()
+                size, newest = size + status.st_size, max(newest, status.st_mtime_ns)
     return count, size, newest
 
 
@@ -56,6 +55,8 @@ def open_table(path: Path, stamp: str, read: Callable[[], PairTable]) -> PairTab
     A stale or torn file is rebuilt, with one line said; a folder that cannot be written costs a warning and
     the time to read again next time.
     """
+    if not _can_store():
+        return read()
     table = _load(path, stamp)
     if table is None:
         table = read()
@@ -63,26 +64,34 @@ def open_table(path: Path, stamp: str, read: Callable[[], PairTable]) -> PairTab
     return table
 
 
+def _can_store() -> bool:
+    """Where data sets are only checked, the packages that store an index are not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _load(path: Path, stamp: str) -> PairTable | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if unpack_text(arrays["stamp"]) == [stamp]:
-                return PairTable.from_arrays(arrays)
+        tensors, meta = read_tensors(path, remedy="rebuilding it")
+        if meta["stamp"] == stamp:
+            return PairTable.from_columns({name: value.numpy() for name, value in tensors.items()}, meta["lists"])
         logger.warning("index %s is stale (annotations have changed): rebuilding it", path)
     except (FileNotFoundError, NotADirectoryError):
-        logger.info("indexing the annotations into %s (once)", path)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        pass
+    except (OSError, StoreError, KeyError, TypeError) as error:
         logger.warning("index %s is torn (%s): rebuilding it", path, error)
     return None
 
 
 def _save(path: Path, stamp: str, table: PairTable) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    import torch
+
+    arrays, lists = table.to_columns()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, stamp=pack_text([stamp]), **table.to_arrays())
-        os.replace(temporary, path)
+        write_tensors(path, {k: torch.from_numpy(v) for k, v in arrays.items()}, {"stamp": stamp, "lists": lists})
     except OSError as error:
         logger.warning(
             "cannot write the index %s (%s): it stays in memory and is made again next time; "
@@ -90,5 +99,3 @@ def _save(path: Path, stamp: str, table: PairTable) -> None:
             path,
             error,
         )
-        with contextlib.suppress(OSError):
-            temporary.unlink()

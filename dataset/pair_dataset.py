@@ -14,9 +14,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.record import Benchmark, ImageRef, PairRecord, threshold
-from dataset.table import FLAGS
+from dataset.record import FLAGS, ImageRef, PairRecord, threshold
 from utils.frame import Frame, as_frame
 from utils.image import ImageError, read_image
 

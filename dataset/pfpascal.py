@@ -7,26 +7,20 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.pair_list import CsvRow, read_csv, read_size
-from dataset.record import Benchmark, mirror_bbox, mirror_kps
+from dataset.parse import CsvRow, measure_image, read_csv, refuse_marks
+from dataset.record import ImageRef, mirror_bbox, mirror_kps
 from dataset.table import PairTable, TableBuilder
+from utils.progress import progress
 
-PASCAL_CLASSES = (  # class 1..20 of the pair lists
+# class 1..20 of the pair lists
+PASCAL_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+COLUMNS = ("source_image", "target_image", "class")
+ALIASES = {"trn_pairs.csv": "train_pairs.csv"}  # the pair lists of NCNet
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,9 @@ pf-pascal/
     max_kps = 20
 
     def split_files(self) -> list[Path]:
-        return [self.root / f"{self.split}_pairs.csv"]
+        path = self.root / f"{self.split}_pairs.csv"
+        other = path.with_name(ALIASES.get(path.name, path.name))
+        return [path if path.exists() or not other.exists() else other]
 
     def annotation_folders(self) -> list[Path]:
         folder = self.root / "PF-dataset-PASCAL"
@@ -66,14 +62,14 @@ pf-pascal/
         return PASCAL_CLASSES
 
     def read(self) -> PairTable:
-        builder = TableBuilder(self.max_kps)
-        header, rows = read_csv(self.split_files()[0], ("source_image", "target_image", "class"))
+        builder = TableBuilder(self.threshold_rule, self.max_kps)
+        header, rows = read_csv(self.split_files()[0], COLUMNS, optional=("flip", "XA", "YA", "XB", "YB"))
         may_flip = self.split == "trn" and "flip" in header
         known: dict[tuple[PurePosixPath, str], AnnotatedImage] = {}
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(progress(rows, f"indexing {self.name} {self.split}", unit="pairs"), start=1):
             category = PASCAL_CLASSES[row.integer("class", 1, len(PASCAL_CLASSES)) - 1]
             flip = bool(may_flip and row.integer("flip", 0, 1))
-            keys = [(row.image_path(column), category) for column in ("source_image", "target_image")]
+            keys = [(row.image_path(column), category) for column in COLUMNS[:2]]
             for key in keys:
                 if key not in known:
                     known[key] = self._load_image(*key, row.where)
@@ -82,7 +78,7 @@ pf-pascal/
 
     def _load_image(self, path: PurePosixPath, category: str, where: str) -> AnnotatedImage:
         mat = self.root / "PF-dataset-PASCAL" / "Annotations" / category / f"{path.stem}.mat"
-        return AnnotatedImage(path, read_size(self.root / path, where), *read_mat(mat, where))
+        return AnnotatedImage(path, measure_image(self.root / path, where), *read_mat(mat, where))
 
 
 def add_row(
@@ -90,9 +86,8 @@ def add_row(
 ) -> None:
     """Adds pair `number` of the list and its images (source, target), mirrored if `flip`."""
     stems = [side.path.stem for side in sides]
-    images = [
-        builder.add_image(f"{category}-{stem}-{flip:d}", str(side.path), category, side.size, flip, row.where)
-        for stem, side in zip(stems, sides, strict=True)
+    refs = [
+        ImageRef(f"{category}-{side.path.stem}-{flip:d}", str(side.path), category, side.size, flip) for side in sides
     ]
     if len(sides[0].kps) != len(sides[1].kps):
         counts = f"{len(sides[0].kps)} in {stems[0]}.mat, {len(sides[1].kps)} in {stems[1]}.mat"
@@ -105,10 +100,11 @@ def add_row(
         bbox = [mirror_bbox(box, side.size[1]) for box, side in zip(bbox, sides, strict=True)]
     builder.add_pair(
         f"{number:06d}-{stems[0]}-{stems[1]}-{flip:d}:{category}",
-        images=(images[0], images[1]),
-        kps=(kps[0], kps[1]),
+        category,
+        images=[builder.add_image(ref, row.where) for ref in refs],
+        kps=kps,
         kps_ids=[str(point) for point in common],
-        bbox=(bbox[0], bbox[1]),
+        bbox=bbox,
         where=row.where,
     )
 
@@ -124,18 +120,22 @@ def read_mat(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise MissingDataError(f"{path}: no such file ({where})") from None
     except Exception as error:  # scipy raises whatever the damaged bytes lead it to
         raise DatasetError(f"{path}: not a readable MAT file ({error}; {where})") from error
-    kps = _mat_array(content, "kps", path, where)
-    bbox = _mat_array(content, "bbox", path, where)
+    kps, bbox = (_mat_array(content, key, path, where) for key in ("kps", "bbox"))
     if kps.ndim != 2 or kps.shape[1] != 2:
         raise DatasetError(f"{path}: key 'kps' has shape {kps.shape}, expected (N, 2) ({where})")
-    if bbox.size != 4:
-        raise DatasetError(f"{path}: key 'bbox' has shape {bbox.shape}, expected (1, 4) ({where})")
+    if bbox.size != 4 or not (np.abs(bbox) < 1e9).all():
+        raise DatasetError(f"{path}: key 'bbox' has shape {bbox.shape}, expected (1, 4) finite numbers ({where})")
+    if np.isinf(kps).any():
+        raise DatasetError(f"{path}: key 'kps' has an infinite value ({where})")
+    refuse_marks(kps, str(path), range(len(kps)), "NaN")
     return kps, bbox.reshape(4)
 
 
 def _mat_array(content: dict[str, np.ndarray], key: str, path: Path, where: str) -> np.ndarray:
     if key not in content:
         raise DatasetError(f"{path}: key {key!r} is missing ({where})")
-    if content[key].dtype.kind not in "iuf":
-        raise DatasetError(f"{path}: key {key!r} is of type {content[key].dtype}, expected numbers ({where})")
-    return content[key].astype(np.float64)
+    value = content[key]
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+        kind = getattr(value, "dtype", type(value).__name__) if isinstance(value, np.ndarray) else type(value).__name__
+        raise DatasetError(f"{path}: key {key!r} is of type {kind}, expected numbers ({where})")
+    return value.astype(np.float64)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dataset.error import DatasetError
-from dataset.pair_list import CsvRow, read_csv, read_size
-from dataset.record import Benchmark
+from dataset.benchmark import Benchmark
+from dataset.parse import CsvRow, measure_image, read_csv, refuse_marks
+from dataset.record import ImageRef
 from dataset.table import PairTable, TableBuilder
+from utils.progress import progress
 
 POINTS = 10
+IMAGES = ("imageA", "imageB")
 COLUMNS = {side: [f"{axis}{side}{n}" for axis in "XY" for n in range(1, POINTS + 1)] for side in "AB"}  # XA1 .. YB10
 
 
@@ -41,57 +41,53 @@ pf-willow/
 
     def find_categories(self) -> list[str]:
         """Folders of the images in the pair list, sorted."""
-        _, rows = self._read_csv()
-        return sorted({row.image_path(column).parent.name for row in rows for column in ("imageA", "imageB")})
+        return sorted({row.image_path(column).parent.name for row in self._read_rows() for column in IMAGES})
 
     def read(self) -> PairTable:
-        builder = TableBuilder(self.max_kps)
-        header, rows = self._read_csv()
-        extra = [name for name in header if re.fullmatch(r"[XY][AB]\d+", name) and int(name[2:]) > POINTS]
-        if extra:
-            file = self.split_files()[0]
-            raise DatasetError(f"{file}: column {', '.join(extra)}: a pair has at most {POINTS} keypoints here")
+        builder = TableBuilder(self.threshold_rule, self.max_kps)
         sizes: dict[PurePosixPath, tuple[int, int]] = {}
-        for number, row in enumerate(rows, start=1):
-            paths = [row.image_path(column) for column in ("imageA", "imageB")]
+        for number, row in enumerate(progress(self._read_rows(), f"indexing {self.name}", unit="pairs"), start=1):
+            paths = [row.image_path(column) for column in IMAGES]
             for path in paths:
                 if path not in sizes:
-                    sizes[path] = read_size(self.root / path, row.where)
+                    sizes[path] = measure_image(self.root / path, row.where)
             add_row(builder, number, row, paths, [sizes[path] for path in paths])
         return builder.build()
 
-    def _read_csv(self) -> tuple[list[str], Iterator[CsvRow]]:
-        return read_csv(self.split_files()[0], ("imageA", "imageB", *COLUMNS["A"], *COLUMNS["B"]))
+    def _read_rows(self) -> list[CsvRow]:
+        return read_csv(self.split_files()[0], (*IMAGES, *COLUMNS["A"], *COLUMNS["B"]))[1]
 
 
 def add_row(
     builder: TableBuilder, number: int, row: CsvRow, paths: list[PurePosixPath], sizes: list[tuple[int, int]]
 ) -> None:
     """Adds pair `number` of the list and its images (source, target)."""
-    images = [
-        builder.add_image(f"{path.parent.name}-{path.stem}", str(path), path.parent.name, size, False, row.where)
-        for path, size in zip(paths, sizes, strict=True)
+    categories = [path.parent.name for path in paths]
+    refs = [
+        ImageRef(f"{category}-{path.stem}", str(path), category, size)
+        for category, path, size in zip(categories, paths, sizes, strict=True)
     ]
-    src_kps, trg_kps, kps_ids = common_points(row)
+    kps, kps_ids = common_points(row)
     builder.add_pair(
-        f"{number:06d}-{paths[0].stem}-{paths[1].stem}:{paths[0].parent.name}",
-        images=(images[0], images[1]),
-        kps=(src_kps, trg_kps),
+        f"{number:06d}-{paths[0].stem}-{paths[1].stem}:{categories[0]}",
+        categories[0],
+        images=[builder.add_image(ref, row.where) for ref in refs],
+        kps=kps,
         kps_ids=kps_ids,
-        bbox=(tight_box(src_kps), tight_box(trg_kps)),
+        bbox=[tight_box(points) for points in kps],
         where=row.where,
     )
 
 
-def common_points(row: CsvRow) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Keypoints (N, 2) present in both images and their numbers 1..10 as in the column names."""
-    src, trg = (np.array(row.numbers(COLUMNS[side])).reshape(2, POINTS).T for side in "AB")
-    common = np.flatnonzero(np.isfinite(src).all(1) & np.isfinite(trg).all(1))
-    if len(common) == 0:
-        raise DatasetError(f"{row.where}: no keypoint is present in both images (columns XA1..YB{POINTS})")
-    return src[common], trg[common], [str(point + 1) for point in common]
+def common_points(row: CsvRow) -> tuple[np.ndarray, list[str]]:
+    """Keypoints (source and target, N, 2) present in both images and their numbers 1..10 as in the column names."""
+    kps = np.array([row.numbers(COLUMNS[side]) for side in "AB"]).reshape(2, 2, POINTS).swapaxes(1, 2)
+    for side, points in zip("AB", kps, strict=True):
+        refuse_marks(points, row.where, (f"{side}{n}" for n in range(1, POINTS + 1)), "an empty cell")
+    common = np.flatnonzero(~np.isnan(kps).any(axis=(0, 2)))
+    return kps[:, common], [str(point + 1) for point in common]
 
 
 def tight_box(kps: np.ndarray) -> np.ndarray:
-    """(4,) x1 y1 x2 y2 of points (N, 2)."""
-    return np.concatenate([kps.min(axis=0), kps.max(axis=0)])
+    """(4,) x1 y1 x2 y2 of points (N, 2); zeros of none."""
+    return np.concatenate([kps.min(axis=0), kps.max(axis=0)]) if len(kps) else np.zeros(4)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset.benchmark import Benchmark, list_names
 from dataset.error import DatasetError, MissingDataError
-from dataset.record import Benchmark
-from dataset.table import FLAGS, PairTable, TableBuilder
+from dataset.parse import is_file_name, read_text
+from dataset.record import FLAGS, ImageRef
+from dataset.table import PairTable, TableBuilder
+from utils.progress import progress
 
-LINE = re.compile(r"[^/]+-[^/]+-[^/]+:([^/:]+)")  # {number}-{source}-{target}:{category}
+LINE = re.compile(r"[^/\\]+-[^/\\]+-[^/\\]+:(?!\.+$)([^/\\:]+)")  # {number}-{source}-{target}:{category}
+LONGEST_SIDE = 100_000  # px
 
 
 class SPair(Benchmark):
@@ -39,17 +44,18 @@ SPair-71k/
     def find_categories(self) -> list[str]:
         """Sorted categories of all layout files there are, so that every split counts them alike."""
         files = [path for path in map(self._layout_file, self.SPLITS) if path.is_file()]
-        return sorted({category for path in files for _, _, category in read_layout(path)})
+        return sorted({category for path in files for category in read_layout(path).values()})
 
     def read(self) -> PairTable:
-        builder = TableBuilder(self.max_kps)
-        layout = self._layout_file(self.split)
-        for number, line, category in read_layout(layout):
-            path = self.root / "PairAnnotation" / self.split / f"{line}.json"
-            try:
-                annotation = PairAnnotation(path)
-            except FileNotFoundError:
-                raise MissingDataError(f"{path}: no such file (line {number} of {layout})") from None
+        builder = TableBuilder(self.threshold_rule, self.max_kps)
+        lines = read_layout(self._layout_file(self.split))
+        (folder,) = map(str, self.annotation_folders())
+        names = list_names(folder)
+        for line, category in progress(lines.items(), f"indexing {self.name} {self.split}", unit="pairs"):
+            name = f"{line}.json"
+            if name not in names and name.replace(":", "_") in names:  # disks of Windows have no colons
+                name = name.replace(":", "_")
+            annotation = PairAnnotation(f"{folder}/{name}")
             annotation.expect("category", category)
             add_annotation(builder, line, category, annotation)
         return builder.build()
@@ -58,45 +64,40 @@ SPair-71k/
         return self.root / "Layout" / "large" / f"{split}.txt"
 
 
-def read_layout(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line number from 1, line, category) of every line that is not empty; DatasetError names a bad line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8 text ({error})") from None
-    for number, line in enumerate(map(str.strip, lines), start=1):
+def read_layout(path: Path) -> dict[str, str]:
+    """{line: category} of every line that is not empty; DatasetError names a bad or repeated line."""
+    found: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
         if not line:
             continue
         match = LINE.fullmatch(line)
-        if match is None:
+        if match is None or not line.isprintable():
             raise DatasetError(
                 f"{path}, line {number}: {line!r} is not of the form 000001-2008_002719-2008_004100:aeroplane"
             )
-        yield number, line, match[1]
+        if line in found:
+            raise DatasetError(f"{path}, line {number}: {line!r} stands in line {found[line][0]} already")
+        found[line] = number, match[1]
+    return {line: category for line, (_, category) in found.items()}
 
 
 def add_annotation(builder: TableBuilder, pair_id: str, category: str, annotation: PairAnnotation) -> None:
     """Adds the pair of one annotation file and its two images."""
-    images = []
+    where, images = annotation.path, []
     for side in ("src", "trg"):
-        name = annotation.text(f"{side}_imname")
+        name = annotation.file_name(f"{side}_imname")
+        path, size = f"JPEGImages/{category}/{name}", annotation.size(f"{side}_imsize")
         images.append(
-            builder.add_image(
-                identifier=f"{category}-{Path(name).stem}",
-                path=f"JPEGImages/{category}/{name}",
-                category=category,
-                size=annotation.size(f"{side}_imsize"),
-                flip=False,
-                where=str(annotation.path),
-            )
+            builder.add_image(ImageRef(f"{category}-{os.path.splitext(name)[0]}", path, category, size), where)
         )
     builder.add_pair(
         pair_id,
-        images=(images[0], images[1]),
+        category,
+        images,
         kps=(annotation.points("src_kps"), annotation.points("trg_kps")),
         kps_ids=annotation.names("kps_ids"),
         bbox=(annotation.box("src_bndbox"), annotation.box("trg_bndbox")),
-        where=str(annotation.path),
+        where=where,
         flags=[annotation.flag(name) for name in FLAGS],
     )
 
@@ -104,26 +105,28 @@ def add_annotation(builder: TableBuilder, pair_id: str, category: str, annotatio
 class PairAnnotation:
     """One JSON file of a pair; its methods name file, key and value when they find something else."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        with open(path, "rb") as file:
-            content = file.read()
         try:
-            self._data = json.loads(content)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            self._data = json.loads(read_text(path))
+        except FileNotFoundError:
+            raise MissingDataError(f"{path}: no such file, but the layout lists it") from None
+        except (RecursionError, ValueError) as error:
+            if isinstance(error, DatasetError):
+                raise
             raise DatasetError(f"{path}: not valid JSON ({error})") from None
         if not isinstance(self._data, dict):
             raise DatasetError(f"{path}: holds a {type(self._data).__name__}, expected an object with the pair's keys")
 
     def expect(self, key: str, value: str) -> None:
         """Refuses another value than the one the layout line promises."""
-        if self.text(key) != value:
-            raise DatasetError(f"{self.path}: key {key!r} is {self._data[key]!r}, but its layout line says {value!r}")
+        if self._get(key) != value:
+            raise self._wrong(key, f"{value!r} as its layout line says")
 
-    def text(self, key: str) -> str:
+    def file_name(self, key: str) -> str:
         value = self._get(key)
-        if not isinstance(value, str) or not value:
-            raise self._wrong(key, "a text")
+        if not isinstance(value, str) or not is_file_name(value):
+            raise self._wrong(key, "the name of an image file, without a folder")
         return value
 
     def names(self, key: str) -> list[str]:
@@ -135,7 +138,8 @@ class PairAnnotation:
     def size(self, key: str) -> tuple[int, int]:
         """(H, W) from the file's [W, H, channels]."""
         numbers = self._numbers(key)
-        if numbers is None or numbers.ndim != 1 or len(numbers) not in (2, 3) or not (numbers[:2] >= 1).all():
+        fits = numbers is not None and numbers.shape in ((2,), (3,))
+        if not fits or not all(1 <= side <= LONGEST_SIDE and side.is_integer() for side in numbers[:2].tolist()):
             raise self._wrong(key, "[width, height, channels] in pixels")
         return int(numbers[1]), int(numbers[0])
 
@@ -158,9 +162,9 @@ class PairAnnotation:
     def flag(self, key: str) -> int:
         """-1 if the file does not say."""
         value = self._data.get(key, -1)
-        if not isinstance(value, int) or not -1 <= value <= 127:
+        if type(value) is not int or not -1 <= value <= 127:
             raise self._wrong(key, "a small whole number")
-        return int(value)
+        return value
 
     def _get(self, key: str) -> Any:
         try:
@@ -172,14 +176,12 @@ class PairAnnotation:
         """The value as a finite float array, None if it is none."""
         value = self._get(key)
         try:
-            numbers = np.asarray(value)
-        except ValueError:  # rows of unequal length
+            numbers = np.array(value)
+        except ValueError:  # rows of unequal length, too deep
             return None
         if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
             return None
         return numbers.astype(np.float64)
 
     def _wrong(self, key: str, expected: str) -> DatasetError:
-        shown = repr(self._data[key])
-        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-        return DatasetError(f"{self.path}: key {key!r} is {shown}, expected {expected}")
+        return DatasetError(f"{self.path}: key {key!r} is {reprlib.repr(self._data[key])}, expected {expected}")

@@ -2,134 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from dataset.error import DatasetError
+from dataset.record import FLAGS, ImageRef, PairRecord, find_flaw
 
-FLAGS = (
-    "mirror",
-    "viewpoint_variation",
-    "scale_variation",
-    "truncation",
-    "occlusion",
-)  # difficulty of a pair in SPair
+SIDES = ("source", "target")
+OUTSIDE = (2, 0.05)  # px and share of the side that a point or box may lie outside its image: annotators' clicks
 
 
 @dataclass(frozen=True)
 class PairTable:
-    """M images, P pairs, K keypoints over all pairs. Paths are relative to the root of the data set."""
+    """P pairs, and K keypoints over all pairs; `side` is 0 for the source and 1 for the target."""
 
-    identifier: list[str]  # (M,)
-    path: list[str]  # (M,)
-    category: list[str]  # (M,)
-    size: np.ndarray  # (M, 2) int32, (H, W)
-    flip: np.ndarray  # (M,) bool
+    images: list[ImageRef]
     pair_id: list[str]  # (P,)
-    src: np.ndarray  # (P,) int32, row of the image
-    trg: np.ndarray  # (P,) int32
-    src_bbox: np.ndarray  # (P, 4) float32
-    trg_bbox: np.ndarray  # (P, 4) float32
-    flags: np.ndarray  # (P, 5) int8, -1 = unknown
-    kps_start: np.ndarray  # (P + 1,) int64: pair i owns keypoints kps_start[i]:kps_start[i + 1]
-    src_kps: np.ndarray  # (K, 2) float32
-    trg_kps: np.ndarray  # (K, 2) float32
-    kps_code: np.ndarray  # (K,) int32, place of the keypoint's name in kps_name
+    category: list[str]  # (P,)
+    left_out: list[list[str]]  # pair_id, category, reason of pairs that the lists have and this table has not
     kps_name: list[str]
+    image: np.ndarray  # (P, side) int32, place in images
+    bbox: np.ndarray  # (P, side, 4) float32
+    flags: np.ndarray  # (P, FLAGS) int8, -1 = unknown
+    kps_start: np.ndarray  # (P + 1,) int64: pair i owns keypoints kps_start[i]:kps_start[i + 1]
+    kps: np.ndarray  # (K, side, 2) float32
+    kps_code: np.ndarray  # (K,) int32, place in kps_name
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Every column as an array without objects; strings as one UTF-8 text with a line each."""
-        columns = {column.name: getattr(self, column.name) for column in fields(self)}
-        return {name: pack_text(value) if isinstance(value, list) else value for name, value in columns.items()}
+    def to_columns(self) -> tuple[dict[str, np.ndarray], dict[str, list]]:
+        """(arrays, lists of what JSON knows)."""
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        arrays = {name: value for name, value in columns.items() if isinstance(value, np.ndarray)}
+        lists = {name: value for name, value in columns.items() if name not in arrays}
+        return arrays, lists | {"images": [asdict(ref) for ref in self.images]}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PairTable:
-        """The inverse of `to_arrays`; KeyError if a column is missing."""
-        is_text = {column.name: column.type == "list[str]" for column in fields(cls)}
-        return cls(**{name: unpack_text(arrays[name]) if text else arrays[name] for name, text in is_text.items()})
+    def from_columns(cls, arrays: dict[str, np.ndarray], lists: dict[str, list]) -> PairTable:
+        """The inverse of `to_columns`; TypeError if a column is missing."""
+        images = [ImageRef(**{**ref, "size": tuple(ref["size"])}) for ref in lists["images"]]
+        return cls(**{**arrays, **lists, "images": images})
 
-
-def pack_text(lines: Sequence[str]) -> np.ndarray:
-    """Strings without line breaks as one uint8 array."""
-    return np.frombuffer("".join(f"{line}\n" for line in lines).encode(), dtype=np.uint8)
-
-
-def unpack_text(array: np.ndarray) -> list[str]:
-    """The strings that `pack_text` packed."""
-    return array.tobytes().decode().split("\n")[:-1]
+    def record(self, row: int, images: Sequence[ImageRef]) -> PairRecord:
+        """The pair in a row, of `images` in place of the table's own."""
+        points = slice(*self.kps_start[row : row + 2])
+        src_kps, trg_kps = self.kps[points].swapaxes(0, 1).copy()
+        src_bbox, trg_bbox = self.bbox[row].copy()
+        src, trg = self.image[row]
+        return PairRecord(
+            pair_id=self.pair_id[row],
+            category=self.category[row],
+            src=images[src],
+            trg=images[trg],
+            src_kps=src_kps,
+            trg_kps=trg_kps,
+            kps_ids=tuple(self.kps_name[code] for code in self.kps_code[points]),
+            src_bbox=src_bbox,
+            trg_bbox=trg_bbox,
+            flags={name: int(flag) for name, flag in zip(FLAGS, self.flags[row], strict=True) if flag >= 0},
+        )
 
 
 @dataclass
 class TableBuilder:
     """Collects images and pairs, refuses the ones no benchmark can have, and turns them into a PairTable.
 
-    `where` in its methods is the file (and line) to name in an error.
+    threshold_rule, max_kps: of the benchmark. `where` in its methods is the file (and line) to name in an error.
     """
 
+    threshold_rule: str
     max_kps: int
-    _images: dict[str, tuple[int, str, str, tuple[int, int], bool]] = field(default_factory=dict)
+    _images: dict[str, tuple[int, ImageRef]] = field(default_factory=dict)
     _pairs: list[tuple] = field(default_factory=list)
     _kps_codes: dict[str, int] = field(default_factory=dict)
+    _left_out: list[list[str]] = field(default_factory=list)
 
-    def add_image(
-        self, identifier: str, path: str, category: str, size: tuple[int, int], flip: bool, where: str
-    ) -> int:
-        """Row of the image, which is added if new; a second size (H, W) for the same image is refused."""
-        if identifier not in self._images:
-            self._images[identifier] = (len(self._images), path, category, size, flip)
-        row, _, _, known_size, _ = self._images[identifier]
-        if size != known_size:
-            raise DatasetError(f"{where}: image {identifier} has size (H, W) = {size}, elsewhere {known_size}")
-        return row
+    def add_image(self, ref: ImageRef, where: str) -> int:
+        """Place of the image, which is added if new; another file or size under its identifier is refused."""
+        place, known = self._images.setdefault(ref.identifier, (len(self._images), ref))
+        if ref != known:
+            raise DatasetError(
+                f"{where}: image {ref.identifier} is {ref.path} of size (H, W) = {ref.size}, elsewhere {known.path} "
+                f"of {known.size}"
+            )
+        return place
 
     def add_pair(
         self,
         pair_id: str,
-        images: tuple[int, int],  # rows of the source and the target
-        kps: tuple[np.ndarray, np.ndarray],  # (N, 2) each
+        category: str,
+        images: Sequence[int],  # places of the source and the target
+        kps: Sequence[np.ndarray],  # (N, 2) each
         kps_ids: Sequence[str],
-        bbox: tuple[np.ndarray, np.ndarray],  # (4,) each
+        bbox: Sequence[np.ndarray],  # (4,) each
         where: str,
         flags: Sequence[int] = (-1,) * len(FLAGS),
     ) -> None:
-        """Adds a pair; DatasetError for unequal or too many keypoints and for boxes without area."""
+        """Adds a pair, or leaves it out if it has no threshold. DatasetError for unequal or too many keypoints."""
         if not len(kps[0]) == len(kps[1]) == len(kps_ids):
             counts = f"{len(kps[0])} in the source, {len(kps[1])} in the target, {len(kps_ids)} names"
             raise DatasetError(f"{where}: keypoint counts differ: {counts}")
-        if len(kps[0]) > self.max_kps:
+        if len(kps_ids) > self.max_kps:
             raise DatasetError(
-                f"{where}: {len(kps[0])} keypoints, but this data set has at most {self.max_kps} per pair"
+                f"{where}: {len(kps_ids)} keypoints, but this data set has at most {self.max_kps} per pair"
             )
-        for side, (x1, y1, x2, y2) in zip(("source", "target"), bbox, strict=True):
-            if not (x2 > x1 and y2 > y1):
-                box = [float(x1), float(y1), float(x2), float(y2)]
-                raise DatasetError(f"{where}: the {side} box {box} has no area (x1 y1 x2 y2)")
+        if flaw := find_flaw(self.threshold_rule, bbox[1], kps[1]):
+            self._left_out.append([pair_id, category, f"{where}: {flaw}"])
+            return
         codes = [self._kps_codes.setdefault(name, len(self._kps_codes)) for name in kps_ids]
-        self._pairs.append((pair_id, *images, *bbox, flags, *kps, codes))
+        self._pairs.append((pair_id, category, where, images, bbox, flags, np.stack(kps, axis=1), codes))
 
     def build(self) -> PairTable:
-        """The table of all that was added."""
-        rows = list(self._images.values())
-        pair_id, src, trg, src_bbox, trg_bbox, flags, src_kps, trg_kps, codes = (
-            zip(*self._pairs, strict=True) if self._pairs else ((),) * 9
+        """The table of all. DatasetError for points, and boxes that give thresholds, far outside their image."""
+        pair_id, category, where, image, bbox, flags, kps, codes = (
+            map(list, zip(*self._pairs, strict=True)) if self._pairs else [[] for _ in range(8)]
         )
+        image, bbox = np.array(image, np.int32).reshape(-1, 2), np.array(bbox).reshape(-1, 2, 4)
+        counts, kps = [len(pair) for pair in kps], np.concatenate([np.zeros((0, 2, 2)), *kps])
+        codes, names = [code for pair in codes for code in pair], list(self._kps_codes)
+        images = [ref for _, ref in self._images.values()]
+
+        sizes = np.array([ref.size[::-1] for ref in images]).reshape(-1, 2)[image]  # (P, side, 2), (W, H)
+        for point, side in find_outside(kps, np.repeat(sizes, counts, axis=0)):
+            pair = np.repeat(np.arange(len(counts)), counts)[point]
+            what = f"keypoint {names[codes[point]]} of the {SIDES[side]}"
+            raise DatasetError(f"{where[pair]}: {what} is {describe(kps[point, side], sizes[pair, side])}")
+        for pair, side in find_outside(bbox, np.tile(sizes, 2)) if self.threshold_rule == "bbox" else ():
+            what = f"the box of the {SIDES[side]}"
+            raise DatasetError(f"{where[pair]}: {what} is {describe(bbox[pair, side], sizes[pair, side])}")
         return PairTable(
-            identifier=list(self._images),
-            path=[row[1] for row in rows],
-            category=[row[2] for row in rows],
-            size=np.array([row[3] for row in rows], dtype=np.int32).reshape(-1, 2),
-            flip=np.array([row[4] for row in rows], dtype=bool),
-            pair_id=list(pair_id),
-            src=np.array(src, dtype=np.int32),
-            trg=np.array(trg, dtype=np.int32),
-            src_bbox=np.array(src_bbox, dtype=np.float32).reshape(-1, 4),
-            trg_bbox=np.array(trg_bbox, dtype=np.float32).reshape(-1, 4),
-            flags=np.array(flags, dtype=np.int8).reshape(-1, len(FLAGS)),
-            kps_start=np.cumsum([0, *(len(points) for points in src_kps)], dtype=np.int64),
-            src_kps=np.concatenate([np.zeros((0, 2)), *src_kps]).astype(np.float32),
-            trg_kps=np.concatenate([np.zeros((0, 2)), *trg_kps]).astype(np.float32),
-            kps_code=np.array([code for pair in codes for code in pair], dtype=np.int32),
-            kps_name=list(self._kps_codes),
+            images=images,
+            pair_id=pair_id,
+            category=category,
+            left_out=self._left_out,
+            kps_name=names,
+            image=image,
+            bbox=bbox.astype(np.float32),
+            flags=np.array(flags, np.int8).reshape(-1, len(FLAGS)),
+            kps_start=np.cumsum([0, *counts], dtype=np.int64),
+            kps=kps.astype(np.float32),
+            kps_code=np.array(codes, dtype=np.int32),
         )
+
+
+def find_outside(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(..., 2) places (row, side) of coordinates (n, side, c) that lie too far outside their images' sizes, as many."""
+    slack = OUTSIDE[0] + OUTSIDE[1] * sizes
+    inside = (values >= -slack) & (values <= sizes + slack)  # nan is not
+    return np.argwhere(~inside.all(axis=2))
+
+
+def describe(values: np.ndarray, size: np.ndarray) -> str:
+    """Coordinates and the image that they are not in."""
+    return f"({', '.join(f'{value:g}' for value in values)}), outside its image of {size[0]} x {size[1]} px"

@@ -7,8 +7,10 @@ import torch
 from config import ConfigError
 from dataset import DatasetError, MissingDataError
 from engine.monitor import DivergedError
+from engine.transfer import LoaderError
 from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
 from utils.image import ImageError
+from utils.pck import PredictionError
 from utils.store import StoreError
 
 USER_ERRORS = (
@@ -19,10 +21,12 @@ USER_ERRORS = (
     DatasetError,
     DivergedError,
     ImageError,
+    LoaderError,
     MissingDataError,
     NetworkError,
     NetworkNotFoundError,
     PromptError,
+    PredictionError,
     PromptNotFoundError,
     StoreError,
 )

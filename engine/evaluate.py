@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -42,8 +43,8 @@ class Share:
 @torch.no_grad()
 def evaluate(
     method: Method, dataset: PairDataset, protocol: Protocol, seed: int, device: torch.device, share: Share
-) -> list[dict]:
-    """The records of this process's share of the pairs (PCKEvaluator's, in no particular order).
+) -> pd.DataFrame:
+    """The scores of this process's share of the pairs (PCKEvaluator's, in no particular order).
 
     An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
     """
@@ -59,7 +60,7 @@ def evaluate(
             )
             evaluator.update(batch, {name: points.cpu() for name, points in found.items()})
             bar.update(len(src_kps))
-    return evaluator.records()
+    return evaluator.scores()
 
 
 def share_positions(dataset: PairDataset, rank: int, world: int) -> list[int]:
@@ -85,7 +86,7 @@ def match_pairs(
     if method.per_image:
         yield from _match_by_image(method, dataset, positions, seed, device, batch_size)
         return
-    for batch in build_loader(Subset(dataset, positions), device, num_workers, batch_size=batch_size):
+    for batch in build_loader(Subset(dataset, positions), num_workers, batch_size):
         names = zip(batch["src_identifier"], batch["trg_identifier"], strict=True)
         seeds = torch.tensor([[identifier_seed(seed, name) for name in pair] for pair in names])
         batch = drop_padding(batch)
@@ -108,7 +109,7 @@ def _match_by_image(
         maps: dict[str, Tensor] = {}
         for names, features in extract_images(method, dataset, list(refs.values()), seed, device, batch_size):
             maps.update(zip(names, features, strict=True))
-        for batch in build_loader(Subset(bare, group), device, batch_size=batch_size):
+        for batch in build_loader(Subset(bare, group), batch_size=batch_size):
             sides = ([maps[name] for name in batch[f"{side}_identifier"]] for side in ("src", "trg"))
             yield drop_padding(batch), FeatureSimilarity(*map(torch.stack, sides))
 
@@ -118,7 +119,7 @@ def extract_images(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """(identifiers, maps (n, C, h, w)) of the images, `batch_size` at a time."""
     images = ImageDataset(refs, dataset.frame, dataset.caches, False, dataset.benchmark.categories)
-    for batch in build_loader(images, device, batch_size=batch_size):
+    for batch in build_loader(images, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
         features = method.features(move_batch(batch, device), seeds)
         check_finite(features, batch["identifier"], method.block, method.precision)

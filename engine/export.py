@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from config import ConfigError
-from engine.result import write_text
+from engine.result import read_summary
 from model.prompt.card import format_card
 from model.prompt.store import StoredPrompt, write_prompt
-from utils.store import read_json
+from utils.store import read_json, write_text
 
 METRICS_FILE, CARD_FILE = "metrics.json", "README.md"
 
@@ -23,13 +23,8 @@ def write_own(target: Path, stored: StoredPrompt, metrics: dict) -> list[str]:
 def read_metrics(source: Path, stored: StoredPrompt) -> dict:
     """{"validation": summary, "tests": {name: summary}}: what chose the prompt, and every test beside it."""
     known = source / METRICS_FILE
-    metrics = read_result(known) if known.is_file() else {}
+    metrics = read_json(known, ConfigError, "delete it, or write it again") if known.is_file() else {}
     if validation := stored.meta.get("metrics", {}).get("validation"):
         metrics["validation"] = validation
-    tests = {path.stem: read_result(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
+    tests = {path.stem: read_summary(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
     return {**metrics, "tests": {**metrics.get("tests", {}), **tests}}
-
-
-def read_result(path: Path) -> dict:
-    """A JSON file that test.py or training wrote; ConfigError names one that is corrupt."""
-    return read_json(path, ConfigError, "delete it, or write it again")

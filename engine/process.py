@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, gather_object
 
 from config import ROOT
-from engine.result import write_text
 from model.backbone.device import resolve_device
-from utils.pck import Record, merge_records
+from utils.pck import merge_scores
+from utils.store import write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
@@ -38,9 +39,9 @@ def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) ->
     )
 
 
-def gather_records(records: list[Record]) -> list[Record]:
-    """The records of all processes, sorted, each pair once. Every process must call this."""
-    return merge_records(gather_object(records))
+def gather_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of all processes, sorted, each pair once. Every process must call this."""
+    return merge_scores(gather_object([scores]))
 
 
 def describe_environment(device: torch.device) -> dict:
@@ -72,6 +73,13 @@ def write_provenance(folder: str | Path, config_text: str, device: torch.device)
 class StopRequest:
     """Notes SIGINT (Ctrl-C) or SIGTERM, so that the step under way is finished; a second Ctrl-C stops at once."""
 
+    _listening: "StopRequest | None" = None
+
+    @classmethod
+    def heard(cls) -> int | None:
+        """The signal that the process has been asked to stop by, if it listens for one."""
+        return cls._listening and cls._listening.signal
+
     def __init__(self) -> None:
         self.signal: int | None = None
         self._saved = False
@@ -80,9 +88,11 @@ class StopRequest:
     def listening(self):
         """Catch the two signals inside the block."""
         old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        StopRequest._listening = self
         try:
             yield self
         finally:
+            StopRequest._listening = None
             for number, handler in old.items():
                 signal.signal(number, handler)
 
@@ -112,15 +122,6 @@ class StopRequest:
         if self._saved:
             raise SystemExit(128 + number)
         self.signal = number
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """For a data loader's worker: signals reach the whole process group, but the main process decides what to do.
-
-    A worker ends when its parent says so, or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _git(*arguments: str) -> str:

@@ -3,25 +3,28 @@
 import hashlib
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from config import dump_config, get_default_config, iter_keys, resolve_path
+from config import ConfigError, dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
 from engine.picture import choose_pairs, draw_pairs
-from engine.process import describe_environment, gather_records
+from engine.process import describe_environment, gather_scores
 from engine.result import (
+    PAIRS,
+    PREDICTIONS,
     format_category_table,
     format_overview,
-    write_pairs_csv,
-    write_predictions_csv,
-    write_summary_json,
-    write_text,
+    write_predictions,
+    write_scores,
+    write_summary,
 )
 from model.method import METHODS, find_method
 from utils.draw import save_figure
-from utils.pck import Record, summarise
+from utils.pck import TOTAL, summarise
+from utils.store import write_text
 
 LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
 
@@ -32,14 +35,16 @@ def build_protocol(cfg) -> Protocol:
     return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL)
 
 
-def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -> tuple[dict, list[Record]]:
-    """Summary and per-pair records over all processes; every process must call this and gets both."""
+def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -> tuple[dict, pd.DataFrame]:
+    """Summary and per-pair scores over all processes; every process must call this and gets both."""
+    if TOTAL in pairs.benchmark.categories:
+        raise ConfigError(f'{pairs.benchmark.root} has a category called "{TOTAL}", the name of all of them: rename it')
     section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
     share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
-    records = evaluate(matcher, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
-    records = gather_records(records)
-    summary = summarise(records, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
-    return summary, records
+    scores = evaluate(matcher, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
+    scores = gather_scores(scores)
+    summary = summarise(scores, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
+    return {**summary, "category": cfg.DATASET.CATEGORY}, scores
 
 
 def build_result_name(cfg) -> str:
@@ -98,21 +103,21 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def report(cfg, summary: dict, records: list[Record], matcher, pairs: PairDataset, device: torch.device) -> None:
+def report(cfg, summary: dict, scores: pd.DataFrame, matcher, pairs: PairDataset, device: torch.device) -> None:
     """Print the tables; write them as text, pairs and predicted points as CSV, the summary as JSON, and pictures."""
     table = format_category_table(summary)
     print(f"\n{table}\n{format_overview(summary)}")
     stem = build_result_stem(cfg)
     write_text(f"{stem}.txt", table)
-    write_pairs_csv(f"{stem}_pairs.csv", records)
-    write_predictions_csv(f"{stem}_predictions.csv", records)
-    write_summary_json(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
+    write_scores(f"{stem}{PAIRS}", scores)
+    write_predictions(f"{stem}{PREDICTIONS}", scores)
+    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
     write_text(f"{stem}.yaml", dump_config(cfg))
     positions = choose_pairs(pairs, cfg.TEST.PICTURES)
     for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
     print(
-        f"written: {stem}.txt, _pairs.csv, _predictions.csv, .json, .yaml"
+        f"written: {stem}.txt, {PAIRS}, {PREDICTIONS}, .json, .yaml"
         + (f", {len(positions)} x 2 pictures" if positions else "")
     )

@@ -1,22 +1,33 @@
-"""Result tables as text, and the two files of an evaluation: one CSV row per pair and one JSON summary."""
+"""The files of a test: tables as text, scores and predicted points as CSV, the summary as JSON.
+
+What is read back is checked, cell by cell: a file that was cut, joined or edited is refused by name, line and column.
+"""
 
 import csv
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from utils.pck import Record, merge_records
-from utils.store import atomic_path, write_text
+from utils.pck import ERROR, FLAG, IDENTITY, POINT, PROTOCOLS, TOTAL, alpha_key
+from utils.statistics import count_hits
+from utils.store import StoreError, atomic_path, read_json, write_json
 
 COLUMN = 12  # characters; the width of the release's tables
 RULE = "-" * 65
-FIXED_COLUMNS = ("index", "pair_id", "category", "src_identifier", "trg_identifier", "protocol", "n_points")
-FLAG_PREFIX = "flag:"
-THRESHOLD = "threshold"  # px
-ERROR_PREFIX = "error:"  # px of each keypoint, separated by spaces
+COUNTED = ("pairs", "pairs_without_points", "points")
+PAIRS, PREDICTIONS = "_pairs.csv", "_predictions.csv"  # what follows the stem of a result
+
+
+class ResultError(StoreError):
+    """A result file that cannot be used; the message is one line with its name, and the line and column if known."""
+
+
+# ---- tables as text ----------------------------------------------------------------------------------------------
 
 
 def _percent(value: float | None) -> str:
@@ -30,11 +41,13 @@ def _columns(cells: Iterable[str], width: int) -> str:
 def describe(summary: Mapping[str, Any]) -> str:
     """One line that says what the numbers of a summary are: frame, by, average, number of pairs."""
     over = {"pair": "over all pairs", "category": "over categories"}[summary["average"]]
-    empty = summary["pairs_without_points"]
-    skipped = f" ({empty} more without keypoints)" if empty else ""
+    chosen = summary.get("category", TOTAL)
+    only = "" if chosen == TOTAL else f" of the category {chosen} alone"
+    notes = [f"{summary['pairs_without_points']} more without keypoints"] if summary["pairs_without_points"] else []
+    notes += [f"{summary['pairs_left_out']} more left out"] if summary.get("pairs_left_out") else []
     return (
-        f"PCK in the {summary['protocol']} frame, per {summary['by']}, averaged {over}: "
-        f"{summary['pairs']} pairs, {summary['points']} keypoints{skipped}"
+        f"PCK in the {summary['protocol']} frame, per {summary['by']}, averaged {over}{only}: "
+        f"{summary['pairs']} pairs, {summary['points']} keypoints" + (f" ({', '.join(notes)})" if notes else "")
     )
 
 
@@ -45,7 +58,7 @@ def format_overview(summary: Mapping[str, Any]) -> str:
     alphas = next(iter(pck.values()), {})
     lines = [describe(summary), f"{'':<{name_width}}" + _columns((f"@{key}" for key in alphas), 10)]
     lines += [
-        f"{name:<{name_width}}" + _columns((_percent(row["all"]) for row in rows.values()), 10)
+        f"{name:<{name_width}}" + _columns((_percent(row[TOTAL]) for row in rows.values()), 10)
         for name, rows in pck.items()
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -55,9 +68,9 @@ def format_category_table(summary: Mapping[str, Any]) -> str:
     """The release's text layout: a block per localiser, categories and "all" as columns, alphas as rows.
 
     Columns are 12 characters wide (wider only if a category's name needs it). The last line is that of
-    `describe`.
+    `describe`. There is no "all" where one category was chosen.
     """
-    columns = [*sorted(summary["categories"]), "all"]
+    columns = [*sorted(summary["categories"]), *([TOTAL] if summary.get("category", TOTAL) == TOTAL else [])]
     width = max([COLUMN, *(len(name) + 1 for name in columns)])
     lines = []
     for localiser, rows in summary["pck"].items():
@@ -67,119 +80,191 @@ def format_category_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, describe(summary)]) + "\n"
 
 
-def write_pairs_csv(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """One row per pair, by index: ids, category, n_points, `flag:NAME`, `LOCALISER@ALPHA` (hits), and if the
-    records have them `threshold` (px) and `error:LOCALISER` (px of each keypoint, exact in float32)."""
-    records = merge_records(records)
-    flags = sorted({name for record in records for name in record["flags"]})
-    first = records[0] if records else {}
-    hit_columns = [(name, key) for name, row in first.get("hits", {}).items() for key in row]
-    error_columns = list(first.get("errors", {}))
-    header = [
-        *FIXED_COLUMNS,
-        *(FLAG_PREFIX + name for name in flags),
-        *(f"{n}@{key}" for n, key in hit_columns),
-        *([THRESHOLD] if THRESHOLD in first else []),
-        *(ERROR_PREFIX + name for name in error_columns),
-    ]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for record in records:
-            row = [record[name] for name in FIXED_COLUMNS] + [record["flags"].get(name, -1) for name in flags]
-            row += [record["hits"][name][key] for name, key in hit_columns]
-            row += [_float_text([record[THRESHOLD]])] if THRESHOLD in first else []
-            writer.writerow(row + [_float_text(record["errors"][name]) for name in error_columns])
+# ---- scores ------------------------------------------------------------------------------------------------------
 
 
-def _float_text(values: Iterable[float]) -> str:
-    """The shortest decimals that read back to the same float32."""
-    return " ".join(str(value) for value in np.asarray(list(values), dtype=np.float32))
+def write_scores(path: str | os.PathLike, scores: pd.DataFrame) -> None:
+    """The columns of `utils.pck` but for the points, a row per pair; errors of a pair separated by spaces.
 
-
-def _read_floats(text: str) -> list[float]:
-    return np.array(text.split(), dtype=np.float32).tolist()
-
-
-def read_pairs_csv(path: str | os.PathLike) -> list[Record]:
-    """The records of a file of `write_pairs_csv`, from which every table can be computed again.
-
-    Raises:
-        ValueError: the file is no such table; the message names the file and the missing columns.
+    Every float is the shortest decimal that reads back to the same float32.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in FIXED_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} is not a per-pair result file: it has no column {missing}")
-        return [_parse_row(row, path) for row in reader]
+    table = scores.drop(columns=[name for name in scores if name.startswith(POINT)])
+    for name in table:
+        if name.startswith(ERROR):
+            table[name] = [" ".join(map(str, errors)) for errors in table[name]]
+    table["threshold"] = [str(value) for value in table["threshold"].to_numpy(np.float32)]
+    _write_csv(path, table)
 
 
-def _parse_row(row: Mapping[str, str], path: str | os.PathLike) -> Record:
-    record: Record = {name: row[name] for name in FIXED_COLUMNS} | {"flags": {}, "hits": {}}
-    try:
-        record |= {name: int(row[name]) for name in ("index", "n_points")}
-        for column, value in row.items():
-            if column.startswith(FLAG_PREFIX):
-                record["flags"][column.removeprefix(FLAG_PREFIX)] = int(value)
-            elif column.startswith(ERROR_PREFIX):
-                record.setdefault("errors", {})[column.removeprefix(ERROR_PREFIX)] = _read_floats(value)
-            elif column == THRESHOLD:
-                (record[THRESHOLD],) = _read_floats(value)
-            elif "@" in column:
-                localiser, key = column.split("@", 1)
-                record["hits"].setdefault(localiser, {})[key] = int(value)
-        for name, errors in record.get("errors", {}).items():
-            if len(errors) != record["n_points"]:
-                raise ValueError(f"{len(errors)} errors of {name} for {record['n_points']} keypoints")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: row of pair {row['pair_id']!r} is damaged ({error})") from error
-    return record
+def write_predictions(path: str | os.PathLike, scores: pd.DataFrame) -> None:
+    """A row per pair: index, pair_id and for each localiser "x y;x y;...", px of the original target."""
+    table = scores[["index", "pair_id"]].copy()
+    for name in scores:
+        if name.startswith(POINT):
+            cells = (";".join(f"{x:.2f} {y:.2f}" for x, y in points) for points in scores[name])
+            table[name.removeprefix(POINT)] = list(cells)
+    _write_csv(path, table)
 
 
-def write_predictions_csv(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """One row per pair, by index: pair_id and for each localiser "x y;x y;...", px of the original target."""
-    records = merge_records(records)
-    names = list(records[0]["predictions"]) if records else []
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index", "pair_id", *names])
-        for record in records:
-            cells = (";".join(f"{x:.2f} {y:.2f}" for x, y in record["predictions"][name]) for name in names)
-            writer.writerow([record["index"], record["pair_id"], *cells])
+def _write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_predictions_csv(path: str | os.PathLike) -> dict[str, dict[str, list[list[float]]]]:
-    """{pair_id: {localiser: [[x, y], ...]}} of a file of `write_predictions_csv`, px of the original target.
+def read_scores(path: str | os.PathLike) -> pd.DataFrame:
+    """The scores in a file of `write_scores`, from which every table can be computed again.
 
-    Raises:
-        ValueError: the file is no such table; the message names the file and the row.
+    Raises ResultError if the file is no such table, is not as it was written, or has not the number of pairs that the
+    summary beside it says.
     """
+    text = _read_csv(path, (*IDENTITY, "threshold"))
+    localisers = [name.removeprefix(ERROR) for name in text if name.startswith(ERROR)]
+    hits = [name for name in text if name.rpartition("@")[0] in localisers and _is_alpha(name.rpartition("@")[2])]
+    flags = [name for name in text if name.startswith(FLAG)]
+    errors = [ERROR + name for name in localisers]
+    if unknown := set(text) - {*IDENTITY, "threshold", *hits, *flags, *errors}:
+        raise ResultError(f"{path}, line 1: unknown column {min(unknown)!r}")
+    refuse = partial(_refuse, path, text)
+
+    scores = text.copy()
+    for name in ("index", "n_points", *hits, *flags):
+        scores[name] = _parse_counts(path, text, name, least=-1 if name in flags else 0)
+    for name in ("threshold", *errors):
+        scores[name] = text[name].map(_parse_lengths)
+        refuse(name, scores[name].isna(), "is no length in pixels")
+    refuse("threshold", scores["threshold"].map(len) != 1, "is not one number")
+    scores["threshold"] = np.array([value for (value,) in scores["threshold"]], dtype=np.float32)
+    _check_rows(scores, localisers, hits, refuse)
+    _check_number(Path(path), text)
+    return scores.reset_index(drop=True)
+
+
+def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
+    """A file of `write_predictions`: index, pair_id, and "point:LOCALISER" columns of (n, 2) arrays.
+
+    Raises ResultError if the file is no such table.
+    """
+    text = _read_csv(path, ("index", "pair_id"))
+    table = text[["index", "pair_id"]].assign(index=_parse_counts(path, text, "index"))
+    for name in text.columns.difference(table.columns, sort=False):
+        table[POINT + name] = text[name].map(_parse_points)
+        _refuse(path, text, name, table[POINT + name].isna(), "is no list of points")
+    return table.reset_index(drop=True)
+
+
+def _read_csv(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+    """The cells as text, by the line that each row ends on. All rows are as long as the header, which has `columns`."""
+    rows: dict[int, list[str]] = {}
     with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if list(reader.fieldnames or ())[:2] != ["index", "pair_id"]:
-            raise ValueError(f"{path} is not a file of predicted points: its columns are {reader.fieldnames}")
-        names = reader.fieldnames[2:]
+        reader = csv.reader(file, strict=True)  # pandas' own mends rows of another length
         try:
-            return {row["pair_id"]: {name: _parse_points(row[name]) for name in names} for row in reader}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: line {reader.line_num} is damaged ({error})") from error
+            header = next(reader, [])
+            for row in reader:
+                if len(row) != len(header):
+                    raise csv.Error(f"{len(row)} cells, but {len(header)} in the header")
+                rows[reader.line_num] = row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ResultError(f"{path}, line {max(1, reader.line_num)}: {error}") from error
+    if missing := [name for name in columns if name not in header]:
+        raise ResultError(f"{path} is no such result of test.py: it has no column {', '.join(missing)}")
+    if len(set(header)) < len(header):
+        raise ResultError(f"{path}, line 1: a column is there twice")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=object)
 
 
-def _parse_points(cell: str) -> list[list[float]]:
-    points = [[float(value) for value in point.split(" ")] for point in cell.split(";") if point]
-    if any(len(point) != 2 for point in points):
-        raise ValueError(f"{cell!r} is no list of points")
-    return points
+def _refuse(path: str | os.PathLike, text: pd.DataFrame, column: str, wrong: pd.Series, reason: str) -> None:
+    """ResultError about the first row that is wrong."""
+    if wrong.any():
+        line = wrong.idxmax()
+        cell = str(text.at[line, column])
+        cell = cell if len(cell) <= 40 else f"{cell[:37]}..."
+        raise ResultError(f"{path}, line {line}, column {column}: {cell!r} {reason}")
 
 
-def write_summary_json(
+def _check_rows(scores: pd.DataFrame, localisers: Sequence[str], hits: Sequence[str], refuse: Callable) -> None:
+    """What holds between the cells of a table as it was written."""
+    refuse("index", scores["index"] != range(len(scores)), "is not the next one: pairs are missing, or there twice")
+    refuse("pair_id", scores["pair_id"].duplicated(), "is there twice")
+    refuse("category", scores["category"] == TOTAL, "is the name of the mean over all, so no category may have it")
+    refuse("protocol", ~scores["protocol"].isin(PROTOCOLS), f"must be one of {', '.join(PROTOCOLS)}")
+    refuse("protocol", scores["protocol"] != scores["protocol"].head(1).squeeze(), "is not that of the first row")
+    for name in localisers:
+        wrong = scores[ERROR + name].map(len) != scores["n_points"]
+        refuse(ERROR + name, wrong, "has not an error for each of n_points")
+    for name in hits:
+        localiser, _, alpha = name.rpartition("@")
+        wrong = scores[name] != count_hits(scores, localiser, [float(alpha)])[name]
+        refuse(name, wrong, "is not the number of hits that the errors give")
+
+
+def _check_number(path: Path, text: pd.DataFrame) -> None:
+    """The summary beside the scores is of as many pairs."""
+    summary = path.with_name(path.name.removesuffix(PAIRS) + ".json")
+    if path.name.endswith(PAIRS) and summary.is_file():
+        said = read_summary(summary)["summary"]
+        if len(text) != (expected := said["pairs"] + said["pairs_without_points"]):
+            line = text.index[-1] if len(text) else 1
+            raise ResultError(f"{path} ends at line {line} with {len(text)} pairs, but {summary.name} is of {expected}")
+
+
+def _parse_counts(path: str | os.PathLike, text: pd.DataFrame, column: str, least: int = 0) -> pd.Series:
+    number = pd.to_numeric(text[column], errors="coerce")
+    _refuse(path, text, column, ~(number.between(least, 2**31) & (number % 1 == 0)), "is no number of things")
+    return number.astype(int)
+
+
+def _is_alpha(text: str) -> bool:
+    try:
+        return alpha_key(float(text)) == text and 0 < float(text) < np.inf
+    except ValueError:
+        return False
+
+
+def _parse_lengths(cell: str) -> np.ndarray | None:
+    """Float32 numbers, separated by spaces; None if they are none, or infinite or negative."""
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array([float(word) for word in cell.split()]).astype(np.float32)
+    except ValueError:
+        return None
+    return values if (np.isfinite(values) & (values >= 0)).all() else None
+
+
+def _parse_points(cell: str) -> np.ndarray | None:
+    """(n, 2) finite numbers; None if they are none."""
+    try:
+        points = [[float(value) for value in point.split(" ")] for point in cell.split(";") if point]
+        values = np.array(points, dtype=np.float64).reshape(len(points), 2)
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None
+
+
+# ---- the summary -------------------------------------------------------------------------------------------------
+
+
+def write_summary(
     path: str | os.PathLike,
     summary: Mapping[str, Any],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write {"summary", "config", "provenance"} as JSON; NaN and what else JSON does not know is refused."""
-    content = {"summary": summary, "config": config, "provenance": provenance}
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_text(path, text + "\n")
+    """Write {"summary", "config", "provenance"} as JSON."""
+    write_json(path, {"summary": summary, "config": config, "provenance": provenance})
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """A file of `write_summary`; ResultError if it is something else."""
+    content = read_json(Path(path), ResultError, "delete it, or run test.py again")
+    try:
+        summary = content["summary"]
+        values = [value for rows in summary["pck"].values() for row in rows.values() for value in row.values()]
+        right = all(value is None or 0 <= value <= 1 for value in values)
+        right &= all(isinstance(summary[key], int) and summary[key] >= 0 for key in COUNTED)
+        right &= isinstance(content["config"], dict) and summary["protocol"] in PROTOCOLS
+        right &= all(TOTAL in row for rows in summary["pck"].values() for row in rows.values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path} is no summary of test.py ({type(error).__name__}: {error})") from error
+    if not right:
+        raise ResultError(f"{path} is no summary of test.py: a value is out of its range")
+    return content

@@ -17,7 +17,7 @@ from engine.picture import Preview, choose_pairs
 from engine.precompute import find_sources
 from engine.process import write_provenance
 from engine.report import evaluate_split
-from engine.result import format_overview, write_text
+from engine.result import format_overview
 from engine.sampler import EpochPairs, StepBatches
 from engine.transfer import build_loader, move_batch
 from model.method.base import Method
@@ -26,6 +26,7 @@ from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, sav
 from utils.noise import noise_seeds
 from utils.pck import alpha_key
 from utils.progress import progress
+from utils.store import write_text
 
 MAY_DIFFER = (  # settings that do not change what is learned
     *WITHOUT_EFFECT,
@@ -56,8 +57,7 @@ class TrainingRun:
         state = load_checkpoint(self.folder)
         self.sampler = self._plan(len(trn))
         self._refuse_other_run(state)
-        workers = cfg.DATASET.NUM_WORKERS
-        self.loader = build_loader(EpochPairs(trn), accelerator.device, workers, batch_sampler=self.sampler)
+        self.loader = build_loader(EpochPairs(trn), cfg.DATASET.NUM_WORKERS, batches=self.sampler)
         self.learner = self._build_learner(state)
         active = accelerator.is_main_process
         self.monitor = Monitor(self.folder, active, cfg.TRAIN.LOG_EVERY, first_step=self.learner.step + 1)

@@ -9,6 +9,7 @@ random   the UNet with random weights, text prompt
 
 import argparse
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ from engine.precompute import unique_images
 from engine.report import build_protocol
 from engine.result import format_overview
 from model.backbone.facts import network_facts
-from utils.pck import PCKEvaluator, Record, summarise
+from utils.pck import PCKEvaluator, summarise
 
 PATCH = 3  # cells
 
@@ -54,14 +55,14 @@ def predict_by_box(pairs: PairDataset, position: int) -> torch.Tensor:
     return (trg_box[0] + place * (trg_box[1] - trg_box[0]))[None]
 
 
-def score_box(cfg, pairs: PairDataset) -> list[Record]:
-    """Records of the box guess, the same for every localiser."""
+def score_box(cfg, pairs: PairDataset) -> pd.DataFrame:
+    """Scores of the box guess, the same for every localiser."""
     protocol = build_protocol(cfg)
     evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.frame)
     for position in range(len(pairs)):
         guess = predict_by_box(pairs, position)
         evaluator.update(collate([pairs[position]]), dict.fromkeys(protocol.localisers, guess))
-    return evaluator.records()
+    return evaluator.scores()
 
 
 def forget_weights(module: nn.Module, seed: int) -> None:
@@ -84,13 +85,13 @@ def main() -> None:
     accelerator, pairs, method = build_test(cfg)
     options = build_protocol(cfg), cfg.SEED, accelerator.device, Share(cfg.EVAL.BATCH_SIZE)
 
-    records = {"box": score_box(cfg, pairs)}
+    scores = {"box": score_box(cfg, pairs)}
     _, *cells = network_facts(resolve_network(cfg.NETWORK.FOLDER)).feature_shape(pairs.image_size, cfg.METHOD.LAYER)
-    records["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, *options)
+    scores["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, *options)
     forget_weights(method.diffusion.unet, cfg.SEED)
-    records["random"] = evaluate(method, pairs, *options)
-    for name, rows in records.items():
-        summary = summarise(rows, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
+    scores["random"] = evaluate(method, pairs, *options)
+    for name, table in scores.items():
+        summary = summarise(table, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
         print(f"{name}\n{format_overview(summary)}")
 
 

@@ -1,4 +1,7 @@
-"""Print what the running Python lacks of requirements.txt, one line each; exit 1 if anything. Standard library only."""
+"""Print what the running Python lacks of the files of requirements that are given, one line each; exit 1 if anything.
+
+Standard library only.
+"""
 
 import re
 import sys
@@ -30,7 +33,6 @@ def find_missing(lines: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = (Path(__file__).resolve().parents[1] / "requirements.txt").read_text().splitlines()
-    missing = find_missing(lines)
+    missing = [line for file in sys.argv[1:] for line in find_missing(Path(file).read_text().splitlines())]
     print("\n".join(missing))
     sys.exit(bool(missing))

@@ -24,31 +24,30 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_summary(cfg) -> dict:
-    """What test.py wrote for the configured prompt."""
-    from engine.export import read_result
+def compare_scores(configs: dict) -> str:
+    """A line for each prompt: PCK in percent at each alpha, of the localiser of config section EVAL."""
+    import pandas as pd
+
     from engine.report import build_result_stem
+    from engine.result import PAIRS, describe, read_scores
+    from utils.pck import TOTAL, summarise
+    from utils.statistics import select_common
 
-    path = Path(f"{build_result_stem(cfg)}.json")
-    if not path.is_file():
-        raise ConfigError(
-            f"{path} is not there; run test.py with --prompt_type {cfg.PROMPT.TYPE} and the same settings first"
-        )
-    return read_result(path)["summary"]
-
-
-def format_comparison(summaries: dict[str, dict], localiser: str) -> str:
-    """One line per prompt: PCK in percent at each alpha."""
-    width = max(len(name) for name in summaries) + 2
-    first = next(iter(summaries.values()))
-    lines = [
-        f"{localiser}, {first['pairs']} pairs",
-        " " * width + "".join(f"@{key:<9}" for key in first["pck"][localiser]),
-    ]
-    for name, summary in summaries.items():
-        values = (f"{100 * row['all']:<10.2f}" for row in summary["pck"][localiser].values())
-        lines.append(f"{name:<{width}}" + "".join(values))
-    return "\n".join(lines)
+    paths = {name: Path(f"{build_result_stem(cfg)}{PAIRS}") for name, cfg in configs.items()}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise ConfigError(f"{path} is not there; run test.py --prompt_type {name} with the same settings first")
+    tables = [read_scores(path) for path in paths.values()]
+    common = select_common(tables)
+    if any(len(table) > len(common[0]) for table in tables):
+        raise ConfigError(f"the prompts were tested on different pairs: run test.py again for {', '.join(configs)}")
+    rows, section = {}, next(iter(configs.values())).EVAL
+    for name, scores in zip(configs, common, strict=True):
+        summary = summarise(scores, [section.PICTURE_LOCALISER], section.ALPHAS, section.BY, section.AVERAGE)
+        row = summary["pck"][section.PICTURE_LOCALISER]
+        rows[name] = {f"@{alpha}": 100 * values[TOTAL] for alpha, values in row.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.2f}".format, col_space=8)
+    return f"{describe(summary)}; {section.PICTURE_LOCALISER}, percent\n{table}"
 
 
 def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
@@ -69,14 +68,13 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
 @entry_point()
 def main() -> int:
     args = parse_args()
-    configs = {}
-    for name in args.prompts:
-        configs[name] = load_config(args.config_file, args.opts, {"PROMPT.TYPE": name})
-        check_config(configs[name], training=False)
-    first = configs[args.prompts[0]]
-    summaries = {name: read_summary(cfg) for name, cfg in configs.items()}
-    draw_comparison(configs, args.pairs, Path(args.output or Path(resolve_path(first.OUTPUT_ROOT)) / "figure"))
-    print(format_comparison(summaries, first.EVAL.PICTURE_LOCALISER))
+    configs = {name: load_config(args.config_file, args.opts, {"PROMPT.TYPE": name}) for name in args.prompts}
+    for cfg in configs.values():
+        check_config(cfg, training=False)
+    table = compare_scores(configs)
+    output = args.output or f"{resolve_path(configs[args.prompts[0]].OUTPUT_ROOT)}/figure"
+    draw_comparison(configs, args.pairs, Path(output))
+    print(table)
     return 0
 
 

@@ -15,7 +15,7 @@ step "learn a prompt: $prompt"
 "$PYTHON" train.py --config_file $config "$@"
 for tested in text $prompt; do
     step "test the prompt: $tested"
-    "$PYTHON" test.py --config_file $config --prompt_type $tested
+    "$PYTHON" test.py --config_file $config --prompt_type $tested --quiet
 done
 step "untuned and learned side by side"
 "$PYTHON" script/compare.py --config_file $config --prompts text $prompt

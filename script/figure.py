@@ -77,16 +77,22 @@ def draw_features(args: argparse.Namespace, columns: dict):
 
 
 def draw_timestep(args: argparse.Namespace, columns: dict):
-    """accuracy over the diffusion timestep, from the CSV files that script/sweep_timestep.py writes"""
-    from script.sweep_timestep import read_curves
+    """accuracy over the diffusion timestep, a curve for each prompt, from results of test.py at several timesteps"""
+    from app.viewer import find_results
     from utils.plot import plot_curves
+    from utils.statistics import Measure, compute_pck
 
+    results = find_results(args.results)
+    section, where = results[0].config.EVAL, results[0].split
+    measure = Measure(section.PICTURE_LOCALISER, section.PICTURE_ALPHA, section.BY, section.AVERAGE)
     curves: dict[str, dict[int, float]] = {}
-    for path in args.csv:
-        for prompt, points in read_curves(Path(path)).items():
-            curves.setdefault(prompt, {}).update(points)
-    ordered = {prompt: dict(sorted(points.items())) for prompt, points in curves.items()}
-    return plot_curves(ordered, "timestep", args.y_label)
+    for result in results:
+        curve, timestep = curves.setdefault(result.name, {}), result.config.TEST.TIMESTEP
+        if timestep in curve or result.split != where:
+            raise ConfigError(f"{result.stem}: another result of {result.name} at t = {timestep}, or of another split")
+        curve[timestep] = 100 * (compute_pck(result.scores, measure) or 0)
+    label = args.y_label or f"PCK@{measure.alpha:g}, {measure.localiser}, {' '.join(where)} (%)"
+    return plot_curves({name: dict(sorted(curve.items())) for name, curve in curves.items()}, "timestep", label)
 
 
 FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its rows by default
@@ -116,8 +122,8 @@ def parse_args() -> argparse.Namespace:
             text = "an image of each prompt for each; default: 0 1"
             kind.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help=text)
         elif name == "timestep":
-            kind.add_argument("csv", nargs="+", help="files of script/sweep_timestep.py; a curve for each prompt")
-            kind.add_argument("--y_label", default="PCK (%)", help="default: PCK (%%)")
+            kind.add_argument("results", nargs="+", help="folders, or *_pairs.csv files of test.py")
+            kind.add_argument("--y_label", help="default: the measure of config section EVAL")
         kind.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
         kind.add_argument("--output", help="path of the figure; default: OUTPUT_ROOT/figure/KIND_DATASET.png")
         kind.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings, as given to test.py")

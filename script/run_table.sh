@@ -1,27 +1,41 @@
-# Sourced: run_table NAME [arguments of script/rows.py and script/table.py] runs a table's missing rows and prints it.
+# Sourced: run_table NAME ... [arguments of script/table.py] runs the unfinished rows of tables, one after the other, and
+# prints the tables. Stopping is safe: the same command goes on. With --commands the list is all that is printed.
 here=$(dirname "$0")
 [ -f "$here/setup.sh" ] || here=$here/..
 . "$here/setup.sh"
 
 render_mini() {
     case " $* " in
-        *" --smoke "*) "$PYTHON" -m mini.render --root asset/mini/data --only spair ;;
-        *" --mini "*) "$PYTHON" -m mini.render --root asset/mini/data ;;
+        *" --smoke "*) "$PYTHON" -m mini.render --root asset/mini/data --only spair >&2 ;;
+        *" --mini "*) "$PYTHON" -m mini.render --root asset/mini/data >&2 ;;
     esac
 }
 
-# With --list the plan is all that is printed.
-only_listing() {
-    case " $* " in *" --list "*) ;; *) return 1 ;; esac
-}
-
-# Rows that cannot run are named in the table with the reason; only an interruption stops here.
+# A row that fails is named and the others go on; an interruption stops everything.
 run_rows() {
-    "$PYTHON" script/rows.py "$@" || { status=$?; [ $status -eq 1 ] || exit $status; }
+    lines=$("$PYTHON" script/table.py "$@" --commands --launcher '"$PYTHON"') || exit $?
+    case " $* " in *" --commands "*) printf '%s\n' "$lines"; exit ;; esac
+    [ -n "$lines" ] || return 0
+    printf '%s\n' "$lines" | {
+        number=0 failed=0 total=$(printf '%s\n' "$lines" | wc -l)
+        while IFS= read -r line; do
+            number=$((number + 1))
+            printf '\n== %s of %s: %s\n' "$number" "$total" "$line"
+            sh -c "$line" </dev/null && continue
+            status=$?
+            [ $status -lt 128 ] || exit $status
+            echo "failed: $line" >&2
+            failed=1
+        done
+        exit $failed
+    }
 }
 
 run_table() {
     render_mini "$@"
-    run_rows "$@"
-    only_listing "$@" || "$PYTHON" script/table.py "$@"
+    failed=0
+    run_rows "$@" || failed=$?
+    [ $failed -lt 128 ] || exit $failed
+    "$PYTHON" script/table.py "$@"
+    exit $failed
 }

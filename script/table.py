@@ -1,14 +1,17 @@
-"""Print the paper's tables, computed from the per-pair results that are there, and write them and a report page.
+"""The paper's tables: the commands that make their rows, and the tables themselves once rows have been run.
 
-    python script/table.py table1 table3              # markdown to the terminal; all formats to OUTPUT/table
+    python script/table.py table1 table3 --commands   # one line for each prompt: its training and its tests
+    python script/table.py table1 table3              # markdown to the terminal; md, csv, tex to OUTPUT/table
     python script/table.py table2 --mini --format tex
     python script/table.py --mini --report            # every table, and one HTML page with figures
 
-Rows come from script/rows.py (or from the same train.py and test.py commands by hand).
+The lines of --commands do not depend on each other: run them one after the other (sh script/reproduce.sh), or hand them
+to GNU parallel, Slurm or accelerate (docs/reproduce.md). Rows that are finished are left out.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,71 +19,99 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
-from script.rows import add_row_arguments, choose_world  # noqa: E402
+from script.tables.rows import MINI, REAL, SMOKE, Row, Table, World, build_tables, unique_rows  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", help="such as table1, length; default: all")
-    add_row_arguments(parser)
-    parser.add_argument("--format", choices=("md", "csv", "tex"), default="md", help="printed; default: %(default)s")
-    parser.add_argument("--localiser", default="kernelsoftmax")
-    parser.add_argument("--by", choices=("image", "point"), default="image", help="PCK per image or per point")
-    parser.add_argument("--average", choices=("pair", "category"), default="pair", help="category: macro average")
-    parser.add_argument("--report", action="store_true", help="write report.html and report.md as well")
+    add = parser.add_argument
+    add("tables", nargs="*", help="such as table1, length; default: all")
+    add("--mini", action="store_true", help="on the mini world")
+    add("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category; its numbers are none")
+    add("--output", help="folder of everything that is written; default: that of the world")
+    add("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
+    add("--only", nargs="+", default=[], metavar="ROW", help="only these rows, such as cpm-spair/pfwillow")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
+    add("--commands", action="store_true", help="print the commands of unfinished rows instead of the tables")
+    add("--pictures", action="store_true", help="print the commands that draw a few pairs under the paper's prompts")
+    add("--launcher", default="python", help="with --commands: what runs train.py and test.py; default: %(default)s")
+    add("--format", choices=("md", "csv", "tex"), default="md", help="of what is printed; default: %(default)s")
+    add("--localiser", default="kernelsoftmax", help="default: %(default)s")
+    add("--by", choices=("image", "point"), default="image", help="PCK per image or per point")
+    add("--average", choices=("pair", "category"), default="pair", help="category: macro average")
+    add("--report", action="store_true", help="write report.html and report.md as well")
     return parser.parse_args()
 
 
-def make_finder(world, state, seeds, more):
-    """Row -> one list of records for each seed that has been run."""
-    from script.tables.results import find_result, make_job
-
-    @cache
-    def find(row):
-        results = []
-        for seed in seeds:
-            try:
-                records = find_result(make_job(row, world, seed, more), state)
-            except ConfigError:
-                continue
-            if records:
-                results.append(records)
-        return results
-
-    return find
+def choose_world(args: argparse.Namespace) -> World:
+    if args.smoke and not args.mini:
+        raise ConfigError("--smoke is a short form of --mini; give both")
+    world = SMOKE if args.smoke else MINI if args.mini else REAL
+    return replace(world, root=args.output) if args.output else world
 
 
-def run(args: argparse.Namespace) -> None:
-    from engine.result import write_text
-    from script.tables.layout import FORMATS, fill
-    from script.tables.report import write_report
-    from script.tables.results import State
-    from script.tables.rows import Row, build_tables
-    from utils.statistics import Measure
-
-    world = choose_world(args)
-    load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
+def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], list[Row]]:
+    """The tables that are named, and their rows."""
     tables = build_tables(world)
     if unknown := [name for name in args.tables if name not in tables]:
         raise ConfigError(f"no table {', '.join(unknown)}; known: {', '.join(tables)}")
-    state = State.load(world.root)
-    find = make_finder(world, state, args.seeds, args.opts)
-    reasons = {key.split("@")[0]: entry["reason"] for key, entry in state.rows.items() if "reason" in entry}
+    chosen = [tables[name] for name in args.tables or tables]
+    rows = unique_rows(chosen)
+    known = [row.key for row in rows]
+    if unknown := [key for key in args.only if key not in known]:
+        raise ConfigError(f"no row {', '.join(unknown)} in these tables; known: {', '.join(known)}")
+    return chosen, [row for row in rows if row.key in (args.only or known) and row.key in (world.only or known)]
+
+
+def print_commands(args: argparse.Namespace, world: World, rows: list[Row]) -> None:
+    from script.tables.results import list_lines, list_pictures, make_jobs
+
+    jobs, impossible = make_jobs(rows, world, args.seeds, args.opts)
+    if args.pictures:
+        print("\n".join(list_pictures(jobs, args.launcher)))
+        return
+    for reason in dict.fromkeys(impossible.values()):
+        print(f"not run: {', '.join(k for k, why in impossible.items() if why == reason)}: {reason}", file=sys.stderr)
+    for line in list_lines(jobs, args.launcher):
+        print(line)
+
+
+def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) -> None:
+    from script.tables.layout import FORMATS, fill
+    from script.tables.report import write_report
+    from script.tables.results import make_jobs
+    from utils.statistics import Measure
+    from utils.store import write_text
+
+    rows = unique_rows(build_tables(world).values())
+    jobs, reasons = make_jobs(rows, world, args.seeds, args.opts)
+
+    @cache
+    def find(row: Row) -> list:
+        return [job.scores for job in jobs if job.row == row and job.scores is not None]
+
     measure = Measure(args.localiser, by=args.by, average=args.average)
-    folder = Path(resolve_path(world.root)) / "table"
-    filled = [fill(tables[name], world, find, reasons, measure) for name in args.tables or tables]
+    folder = Path(resolve_path(world.root))
+    filled = [fill(table, world, find, reasons, measure) for table in tables]
     for entry in filled:
         for suffix, write in FORMATS.items():
-            write_text(folder / f"{entry.table.name}.{suffix}", write(entry))
+            write_text(folder / "table" / f"{entry.name}.{suffix}", write(entry))
         print(FORMATS[args.format](entry))
-    print(f"written: {folder}/*.md, .csv, .tex")
+    print(f"written: {folder / 'table'}/*.md, .csv, .tex")
     if args.report:
-        print(f"report: {write_report(folder.parent, filled, world, find, measure, state)}")
+        print(f"report: {write_report(folder, filled, rows, find, measure)}")
 
 
 @entry_point(mendable=(ValueError,))
 def main() -> int:
-    run(parse_args())
+    args = parse_args()
+    world = choose_world(args)
+    load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
+    tables, rows = choose_tables(args, world)
+    if args.commands or args.pictures:
+        print_commands(args, world, rows)
+    else:
+        print_tables(args, world, tables)
     return 0
 
 

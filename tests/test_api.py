@@ -20,7 +20,7 @@ from dataset import BENCHMARKS
 from dataset.pair_dataset import PairDataset, collate
 from engine.build import build_caches, build_method
 from engine.process import build_accelerator
-from engine.result import write_summary_json
+from engine.result import write_summary
 from model.error import NetworkError, PromptNotFoundError
 from model.method.sd4match import SD4Match
 from model.prompt import new_prompt
@@ -355,7 +355,7 @@ def learned(tmp_path):
     meta = {**SD4Match.describe(cfg), "network": "owner/network", "metrics": {"step": 7, "validation": SUMMARY}}
     save_prompt(folder, new_prompt(name, load_text(cfg)), meta)
     stem = folder / "spair_result_Single_all_test_x"
-    write_summary_json(f"{stem}.json", {**SUMMARY, "pairs": 34}, dict(iter_keys(cfg)), {})
+    write_summary(f"{stem}.json", {**SUMMARY, "pairs": 34}, dict(iter_keys(cfg)), {})
     return folder
 
 
@@ -364,6 +364,8 @@ SUMMARY = {
     "by": "image",
     "average": "pair",
     "pairs": 12,
+    "pairs_without_points": 0,
+    "points": 60,
     "pck": {"nn": {"0.05": {"cat": 0.5, "all": 0.25}, "0.1": {"cat": None, "all": None}}},
 }
 

@@ -5,10 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from loss import build_loss
 from script import benchmark
 from script.speed import reference, sides
-from utils.localise import FeatureSimilarity, localise
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -88,28 +86,6 @@ def test_disagreement_is_a_failure(monkeypatch, world, capsys):
     monkeypatch.setattr(reference, "count_hits", lambda *judge: [hits + 1 for hits in true_hits(*judge)])
     assert call(monkeypatch, "localise", *tiny(world)) == 1
     assert "equal numbers: NO" in capsys.readouterr().out
-
-
-def test_reference_loss_is_the_loss():
-    generator = torch.Generator().manual_seed(0)
-    src_feat, trg_feat = torch.randn(2, 2, 8, 6, 5, generator=generator, dtype=torch.float64)
-    src_kps, trg_kps = 40 * torch.rand(2, 2, 4, 2, generator=generator, dtype=torch.float64)
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    settings, points = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}, (src_kps, trg_kps, mask, (48, 41))
-    ours = build_loss("kernel_smoothed_cross_entropy", **settings)(FeatureSimilarity(src_feat, trg_feat), *points)
-    maps = [(src_feat[b : b + 1], trg_feat[b : b + 1]) for b in range(2)]
-    plain = reference.compute_loss(maps, src_kps, trg_kps, [4, 2], (48, 41), **settings)
-    assert torch.allclose(ours.mean(), plain, rtol=1e-9)
-
-
-def test_reference_localisers_are_the_localisers():
-    generator = torch.Generator().manual_seed(1)
-    src_feat, trg_feat = torch.randn(2, 1, 8, 6, 5, generator=generator, dtype=torch.float64)
-    kps = 40 * torch.rand(1, 7, 2, generator=generator, dtype=torch.float64)
-    ours = localise(FeatureSimilarity(src_feat, trg_feat), kps, (48, 41), beta=0.1, sigma=2.0)
-    plain = reference.localise(src_feat, trg_feat, kps[0], (48, 41), 0.1, 2.0)
-    for name, predicted in ours.items():
-        assert torch.allclose(predicted[0], plain[name], atol=1e-9), name
 
 
 def test_rounds_take_turns_after_warm_up():

@@ -94,14 +94,17 @@ def test_conversion_there_and_back_keeps_every_bit(text, tmp_path, name):
 def make_summary(value):
     row = {"all": value}
     pck = {"nn": {"0.1": row, "0.15": {"all": None}}}
-    return {"protocol": "resized", "by": "image", "average": "pair", "pairs": 4, "pck": pck}
+    counts = {"pairs_without_points": 0, "points": 20}
+    return {"protocol": "resized", "by": "image", "average": "pair", "pairs": 4, **counts, "pck": pck}
 
 
 def test_the_card_tells_origin_and_results(text, tmp_path):
     prompt = new_prompt(NAMES[2], text, categories=CATEGORIES)
     meta = {"network": "owner/network", "network_fingerprint": "abc", "train_timestep": 261, "init": "random"}
     source = save_prompt(tmp_path / NAMES[2], prompt, {**meta, "metrics": {"validation": make_summary(0.5)}})
-    (source / f"spair_result_{NAMES[2]}_all_test.json").write_text(json.dumps({"summary": make_summary(0.25)}))
+    (source / f"spair_result_{NAMES[2]}_all_test.json").write_text(
+        json.dumps({"summary": make_summary(0.25), "config": {}})
+    )
     own = convert(source, tmp_path / "own", "own", None)
     card = (own / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: sd4match\n") and "base_model: owner/network\n" in card

@@ -37,7 +37,7 @@ from utils.draw import (
 from utils.plot import FeaturePair, colour_features, plot_curves, plot_feature_colours
 
 LONG = "CPM_pfpascal_stable-diffusion-2-1_Pair-DINO-Feat-G25-C50"
-MEASURE = "PCK@0.1, kernelsoftmax, spair val all (%)"  # as long as sweep_timestep.py writes it
+MEASURE = "PCK@0.1, kernelsoftmax, spair val all (%)"
 FRAME = (64, 48)
 GREY = torch.zeros(3, *FRAME)
 

@@ -15,7 +15,7 @@ COMMANDS += [
     f"script/{name}.py"
     for name in (
         *("analyse", "benchmark", "compare", "convert_prompt", "figure", "precision"),
-        *("rows", "sweep_timestep", "table", "view_results"),
+        *("table", "view_results"),
     )
 ]
 

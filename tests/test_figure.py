@@ -5,11 +5,10 @@ import sys
 import pytest
 from PIL import Image
 
-from config import ROOT, ConfigError, load_config
+from config import ROOT, load_config
 from script import compare as compare_script
 from script import figure as figure_script
 from script.figure import FIGURES
-from script.sweep_timestep import read_curves
 from tests.test_test import evaluate
 
 
@@ -75,17 +74,16 @@ def test_unusable_points_and_grids_are_refused(monkeypatch, world, tmp_path, cap
     assert "--grid must be at least 2, got 1" in capsys.readouterr().err
 
 
-def test_timestep_curves_are_read_sorted_and_merged(monkeypatch, world, tmp_path, capsys):
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    first.write_text("prompt,timestep,pck\ntext,261,18.5\ntext,0,20.0\n")
-    second.write_text("prompt,timestep,pck\nempty,50,10\ntext,50,21.0\n")
-    assert read_curves(first) == {"text": {0: 20.0, 261: 18.5}}
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_timestep_curves_are_drawn_from_results(monkeypatch, world, tmp_path, capsys):
+    for prompt, timestep in (("text", "50"), ("text", "261"), ("empty", "50")):
+        evaluate(world, tmp_path, prompt, "TEST.TIMESTEP", timestep)
     output = tmp_path / "curves.svg"
-    assert draw(monkeypatch, world, tmp_path, "timestep", str(first), str(second), "--output", str(output)) == 0
+    assert draw(monkeypatch, world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 0
     assert "empty" in output.read_text()
-    second.write_text("prompt,pck\ntext,21.0\n")
-    assert draw(monkeypatch, world, tmp_path, "timestep", str(second), "--output", str(output)) == 2
-    assert "expected the columns prompt,timestep,pck" in capsys.readouterr().err
+    evaluate(world, tmp_path, "text", "TEST.ENSEMBLE", "1")
+    assert draw(monkeypatch, world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 2
+    assert "another result of text at t = 50" in capsys.readouterr().err
 
 
 def test_every_kind_is_in_the_page_of_figures():
@@ -98,7 +96,7 @@ def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(monkeypatc
     flags = ["--prompts", "text", "empty", "--pairs", "1", "--opts", *world.opts(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
     assert compare_script.main() == 2
-    assert "run test.py with --prompt_type text" in capsys.readouterr().err
+    assert "run test.py --prompt_type text with the same settings" in capsys.readouterr().err
     summaries = [evaluate(world, tmp_path, prompt)["summary"] for prompt in ("text", "empty")]
     capsys.readouterr()
     assert compare_script.main() == 0
@@ -115,13 +113,6 @@ def test_a_matcher_without_a_prompt_is_a_column_called_by_its_name(flags, monkey
     argv = ["figure.py", "matches", "--config_file", "config/mini/dinov2.yaml", *flags]
     monkeypatch.setattr(sys, "argv", argv)
     assert list(figure_script.load_columns(figure_script.parse_args())) == ["dinov2"]
-
-
-def test_a_sweep_that_is_no_text_is_refused_in_few_words(tmp_path):
-    (tmp_path / "sweep.csv").write_bytes(b"\xff" * 10_000)
-    with pytest.raises(ConfigError, match="expected the columns") as refused:
-        read_curves(tmp_path / "sweep.csv")
-    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.usefixtures("fresh_accelerator")

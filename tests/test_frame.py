@@ -108,4 +108,4 @@ def test_batches_and_scores_follow_the_frame(tmp_path):
     assert batch["pck_threshold"][0] == pytest.approx(max(x2 - x1, y2 - y1) * min(96 / height, 80 / width), rel=1e-6)
     evaluator = PCKEvaluator(["nn"], [0.1], frame=pairs.frame)
     evaluator.update(batch, {"nn": batch["trg_kps"]})
-    np.testing.assert_allclose(evaluator.records()[0]["predictions"]["nn"], benchmark[0].trg_kps, atol=1e-3)
+    np.testing.assert_allclose(evaluator.scores().at[0, "point:nn"], benchmark[0].trg_kps, atol=1e-3)

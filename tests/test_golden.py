@@ -29,7 +29,7 @@ def test_every_value_is_compared():
 
 
 def compare(found, golden, name):
-    """Arrays by TOLERANCE, all else exactly."""
+    """Arrays by TOLERANCE, single numbers to 1e-9, all else exactly."""
     if isinstance(golden, dict) and "norm" in golden:
         assert {**found, "norm": 0, "max": 0, "part": 0} == {**golden, "norm": 0, "max": 0, "part": 0}, name
         numbers = zip([found["norm"], *found["part"]], [golden["norm"], *golden["part"]], strict=True)
@@ -39,5 +39,7 @@ def compare(found, golden, name):
         assert set(found) == set(golden), name
         for key, value in golden.items():
             compare(found[key], value, f"{name}: {key}")
+    elif isinstance(golden, float):
+        assert found == pytest.approx(golden, rel=1e-9), name
     else:
         assert found == golden, name

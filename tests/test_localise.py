@@ -1,12 +1,10 @@
-"""Coordinates and localisers: round trips, known shifts, and parity with plain-loop NumPy versions."""
+"""Coordinates and localisers: round trips, known shifts, and parity with the plain reference."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from script.speed import reference
 from utils import geometry
 from utils.localise import LOCALISERS, FeatureSimilarity, argmax_cell
 from utils.localise import localise as localise_similarity
@@ -75,95 +73,25 @@ def test_cell_grid_is_row_major_xy():
     ]
 
 
-# --- plain-loop versions of the four localisers ---
-
-
-def unit(v):
-    return v / (np.linalg.norm(v) + 1e-6)
-
-
-def sample(feat, x, y):
-    """Bilinear sample of feat (C, h, w) at an inside point."""
-    h, w = feat.shape[1:]
-    x0, y0 = min(int(x), w - 2), min(int(y), h - 2)
-    total = np.zeros(feat.shape[0])
-    for cx, cy in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
-        total += feat[:, cy, cx] * (1 - abs(x - cx)) * (1 - abs(y - cy))
-    return total
-
-
-def similarity(query, trg):
-    h, w = trg.shape[1:]
-    return np.array([[unit(query) @ unit(trg[:, y, x]) for x in range(w)] for y in range(h)])
-
-
-def peak(sim):
-    y, x = np.unravel_index(sim.argmax(), sim.shape)
-    return np.array([x, y], float)
-
-
-def expectation(sim, beta):
-    p = np.exp((sim - sim.max()) / beta)
-    p /= p.sum()
-    return sum(p[y, x] * np.array([x, y]) for y in range(sim.shape[0]) for x in range(sim.shape[1]))
-
-
-def plain_nn(src, trg, x, y, beta, sigma):
-    return peak(similarity(sample(src, x, y), trg))
-
-
-def plain_bilinear(src, trg, x, y, beta, sigma):
-    h, w = src.shape[1:]
-    x, y = min(max(x, 1e-5), w - 1 - 1e-5), min(max(y, 1e-5), h - 1 - 1e-5)
-    x0, y0 = int(x), int(y)
-    total = np.zeros(2)
-    for cx, cy in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
-        area = (1 - abs(x - cx)) * (1 - abs(y - cy))
-        total += area * peak(similarity(src[:, cy, cx], trg))
-    return total
-
-
-def plain_softmax(src, trg, x, y, beta, sigma):
-    return expectation(similarity(sample(src, x, y), trg), beta)
-
-
-def plain_kernelsoftmax(src, trg, x, y, beta, sigma):
-    sim = similarity(sample(src, x, y), trg)
-    px, py = peak(sim)
-    h, w = sim.shape
-    gauss = [[math.exp(-((i - px) ** 2 + (j - py) ** 2) / (2 * sigma**2)) for i in range(w)] for j in range(h)]
-    return expectation(sim * np.array(gauss), beta)
-
-
-PLAIN = {
-    "nn": plain_nn,
-    "bilinear": plain_bilinear,
-    "softmax": plain_softmax,
-    "kernelsoftmax": plain_kernelsoftmax,
-}
+# --- the plain reference ---
 
 
 @pytest.mark.parametrize("name", LOCALISERS)
-def test_equals_the_plain_loop_version(name):
+def test_equals_the_plain_reference(name):
     src, trg, kps = (v.double() for v in make_pair(n=5))
     kps[0, 0], kps[0, 1] = torch.tensor([0.0, 0.0]), torch.tensor([95.0, 63.0])
-    beta, sigma = 0.07, 2.0
-    predicted = localise(src, trg, kps, IMAGE_SIZE, names=[name], beta=beta, sigma=sigma)[name]
+    predicted = localise(src, trg, kps, IMAGE_SIZE, names=[name], beta=0.07, sigma=2.0)[name]
     for b in range(2):
-        for i in range(5):
-            x, y = kps[b, i, 0].item() * 12 / 95, kps[b, i, 1].item() * 8 / 63
-            cell = PLAIN[name](src[b].numpy(), trg[b].numpy(), x, y, beta, sigma)
-            expected = cell * np.array([95 / 12, 63 / 8])
-            np.testing.assert_allclose(predicted[b, i].numpy(), expected, atol=1e-6)
+        plain = reference.localise(src[b : b + 1], trg[b : b + 1], kps[b], IMAGE_SIZE, 0.07, 2.0)[name]
+        torch.testing.assert_close(predicted[b], plain, atol=1e-9, rtol=0)
 
 
-def test_correlation_is_the_shared_map():
-    src, trg, kps = make_pair(batch=1, n=1)
-    cell = geometry.px_to_cell(kps, IMAGE_SIZE, FEAT_SIZE)
-    sim = FeatureSimilarity(src, trg)(cell)
-    assert sim.shape == (1, 1, *FEAT_SIZE) and sim.abs().max() <= 1
-    expected = similarity(sample(src[0].double().numpy(), *cell[0, 0].tolist()), trg[0].double().numpy())
-    np.testing.assert_allclose(sim[0, 0].numpy(), expected, atol=1e-5)
+def test_similarity_is_the_cosine_of_sampled_features():
+    src, trg, _ = make_pair(batch=1)
+    sim = FeatureSimilarity(src, trg)(torch.tensor([[[3.0, 2.0], [3.5, 2.0]]]))
+    assert sim.shape == (1, 2, *FEAT_SIZE) and sim.abs().max() <= 1
+    for row, query in zip(sim[0], (src[0, :, 2, 3], (src[0, :, 2, 3] + src[0, :, 2, 4]) / 2), strict=True):
+        torch.testing.assert_close(row, F.cosine_similarity(query[:, None, None], trg[0], dim=0), atol=1e-5, rtol=0)
 
 
 # --- known answers ---

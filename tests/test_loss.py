@@ -1,4 +1,4 @@
-"""The loss against a per-point `grid_sample` version of its definition, by hand, and on extreme inputs."""
+"""The loss against the plain reference, by hand, and on extreme inputs."""
 
 import math
 
@@ -12,6 +12,7 @@ from loss.kernel_smoothed_cross_entropy import (
     gaussian_kernel,
     sample_log_bilinear,
 )
+from script.speed import reference
 from utils.localise import FeatureSimilarity
 
 IMAGE_SIZE = (64, 96)
@@ -25,49 +26,30 @@ def make_pair(batch=2, n=5, channels=8, size=(9, 13), seed=0, dtype=torch.float3
     return *feats, *kps, torch.ones(batch, n, dtype=torch.bool)
 
 
-def loss_by_grid_sample(src_feat, trg_feat, src_kps, trg_kps, mask, beta, size, s):
-    """The definition, one keypoint at a time: softmax, then grid_sample, then the logarithm."""
-    losses = []
-    for b in range(len(src_feat)):
-        total, points = 0.0, 0
-        h, w = trg_feat.shape[-2:]
-        target = trg_feat[b] / (trg_feat[b].norm(dim=0) + 1e-6)
-        for i in torch.nonzero(mask[b]).flatten():
-            points += 1
-            grid = 2 * src_kps[b, i] / torch.tensor([IMAGE_SIZE[1] - 1, IMAGE_SIZE[0] - 1]) - 1
-            query = F.grid_sample(src_feat[b : b + 1], grid[None, None, None], align_corners=True).flatten()
-            query = query / (query.norm() + 1e-6)
-            p = torch.softmax(torch.einsum("c,chw->hw", query, target).flatten() / beta, 0).view(1, 1, h, w)
-            x = trg_kps[b, i, 0] * (w - 1) / (IMAGE_SIZE[1] - 1)
-            y = trg_kps[b, i, 1] * (h - 1) / (IMAGE_SIZE[0] - 1)
-            for dy in range(-(size // 2), size // 2 + 1):
-                for dx in range(-(size // 2), size // 2 + 1):
-                    if not (0 < x + dx < w - 1 and 0 < y + dy < h - 1):
-                        continue
-                    at = torch.stack((2 * (x + dx) / (w - 1) - 1, 2 * (y + dy) / (h - 1) - 1))[None, None, None]
-                    value = F.grid_sample(p, at, align_corners=True, padding_mode="border").squeeze()
-                    k = math.exp(-(dx * dx + dy * dy) / (2 * s * s)) / (2 * math.pi * s * s)
-                    total = total - k * value.log()
-        losses.append(total / points)
-    return torch.stack(losses)
+def plain_loss(src, trg, src_kps, trg_kps, mask, **settings):
+    """(B,): of each pair by the plain reference; valid points come first."""
+    pairs = [(src[b : b + 1], trg[b : b + 1]) for b in range(len(src))]
+    points = zip(src_kps[:, None], trg_kps[:, None], mask.sum(dim=1, keepdim=True).tolist(), strict=True)
+    return torch.stack([reference.compute_loss([maps], *kps, IMAGE_SIZE, **settings)
+                        for maps, kps in zip(pairs, points, strict=True)])  # fmt: skip
 
 
 def apply(loss, src, trg, *points):
     return loss(FeatureSimilarity(src, trg), *points, IMAGE_SIZE)
 
 
-def test_equals_the_definition_sampled_by_grid_sample():
+def test_equals_the_plain_reference():
     src, trg, src_kps, trg_kps, mask = (v.double() if v.is_floating_point() else v for v in make_pair())
     mask[1, 3:] = False
-    expected = loss_by_grid_sample(src, trg, src_kps, trg_kps, mask, beta=0.2, size=7, s=1.5)
+    expected = plain_loss(src, trg, src_kps, trg_kps, mask, beta=0.2, kernel_size=7, sigma=1.5)
     actual = KernelSmoothedCrossEntropy(beta=0.2)(FeatureSimilarity(src, trg), src_kps, trg_kps, mask, IMAGE_SIZE)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_gradient_equals_that_of_the_definition():
+def test_gradient_equals_that_of_the_plain_reference():
     src, trg, src_kps, trg_kps, mask = (v.double() if v.is_floating_point() else v for v in make_pair(n=3))
     src.requires_grad_(), trg.requires_grad_()
-    expected = loss_by_grid_sample(src, trg, src_kps, trg_kps, mask, beta=0.2, size=5, s=1.0).sum()
+    expected = plain_loss(src, trg, src_kps, trg_kps, mask, beta=0.2, kernel_size=5, sigma=1.0).sum()
     actual = KernelSmoothedCrossEntropy(beta=0.2, kernel_size=5)(
         FeatureSimilarity(src, trg), src_kps, trg_kps, mask, IMAGE_SIZE
     ).sum()

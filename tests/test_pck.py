@@ -1,12 +1,14 @@
-"""PCK: parity with a double loop, thresholds, both protocols, and means recomputed from records."""
+"""PCK: parity with a double loop, thresholds, both protocols, and means recomputed from the scores of pairs."""
 
 import math
 
+import pandas as pd
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
-from utils.localise import LOCALISERS, localise
-from utils.pck import PCKEvaluator, alpha_key, compute_hits, merge_records, summarise
+from utils.localise import LOCALISERS, FeatureSimilarity, localise
+from utils.pck import PCKEvaluator, PredictionError, alpha_key, compute_hits, merge_scores, summarise
 
 ALPHAS = (0.05, 0.1, 0.15)
 
@@ -37,7 +39,7 @@ def evaluate(batches, predictions=noisy, localisers=("nn",)):
     evaluator = PCKEvaluator(localisers, ALPHAS)
     for batch in batches:
         evaluator.update(batch, {name: predictions(batch) for name in localisers})
-    return evaluator.records()
+    return evaluator.scores()
 
 
 def test_hits_equal_a_double_loop():
@@ -71,9 +73,18 @@ def test_padded_points_never_count_even_when_right():
     assert compute_hits(batch["trg_kps"], batch, [0.1])[..., 0].equal(batch["kps_mask"])
 
 
-def test_a_prediction_that_is_not_finite_is_wrong():
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_and_named_but_padding_does_not_matter(bad):
     batch = make_batch()
-    assert not compute_hits(torch.full((3, 4, 2), float("nan")), batch, ALPHAS).any()
+    pred = noisy(batch)
+    pred[0, 2:] = bad  # padding
+    assert len(evaluate([batch], lambda _: pred)) == 3
+    pred[1, 3, 0] = bad
+    with pytest.raises(PredictionError, match="pair 'p1': a point predicted by nn is not finite"):
+        evaluate([batch], lambda _: pred)
+    batch["pck_threshold"][2] = bad
+    with pytest.raises(PredictionError, match="pair 'p2': the threshold is not finite"):
+        evaluate([batch])
 
 
 def test_original_protocol_on_an_anisotropic_image():
@@ -106,14 +117,15 @@ def test_identical_features_give_pck_one():
     feat = torch.randn(3, 256, 12, 12, generator=torch.Generator().manual_seed(0))
     batch = make_batch() | {"trg_kps": torch.randint(0, 12, (3, 4, 2)).float() * 9}
     evaluator = PCKEvaluator(LOCALISERS, ALPHAS)
-    evaluator.update(batch, localise(feat, feat, batch["trg_kps"], (100, 100)))
-    pck = summarise(evaluator.records(), LOCALISERS, ALPHAS)["pck"]
+    evaluator.update(batch, localise(FeatureSimilarity(feat, feat), batch["trg_kps"], (100, 100)))
+    pck = summarise(evaluator.scores(), LOCALISERS, ALPHAS)["pck"]
     assert all(value == 1 for rows in pck.values() for row in rows.values() for value in row.values())
 
 
-def test_record_of_a_pair():
-    record = evaluate([make_batch()], lambda batch: batch["trg_kps"])[0]
-    assert record == {
+def test_the_row_of_a_pair():
+    row = evaluate([make_batch()], lambda batch: batch["trg_kps"]).iloc[0].to_dict()
+    assert row.pop("error:nn").tolist() == [0, 0]
+    assert row == {
         "index": 0,
         "pair_id": "p0",
         "category": "cat",
@@ -121,19 +133,12 @@ def test_record_of_a_pair():
         "trg_identifier": "cat-1",
         "protocol": "resized",
         "n_points": 2,
-        "flags": {"mirror": 0},
-        "hits": {"nn": {"0.05": 2, "0.1": 2, "0.15": 2}},
+        "flag:mirror": 0,
+        "nn@0.05": 2,
+        "nn@0.1": 2,
+        "nn@0.15": 2,
         "threshold": 80.0,
-        "errors": {"nn": [0.0, 0.0]},
-        "predictions": {},
     }
-    assert all(type(record[key]) is int for key in ("index", "n_points"))
-
-
-def test_evaluator_keeps_nothing_from_another_and_hands_out_its_own_list():
-    evaluator = PCKEvaluator(["nn"], ALPHAS)
-    evaluator.records().append("x")
-    assert evaluator.records() == [] == PCKEvaluator(["nn"], ALPHAS).records()
 
 
 def test_evaluator_errors():
@@ -144,23 +149,11 @@ def test_evaluator_errors():
         PCKEvaluator(["nn"], [0.1, 0.1])
 
 
-def hand_records():
+def hand_scores():
     """cat: 1/1 and 1/4; dog: 0/2; and a pair without keypoints in either category."""
     rows = [("cat", 1, 1), ("cat", 1, 4), ("dog", 0, 2), ("dog", 0, 0), ("eel", 0, 0)]
-    return [
-        {
-            "index": i,
-            "pair_id": f"p{i}",
-            "category": category,
-            "src_identifier": "a",
-            "trg_identifier": "b",
-            "protocol": "resized",
-            "n_points": points,
-            "flags": {},
-            "hits": {"nn": {"0.1": hits}},
-        }
-        for i, (category, hits, points) in enumerate(rows)
-    ]
+    scores = pd.DataFrame(rows, columns=["category", "nn@0.1", "n_points"])
+    return scores.assign(index=range(5), pair_id=[f"p{i}" for i in range(5)], protocol="resized")
 
 
 @pytest.mark.parametrize(
@@ -173,43 +166,61 @@ def hand_records():
     ],
 )
 def test_means_by_hand(by, average, everything, cat):
-    summary = summarise(hand_records(), ["nn"], [0.1], by, average)
+    summary = summarise(hand_scores(), ["nn"], [0.1], by, average)
     assert summary["pck"]["nn"]["0.1"] == pytest.approx({"cat": cat, "dog": 0, "eel": None, "all": everything})
     assert (summary["pairs"], summary["pairs_without_points"], summary["points"]) == (3, 2, 7)
     assert summary["categories"]["dog"] == {"pairs": 1, "pairs_without_points": 1, "points": 2}
     assert (summary["protocol"], summary["by"], summary["average"]) == ("resized", by, average)
 
 
-def test_an_empty_pair_changes_no_mean_and_no_records_is_none():
+def test_an_empty_pair_changes_no_mean_and_only_empty_pairs_give_none():
     batch = make_batch()
     batch["kps_mask"][1] = False
-    records = evaluate([batch])
-    without = [record for record in records if record["n_points"]]
-    with_pair, left_out = (summarise(r, ["nn"], ALPHAS) for r in (records, without))
+    scores = evaluate([batch])
+    with_pair, left_out = (summarise(s, ["nn"], ALPHAS) for s in (scores, scores[scores["n_points"] > 0]))
     for key in with_pair["pck"]["nn"]:
         assert with_pair["pck"]["nn"][key]["all"] == left_out["pck"]["nn"][key]["all"]
     assert with_pair["pck"]["nn"]["0.1"]["dog"] is None
-    assert summarise([], ["nn"], [0.1])["pck"]["nn"]["0.1"] == {"all": None}
+    assert summarise(scores[scores["n_points"] == 0], ["nn"], [0.1])["pck"]["nn"]["0.1"] == {"dog": None, "all": None}
+
+
+@pytest.mark.parametrize("by", ["image", "point"])
+@pytest.mark.parametrize("average", ["pair", "category"])
+def test_means_equal_a_plain_loop(by, average):
+    scores = evaluate([make_batch(seed=s, first_index=3 * s) for s in range(20)])
+    rows = list(zip(scores["category"], scores["nn@0.1"].tolist(), scores["n_points"].tolist(), strict=True))
+
+    def mean(rows):
+        if by == "image":
+            return sum(hits / points for _, hits, points in rows) / len(rows)
+        return sum(hits for _, hits, _ in rows) / sum(points for _, _, points in rows)
+
+    expected = {name: mean([row for row in rows if row[0] == name]) for name in ("cat", "dog")}
+    expected["all"] = mean(rows) if average == "pair" else (expected["cat"] + expected["dog"]) / 2
+    found = summarise(scores, ["nn"], [0.1], by, average)["pck"]["nn"]["0.1"]
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_summary_errors():
     with pytest.raises(ValueError, match="by must be one of.*'pair'"):
-        summarise(hand_records(), ["nn"], [0.1], by="pair")
+        summarise(hand_scores(), ["nn"], [0.1], by="pair")
     with pytest.raises(ValueError, match="average must be one of"):
-        summarise(hand_records(), ["nn"], [0.1], average="image")
-    with pytest.raises(ValueError, match="'p0' has no hits of 'nn' at alpha.*0.2"):
-        summarise(hand_records(), ["nn"], [0.1, 0.2])
-    mixed = hand_records()
-    mixed[1]["protocol"] = "original"
+        summarise(hand_scores(), ["nn"], [0.1], average="image")
+    with pytest.raises(ValueError, match=r"the scores hold no nn@0\.2"):
+        summarise(hand_scores(), ["nn"], [0.1, 0.2])
+    mixed = hand_scores()
+    mixed.loc[1, "protocol"] = "original"
     with pytest.raises(ValueError, match="different PCK protocols"):
         summarise(mixed, ["nn"], [0.1])
+    with pytest.raises(ValueError, match='a category is called "all"'):
+        summarise(hand_scores().replace("dog", "all"), ["nn"], [0.1])
 
 
 def test_two_processes_with_padding_duplicates_equal_one():
     batches = [make_batch(seed=s, first_index=3 * s) for s in range(4)]
     alone = evaluate(batches)
-    merged = merge_records(evaluate([batches[2], batches[0]]), evaluate([batches[1], batches[3], batches[0]]))
-    assert merged == alone
+    parts = [evaluate([batches[2], batches[0]]), evaluate([batches[1], batches[3], batches[0]]), evaluate([])]
+    assert_frame_equal(merge_scores(parts), alone)
 
 
 def test_batch_of_three_is_three_batches_of_one():
@@ -220,7 +231,7 @@ def test_batch_of_three_is_three_batches_of_one():
         single = {key: value[b : b + 1] for key, value in batch.items() if key != "flags"}
         single["flags"] = {name: values[b : b + 1] for name, values in batch["flags"].items()}
         evaluator.update(single, {"nn": pred[b : b + 1]})
-    assert evaluator.records() == evaluate([batch], lambda _: pred)
+    assert_frame_equal(evaluator.scores(), evaluate([batch], lambda _: pred))
 
 
 def test_alpha_key():

@@ -100,11 +100,33 @@ def test_setup_without_a_python_says_so(tmp_path):
     assert done.returncode == 1 and "no Python 3.11 or newer found" in done.stderr
 
 
+NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
+
+
 def test_setup_without_a_network_says_so(tmp_path):
     bare = Path(sys.base_prefix) / "bin" / "python3"
-    if subprocess.run([bare, ROOT / "script/check_requirements.py"], capture_output=True, check=False).returncode == 0:
+    check = [bare, ROOT / "script/check_requirements.py", ROOT / "requirements.txt"]
+    if subprocess.run(check, capture_output=True, check=False).returncode == 0:
         pytest.skip("the Python below this environment has all requirements")
-    env = {"PYTHON": str(bare), "VENV": str(tmp_path / "venv"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
-    done = run_setup(tmp_path, **env)
+    done = run_setup(tmp_path, PYTHON=str(bare), VENV=str(tmp_path / "a folder" / "venv"), **NO_INDEX)
     assert done.returncode == 1
     assert "lacks:" in done.stderr and "No network, or no disk space?" in done.stderr
+    assert "ERROR: " in done.stderr  # pip is heard
+
+
+def test_setup_shares_a_pytorch_that_is_there(tmp_path):
+    """A Python that has PyTorch, but not the rest: the new environment sees it, and pip is not asked for another."""
+    own, venv = tmp_path / "own", tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
+    (site,) = own.glob("lib/*/site-packages")
+    (site / "torch.py").write_text("")
+    (site / "torch-99.dist-info").mkdir()
+    (site / "torch-99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
+    done = run_setup(tmp_path, PYTHON=str(own / "bin" / "python"), VENV=str(venv), **NO_INDEX)
+    assert done.returncode == 1 and "PyTorch, which is shared" in done.stderr
+    command = [venv / "bin" / "python", "-c", "import torch; print(torch.__file__)"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(site / "torch.py")
+    check = [venv / "bin" / "python", ROOT / "script/check_requirements.py", ROOT / "requirements.txt"]
+    missing = subprocess.run(check, capture_output=True, text=True, check=False).stdout.split()
+    assert "torchvision:" in missing and "torch:" not in missing

@@ -1,42 +1,43 @@
-"""Tables as known text, and result files that give back what went in."""
+"""Tables as known text; result files give back what went in, and are refused by line once they were changed."""
 
 import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 
 from engine.result import (
+    ResultError,
     describe,
     format_category_table,
     format_overview,
-    read_pairs_csv,
-    read_predictions_csv,
-    write_pairs_csv,
-    write_predictions_csv,
-    write_summary_json,
-    write_text,
+    read_predictions,
+    read_scores,
+    read_summary,
+    write_predictions,
+    write_scores,
+    write_summary,
 )
 from utils.pck import summarise
-from utils.store import atomic_path
+from utils.store import atomic_path, write_text
 
-
-def make_record(index, category, hits, points, flags=None):
-    return {
-        "index": index,
-        "pair_id": f'{index}-"a",b:{category}',
-        "category": category,
-        "src_identifier": f"{category}-x",
-        "trg_identifier": f"{category}-ü",
-        "protocol": "resized",
-        "n_points": points,
-        "flags": flags or {"mirror": 0, "occlusion": -1},
-        "hits": {"nn": {"0.05": hits // 2, "0.1": hits}, "softmax": {"0.05": 0, "0.1": points}},
-    }
-
-
-RECORDS = [make_record(0, "dog", 3, 4), make_record(1, "cat", 1, 1), make_record(2, "dog", 0, 0)]
 NAMES, ALPHAS = ["nn", "softmax"], [0.05, 0.1]
+
+
+def make_scores():
+    """dog: 3 of 4 right at 0.1; cat: 1 of 1; dog without points. Names as a CSV file likes them least."""
+    errors = [np.float32([1, 4, 9.7, 10.1]), np.float32([6.25]), np.float32([])]
+    rows = []
+    for index, (category, error) in enumerate(zip(("dog", "cat", "dog"), errors, strict=True)):
+        row = {"index": index, "pair_id": f'{index}-"a",\nb:{category}', "category": category}
+        row |= {"src_identifier": "NA", "trg_identifier": f"{category}-ü", "protocol": "resized"}
+        row |= {"n_points": len(error), "flag:mirror": 0, "flag:occlusion": -1}
+        row |= {"nn@0.05": int((error <= 5).sum()), "nn@0.1": int((error <= 10).sum())}
+        row |= {"softmax@0.05": len(error), "softmax@0.1": len(error), "threshold": np.float32(100)}
+        rows.append(row | {"error:nn": error, "error:softmax": error / 10})
+    return pd.DataFrame(rows)
 
 
 def test_overview_text():
@@ -44,97 +45,132 @@ def test_overview_text():
         "PCK in the resized frame, per image, averaged over all pairs: "
         "2 pairs, 5 keypoints (1 more without keypoints)\n"
         "            @0.05     @0.1\n"
-        "nn          12.50%    87.50%\n"
-        "softmax     0.00%     100.00%\n"
+        "nn          25.00%    87.50%\n"
+        "softmax     100.00%   100.00%\n"
     )
-    assert format_overview(summarise(RECORDS, NAMES, ALPHAS)) == expected
+    assert format_overview(summarise(make_scores(), NAMES, ALPHAS)) == expected
 
 
 def test_category_table_has_the_release_layout():
     expected = (
         "nn:\n"
         "            cat         dog         all         \n"
-        "0.05        0.00%       25.00%      12.50%      \n"
+        "0.05        0.00%       50.00%      25.00%      \n"
         "0.1         100.00%     75.00%      87.50%      \n"
         "-----------------------------------------------------------------\n"
         "softmax:\n"
         "            cat         dog         all         \n"
-        "0.05        0.00%       0.00%       0.00%       \n"
+        "0.05        100.00%     100.00%     100.00%     \n"
         "0.1         100.00%     100.00%     100.00%     \n"
         "-----------------------------------------------------------------\n"
     )
-    summary = summarise(RECORDS, NAMES, ALPHAS)
+    summary = summarise(make_scores(), NAMES, ALPHAS)
     assert format_category_table(summary) == expected + describe(summary) + "\n"
 
 
-def test_long_category_names_widen_the_columns():
-    summary = summarise([make_record(0, "winebottle(wC)", 1, 1), make_record(1, "duck(S)", 0, 0)], NAMES, ALPHAS)
+def test_one_chosen_category_is_not_called_all():
+    scores = make_scores()
+    summary = summarise(scores[scores["category"] == "dog"], NAMES, ALPHAS) | {"category": "dog"}
     lines = format_category_table(summary).splitlines()
+    assert lines[1].split() == ["dog"] and lines[3].split() == ["0.1", "75.00%"]
+    assert "over all pairs of the category dog alone: 1 pairs" in lines[-1]
+
+
+def test_pairs_that_were_left_out_are_counted():
+    summary = summarise(make_scores(), NAMES, ALPHAS) | {"pairs_left_out": 3}
+    assert describe(summary).endswith("(1 more without keypoints, 3 more left out)")
+
+
+def test_long_category_names_widen_the_columns():
+    scores = make_scores().assign(category=["winebottle(wC)", "duck(S)", "winebottle(wC)"])
+    lines = format_category_table(summarise(scores, NAMES, ALPHAS)).splitlines()
     assert lines[1].split() == ["duck(S)", "winebottle(wC)", "all"]
-    assert lines[3].split() == ["0.1", "-", "100.00%", "100.00%"]
-    assert lines[1].index("all") == lines[3].rindex("100.00%")
+    assert lines[1].index("all") == lines[3].rindex("87.50%")
 
 
-def test_records_survive_the_csv(tmp_path):
-    path = tmp_path / "run" / "pairs.csv"
-    write_pairs_csv(path, reversed(RECORDS))
-    assert read_pairs_csv(path) == RECORDS
-    assert summarise(read_pairs_csv(path), NAMES, ALPHAS) == summarise(RECORDS, NAMES, ALPHAS)
-    header = path.read_text(encoding="utf-8").splitlines()[0]
-    assert header == (
-        "index,pair_id,category,src_identifier,trg_identifier,protocol,n_points,"
-        "flag:mirror,flag:occlusion,nn@0.05,nn@0.1,softmax@0.05,softmax@0.1"
-    )
+def test_scores_survive_the_csv_to_the_last_bit_and_pandas_reads_it_alone(tmp_path):
+    scores, path = make_scores(), tmp_path / "run" / "x_pairs.csv"
+    write_scores(path, scores)
+    assert_frame_equal(read_scores(path), scores, check_dtype=False)
+    assert read_scores(path)["threshold"].dtype == np.float32
+    plain = pd.read_csv(path)
+    assert list(plain) == list(scores) and (plain["nn@0.1"] / plain["n_points"]).mean() == 0.875
 
 
-def test_errors_and_thresholds_survive_the_csv_to_the_last_bit(tmp_path):
-    rng = np.random.default_rng(0)
-    records = [
-        record | {"threshold": float(np.float32(rng.uniform(50, 500))), "errors": {"nn": errors, "softmax": errors}}
-        for record in RECORDS
-        for errors in [rng.exponential(30, record["n_points"]).astype(np.float32).tolist()]
-    ]
-    write_pairs_csv(tmp_path / "pairs.csv", records)
-    assert read_pairs_csv(tmp_path / "pairs.csv") == records
-    header = (tmp_path / "pairs.csv").read_text(encoding="utf-8").splitlines()[0]
-    assert header.endswith("softmax@0.1,threshold,error:nn,error:softmax")
+def write_pair_of_files(folder):
+    """A result's scores and summary; the lines of the first."""
+    scores = make_scores().assign(pair_id=["a", "b", "c"])
+    write_scores(folder / "x_pairs.csv", scores)
+    write_summary(folder / "x.json", summarise(scores, NAMES, ALPHAS), {}, {})
+    return (folder / "x_pairs.csv").read_text(encoding="utf-8").splitlines()
 
 
-def test_csv_does_not_depend_on_the_order_of_arrival(tmp_path):
-    write_pairs_csv(tmp_path / "a.csv", RECORDS)
-    write_pairs_csv(tmp_path / "b.csv", [RECORDS[2], RECORDS[0], RECORDS[1], RECORDS[0]])
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+def edit(line, column, text):
+    """The line with another cell."""
+    cells = line.split(",")
+    cells[column] = text
+    return ",".join(cells)
 
 
-def test_no_records_give_an_empty_table(tmp_path):
-    write_pairs_csv(tmp_path / "none.csv", [])
-    assert read_pairs_csv(tmp_path / "none.csv") == []
-    assert format_overview(summarise([], NAMES, ALPHAS)).splitlines()[2] == "nn          -         -"
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:2], r"x_pairs.csv ends at line 2 with 1 pairs, but x.json is of 3"),
+        (lambda t: [t[0], t[1], t[3]], r"line 3, column index: '2' is not the next one: pairs are missing"),
+        (lambda t: [*t, *t[1:]], r"line 5, column index: '0' is not the next one: .*, or there twice"),
+        (lambda t: [*t[:2], edit(t[2], 1, "a"), t[3]], r"line 3, column pair_id: 'a' is there twice"),
+        (lambda t: [*t[:2], t[2][:20]], r"line 3: 6 cells, but 16 in the header"),
+        (lambda t: [*t[:3], t[3] + ",1"], r"line 4: 17 cells, but 16 in the header"),
+        (lambda t: [t[0].replace("flag:mirror", "Flag:mirror"), *t[1:]], r"line 1: unknown column 'Flag:mirror'"),
+        (lambda t: [t[0].replace("pair_id", "pair"), *t[1:]], r"it has no column pair_id"),
+        (lambda t: [t[0].replace("nn@0.05", "nn@0.1"), *t[1:]], r"line 1: a column is there twice"),
+        (lambda t: [t[0], edit(t[1], 10, "9"), *t[2:]], r"line 2, column nn@0.1: '9' is not the number of hits"),
+        (lambda t: [t[0], edit(t[1], 10, "x"), *t[2:]], r"line 2, column nn@0.1: 'x' is no number of things"),
+        (lambda t: [t[0], edit(t[1], 6, "2.5"), *t[2:]], r"line 2, column n_points: '2.5' is no number of things"),
+        (lambda t: [t[0], edit(t[1], 6, "-1"), *t[2:]], r"line 2, column n_points: '-1' is no number of things"),
+        (lambda t: [t[0], edit(t[1], 6, "3"), *t[2:]], r"line 2, column error:nn: .* has not an error for each"),
+        (lambda t: [t[0], edit(t[1], 13, "1e300"), *t[2:]], r"line 2, column threshold: '1e300' is no length"),
+        (lambda t: [t[0], edit(t[1], 13, "1 2"), *t[2:]], r"line 2, column threshold: '1 2' is not one number"),
+        (lambda t: [t[0], edit(t[1], 14, "1 4 nan 10.1"), *t[2:]], r"line 2, column error:nn: .* is no length"),
+        (lambda t: [t[0], edit(t[1], 2, "all"), *t[2:]], r"line 2, column category: 'all' is the name of the mean"),
+        (lambda t: [*t[:2], edit(t[2], 5, "original"), t[3]], r"line 3, column protocol: .* not that of the first"),
+        (lambda t: [t[0], edit(t[1], 5, "mine"), *t[2:]], r"line 2, column protocol: .* one of resized, original"),
+        (lambda t: ["a,b", "1,2"], r"it has no column index, pair_id"),
+        (lambda t: [], r"it has no column index"),
+        (lambda t: [t[0], '"' + t[1]], r"line \d: "),
+        (lambda t: [t[0], t[1] + "\0"], r"line \d"),
+    ],
+)
+def test_scores_that_were_changed_are_refused_in_one_line(tmp_path, change, message):
+    lines = write_pair_of_files(tmp_path)
+    assert len(read_scores(tmp_path / "x_pairs.csv")) == 3
+    write_text(tmp_path / "x_pairs.csv", "".join(f"{line}\n" for line in change(lines)))
+    with pytest.raises(ResultError, match=message) as caught:
+        read_scores(tmp_path / "x_pairs.csv")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and "x_pairs.csv" in str(caught.value)
 
 
-def test_damaged_csv_is_refused_by_name(tmp_path):
-    write_text(tmp_path / "other.csv", "a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"other\.csv is not a per-pair result file.*pair_id"):
-        read_pairs_csv(tmp_path / "other.csv")
-    write_pairs_csv(tmp_path / "pairs.csv", RECORDS)
-    text = (tmp_path / "pairs.csv").read_text(encoding="utf-8")
-    write_text(tmp_path / "cut.csv", text[: text.rindex(",")] + "\n")
-    with pytest.raises(ValueError, match=r"cut\.csv: row of pair .*damaged"):
-        read_pairs_csv(tmp_path / "cut.csv")
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x_pairs.csv").write_bytes(b"\xff\xfe\x00index")
+    with pytest.raises(ResultError, match="line 1"):
+        read_scores(tmp_path / "x_pairs.csv")
 
 
-def test_summary_json(tmp_path):
-    summary = summarise(RECORDS, NAMES, ALPHAS)
-    write_summary_json(tmp_path / "s.json", summary, {"DATASET": {"NAME": "spair"}}, {"commit": "abc"})
-    content = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
-    assert content == {
-        "summary": summary,
-        "config": {"DATASET": {"NAME": "spair"}},
-        "provenance": {"commit": "abc"},
-    }
+def test_summary_comes_back_and_nothing_else_passes_for_one(tmp_path):
+    summary = summarise(make_scores(), NAMES, ALPHAS)
+    write_summary(tmp_path / "s.json", summary, {"DATASET.NAME": "spair"}, {"commit": "abc"})
+    content = read_summary(tmp_path / "s.json")
+    assert content == {"summary": summary, "config": {"DATASET.NAME": "spair"}, "provenance": {"commit": "abc"}}
     with pytest.raises(ValueError):
-        write_summary_json(tmp_path / "nan.json", {"pck": float("nan")}, {}, {})
+        write_summary(tmp_path / "nan.json", {"pck": float("nan")}, {}, {})
     assert os.listdir(tmp_path) == ["s.json"]
+    changes = [{"pairs": -1}, {"pairs": "2"}, {"pck": {"nn": {"0.1": {"all": 4.01}}}}, {"pck": {"nn": 3}}]
+    changes += [{"pck": {"nn": {"0.1": {"all": "x"}}}}, {"pck": {"nn": {"0.1": {}}}}, {"protocol": "mine"}, {"pck": []}]
+    texts = [json.dumps(content | {"summary": summary | change}) for change in changes]
+    for text in (*texts, "", "[]", "{", '{"summary": 1}', json.dumps(content | {"config": 3}), '{"summary": {}}'):
+        write_text(tmp_path / "s.json", text)
+        with pytest.raises(ResultError, match=r"s\.json"):
+            read_summary(tmp_path / "s.json")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -148,23 +184,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
 
 def test_predictions_come_back(tmp_path):
     path = tmp_path / "x_predictions.csv"
-    points = [{"nn": [[1.25, 2.0]] * r["n_points"], "softmax": [[0.0, 7.5]] * r["n_points"]} for r in RECORDS]
-    write_predictions_csv(path, [r | {"predictions": p} for r, p in zip(RECORDS, points, strict=True)])
-    assert read_predictions_csv(path) == {r["pair_id"]: p for r, p in zip(RECORDS, points, strict=True)}
+    scores = make_scores()
+    scores["point:nn"] = [np.tile([1.25, 2.0], (n, 1)) for n in scores["n_points"]]
+    write_predictions(path, scores)
+    assert_frame_equal(read_predictions(path), scores[["index", "pair_id", "point:nn"]], check_dtype=False)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("a,b\n", "not a file of predicted points"), ("index,pair_id,nn\n0,x,1 2;3\n", "line 2 is damaged")],
-)
-def test_damaged_predictions_are_refused(tmp_path, text, message):
+@pytest.mark.parametrize("cell", ["1 2;3", "1 2 3", "x y", "1 nan", "1e999 2"])
+def test_damaged_predictions_are_refused(tmp_path, cell):
     path = tmp_path / "x_predictions.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_predictions_csv(path)
-
-
-def test_a_row_that_lost_some_errors_is_refused(tmp_path):
-    write_pairs_csv(tmp_path / "pairs.csv", [RECORDS[0] | {"n_points": 2, "errors": {"nn": [1.0]}}])
-    with pytest.raises(ValueError, match=r"pairs\.csv: row of pair .* is damaged \(1 errors of nn for 2 keypoints\)"):
-        read_pairs_csv(tmp_path / "pairs.csv")
+    path.write_text(f"index,pair_id,nn\n0,x,1 2\n1,y,{cell}\n")
+    with pytest.raises(ResultError, match=r"line 3, column nn: .* is no list of points"):
+        read_predictions(path)
+    path.write_text("a,b\n")
+    with pytest.raises(ResultError, match="has no column index, pair_id"):
+        read_predictions(path)

@@ -1,75 +1,76 @@
-"""Statistics of per-pair results: known answers, and parity with plain loops."""
+"""Statistics of per-pair scores: known answers, and parity with plain loops."""
 
 import itertools
 import math
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from engine.result import read_pairs_csv, write_pairs_csv
-from utils.pck import PCKEvaluator, alpha_key, judge_errors, summarise
+from engine.result import read_scores, write_scores
+from utils.pck import PCKEvaluator, judge_errors, summarise
 from utils.statistics import (
     ALPHAS,
     Measure,
-    _as_arrays,
-    _flip,
-    _resample,
     bootstrap,
     break_down,
     compare,
     compute_curve,
     compute_pck,
-    judge_records,
+    count_hits,
+    select_common,
     spread,
 )
 
 MEASURES = [Measure("nn", 0.1, by, average) for by in ("image", "point") for average in ("pair", "category")]
 
 
-def make_records(count=40, seed=0, scale=8.0, empty=()):
-    """Records of random errors, judged as the evaluator does; categories of unequal size."""
+def make_scores(count=40, seed=0, scale=8.0, empty=()):
+    """Scores of random errors, judged as the evaluator does; categories of unequal size."""
     rng = np.random.default_rng(seed)
     shapes = np.random.default_rng(1)  # the same pairs for every seed
-    records = []
+    rows = []
     for index in range(count):
         n_points = 0 if index in empty else int(shapes.integers(1, 9))
-        threshold = float(np.float32(shapes.uniform(50, 200)))
+        threshold = np.float32(shapes.uniform(50, 200))
         errors = rng.exponential(scale, n_points).astype(np.float32)
         hits = judge_errors(torch.tensor(errors), torch.tensor(threshold), (0.05, 0.1)).sum(dim=0).tolist()
-        records.append(
-            {
-                "index": index,
-                "pair_id": f"p{index}",
-                "category": "cat" if index % 4 else "dog",
-                "src_identifier": "a",
-                "trg_identifier": "b",
-                "protocol": "resized",
-                "n_points": n_points,
-                "flags": {"mirror": 0, "viewpoint_variation": index % 3, "truncation": index % 2},
-                "hits": {"nn": {"0.05": hits[0], "0.1": hits[1]}},
-                "threshold": threshold,
-                "errors": {"nn": errors.tolist()},
-            }
-        )
-    return records
+        row = {"index": index, "pair_id": f"p{index}", "category": "cat" if index % 4 else "dog"}
+        row |= {"src_identifier": "a", "trg_identifier": "b", "protocol": "resized", "n_points": n_points}
+        row |= {"flag:mirror": 0, "flag:viewpoint_variation": index % 3, "flag:truncation": index % 2}
+        rows.append(row | {"nn@0.05": hits[0], "nn@0.1": hits[1], "threshold": threshold, "error:nn": errors})
+    return pd.DataFrame(rows)
 
 
 def pairs_of(*shares, n_points=4):
-    """Records with hits = share x n_points."""
-    records = make_records(len(shares))
-    for record, share in zip(records, shares, strict=True):
-        record |= {"n_points": n_points, "hits": {"nn": {"0.1": round(share * n_points)}}}
-    return records
+    """Scores with hits = share x n_points."""
+    hits = [round(share * n_points) for share in shares]
+    return make_scores(len(shares)).assign(**{"n_points": n_points, "nn@0.1": hits})
+
+
+def plain_pck(rows, by):
+    if by == "image":
+        return sum(hits / points for hits, points in rows) / len(rows)
+    return sum(hits for hits, _ in rows) / sum(points for _, points in rows)
+
+
+def plain_groups(scores, average):
+    """Lists of (hits, points): one, or one for each category."""
+    groups = {}
+    for category, hits, points in zip(scores["category"], scores["nn@0.1"], scores["n_points"], strict=True):
+        if points:
+            groups.setdefault("" if average == "pair" else category, []).append((hits, points))
+    return list(groups.values())
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_recomputed_from_the_file_equals_the_summary_exactly(tmp_path, measure):
-    records = make_records(empty=(3, 5))
-    expected = summarise(records, ["nn"], [0.05, 0.1], measure.by, measure.average)["pck"]["nn"]
-    write_pairs_csv(tmp_path / "pairs.csv", records)
-    again = read_pairs_csv(tmp_path / "pairs.csv")
+    scores = make_scores(empty=(3, 5))
+    expected = summarise(scores, ["nn"], [0.05, 0.1], measure.by, measure.average)["pck"]["nn"]
+    write_scores(tmp_path / "pairs.csv", scores)
+    again = read_scores(tmp_path / "pairs.csv")
     assert compute_pck(again, measure) == expected["0.1"]["all"]
     curve = compute_curve(again, measure, (0.05, 0.1))
     assert curve == {0.05: expected["0.05"]["all"], 0.1: expected["0.1"]["all"]}
@@ -89,118 +90,110 @@ def test_curve_equals_an_evaluator_with_those_alphas():
     few, all_alphas = PCKEvaluator(["nn"], [0.1]), PCKEvaluator(["nn"], ALPHAS)
     for evaluator in (few, all_alphas):
         evaluator.update(batch, prediction)
-    expected = [record["hits"] for record in all_alphas.records()]
-    assert [record["hits"] for record in judge_records(few.records(), "nn", ALPHAS)] == expected
-    curve = compute_curve(few.records(), Measure("nn"))
+    expected, found = all_alphas.scores(), count_hits(few.scores(), "nn", ALPHAS)
+    for name in (name for name in expected if name.startswith("nn@")):
+        assert found[name].tolist() == expected[name].tolist()
+    curve = compute_curve(few.scores(), Measure("nn"))
     assert list(curve) == list(ALPHAS) and sorted(curve.values()) == list(curve.values())
 
 
 def test_an_error_on_the_threshold_counts():
-    record = make_records(1)[0] | {"n_points": 2, "threshold": 300.0, "errors": {"nn": [30.0, 30.01]}}
-    assert judge_records([record], "nn", [0.1])[0]["hits"] == {"nn": {"0.1": 1}}
+    scores = make_scores(1).assign(n_points=2, threshold=np.float32(300))
+    scores["error:nn"] = [np.float32([30.0, 30.01])]
+    assert count_hits(scores, "nn", [0.1])["nn@0.1"].tolist() == [1]
 
 
-def test_results_without_errors_are_refused():
-    record = make_records(1)[0]
-    del record["errors"]
-    with pytest.raises(ValueError, match="no errors of nn: run test.py again"):
-        compute_curve([record], Measure("nn"))
-
-
-def test_breakdown_by_flag():
-    records = make_records(30, empty=(0,))
-    table = break_down(records, Measure("nn"))
-    assert list(table) == ["viewpoint_variation", "truncation"]
+def test_breakdown_by_category_and_flag():
+    scores = make_scores(30, empty=(0,))
+    table = break_down(scores, Measure("nn"), draws=50)
+    scored = scores[scores["n_points"] > 0]
+    share = scored["nn@0.1"] / scored["n_points"]
+    assert list(table.index.unique("kind")) == ["all", "category", "viewpoint_variation", "truncation"]
     for flag, levels in (("viewpoint_variation", ("easy", "medium", "hard")), ("truncation", ("none", "source"))):
         for value, level in enumerate(levels):
-            shares = [
-                r["hits"]["nn"]["0.1"] / r["n_points"] for r in records if r["flags"][flag] == value if r["n_points"]
-            ]
-            assert table[flag][level] == (len(shares), pytest.approx(sum(shares) / len(shares)))
-    for record in records:
-        record["flags"] = dict.fromkeys(record["flags"], -1)
-    assert break_down(records, Measure("nn")) == {}
+            chosen = scored[f"flag:{flag}"] == value
+            found = table.loc[(flag, level)]
+            assert found["pairs"] == chosen.sum() and found["value"] == pytest.approx(share[chosen].mean())
+    assert table.loc[("category", "cat"), "value"] == pytest.approx(share[scored["category"] == "cat"].mean())
+    unknown = scores.assign(**{name: -1 for name in scores if name.startswith("flag:")})
+    assert list(break_down(unknown, Measure("nn"), draws=50).index.unique("kind")) == ["all", "category"]
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_bootstrap_draws_equal_a_loop(measure):
-    records = [record for record in make_records(12, empty=(3,)) if record["n_points"]]
-    draws = _resample(*_as_arrays(records, measure), draws=5, seed=3)
-    rng = np.random.default_rng(3)
-    names = ["all"] if measure.average == "pair" else ["cat", "dog"]
-    expected = np.zeros(5)
-    for name in names:
-        group = [record for record in records if name in ("all", record["category"])]
-        for draw, chosen in enumerate(rng.integers(len(group), size=(5, len(group)))):
-            picked = [group[i] for i in chosen]
-            if measure.by == "image":
-                value = sum(r["hits"]["nn"]["0.1"] / r["n_points"] for r in picked) / len(picked)
-            else:
-                value = sum(r["hits"]["nn"]["0.1"] for r in picked) / sum(r["n_points"] for r in picked)
-            expected[draw] += value / len(names)
-    assert draws == pytest.approx(expected)
+def test_bootstrap_has_the_spread_of_a_plain_loop(measure):
+    scores = make_scores(60, empty=(3,))
+    groups, rng = plain_groups(scores, measure.average), np.random.default_rng(0)
+    draws = []
+    for _ in range(4000):
+        picked = [[group[i] for i in rng.integers(len(group), size=len(group))] for group in groups]
+        draws.append(sum(plain_pck(rows, measure.by) for rows in picked) / len(groups))
+    expected, found = np.quantile(draws, [0.025, 0.975]), bootstrap(scores, measure, draws=4000)
+    assert found.value == pytest.approx(sum(plain_pck(rows, measure.by) for rows in groups) / len(groups), abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.06 * (expected[1] - expected[0]))
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one():
-    records = pairs_of(*[0.0, 1.0] * 200)
-    interval = bootstrap(records, Measure("nn"), draws=4000)
+    scores = pairs_of(*[0.0, 1.0] * 200)
+    interval = bootstrap(scores, Measure("nn"), draws=4000)
     half = 1.96 * 0.5 / math.sqrt(400)
     assert interval.value == 0.5
     assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.06)
-    assert bootstrap(records, Measure("nn")) == bootstrap(records, Measure("nn"))
+    assert bootstrap(scores, Measure("nn")) == bootstrap(scores, Measure("nn"))
+
+
+def test_intervals_of_very_few_pairs():
     certain = bootstrap(pairs_of(1.0, 1.0, 1.0), Measure("nn"))
     assert (certain.low, certain.value, certain.high) == (1, 1, 1)
-    assert bootstrap(make_records(3, empty=(0, 1, 2)), Measure("nn")) is None
+    alone = bootstrap(pairs_of(0.5), Measure("nn"))
+    assert alone.value == 0.5 and math.isnan(alone.low) and math.isnan(alone.high)
+    assert bootstrap(make_scores(3, empty=(0, 1, 2)), Measure("nn")) is None
+    one_dog = pairs_of(1.0, 0.0, 1.0, 0.5)  # a category of one pair
+    interval = bootstrap(one_dog, Measure("nn", average="category"))
+    assert interval.value == 0.75 and (interval.low, interval.high) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_value_of_the_interval_is_the_summary(measure):
-    records = make_records(empty=(1,))
-    interval = bootstrap(records, measure, draws=200)
-    assert interval.value == compute_pck(records, measure) and interval.low <= interval.value <= interval.high
+def test_p_value_near_that_of_all_swaps(measure):
+    a, b = make_scores(9, seed=1, scale=12.0), make_scores(9, seed=2)
+    found = compare(a, b, measure, draws=20000)
 
+    def difference(swaps):
+        left, right = a.copy(), b.copy()
+        for row in np.flatnonzero(swaps):
+            left.loc[row, "nn@0.1"], right.loc[row, "nn@0.1"] = b.loc[row, "nn@0.1"], a.loc[row, "nn@0.1"]
+        values = []
+        for table in (left, right):
+            groups = plain_groups(table, measure.average)
+            values.append(sum(plain_pck(rows, measure.by) for rows in groups) / len(groups))
+        return values[1] - values[0]
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_swaps_equal_a_loop_over_records(measure):
-    a, b = make_records(10, seed=1), make_records(10, seed=2)
-    gains_a, weights, groups = _as_arrays(a, measure)
-    gains_b, _, _ = _as_arrays(b, measure)
-    flipped = _flip(gains_b - gains_a, weights, groups, draws=6, seed=0)
-    signs = np.random.default_rng(0).integers(2, size=(6, 10), dtype=np.int8)
-    for value, keep in zip(flipped, signs, strict=True):
-        swapped = [(x, y) if k else (y, x) for x, y, k in zip(a, b, keep, strict=True)]
-        left, right = zip(*swapped, strict=True)
-        assert value == pytest.approx(compute_pck(right, measure) - compute_pck(left, measure))
-
-
-def test_p_value_near_that_of_all_swaps():
-    a, b = pairs_of(0.25, 0.5, 0.5, 0.75, 0.0, 0.25, 1.0, 0.5), pairs_of(0.5, 0.5, 1.0, 1.0, 0.25, 0.75, 0.75, 0.75)
-    found = compare(a, b, Measure("nn"), draws=20000)
-    steps = [y["hits"]["nn"]["0.1"] - x["hits"]["nn"]["0.1"] for x, y in zip(a, b, strict=True)]
-    swaps = [
-        abs(sum(s * d for s, d in zip(signs, steps, strict=True))) for signs in itertools.product((1, -1), repeat=8)
-    ]
-    exact = sum(swap >= abs(sum(steps)) for swap in swaps) / len(swaps)
-    assert found.p_value == pytest.approx(exact, abs=0.01)
-    assert found.difference.value == pytest.approx(sum(steps) / 4 / 8) and found.pairs == 8
+    observed = difference([0] * 9)
+    all_swaps = np.array([difference(swaps) for swaps in itertools.product((0, 1), repeat=9)])
+    assert found.difference.value == pytest.approx(observed, abs=1e-12) and found.pairs == 9
+    assert found.p_value == pytest.approx((np.abs(all_swaps) >= abs(observed) - 1e-12).mean(), abs=0.01)
+    assert found.difference.low <= found.difference.value <= found.difference.high
 
 
 def test_equal_methods_do_not_differ_and_unequal_ones_do():
-    a = make_records(300, seed=1)
+    a = make_scores(300, seed=1)
     same = compare(a, a, Measure("nn"), draws=200)
     assert same.p_value == 1 and same.difference.low == same.difference.value == same.difference.high == 0
-    better = compare(a, make_records(300, seed=2, scale=4.0), Measure("nn"))
-    assert better.p_value < 0.001 and better.difference.low > 0
-    worse = compare(make_records(300, seed=2, scale=4.0), a, Measure("nn"))
+    better = compare(a, make_scores(300, seed=2, scale=4.0), Measure("nn"))
+    assert better.p_value < 0.002 and better.difference.low > 0
+    worse = compare(make_scores(300, seed=2, scale=4.0), a, Measure("nn"))
     assert worse.difference.value == -better.difference.value
 
 
 def test_order_of_rows_does_not_matter_but_other_pairs_do():
-    a, b = make_records(20, seed=1), make_records(20, seed=2)
+    a, b = make_scores(20, seed=1), make_scores(20, seed=2)
     assert compare(a, b[::-1], Measure("nn"), draws=50) == compare(a, b, Measure("nn"), draws=50)
     with pytest.raises(ValueError, match="not of the same pairs: 1 pairs"):
         compare(a, b[:-1], Measure("nn"))
-    b[4] = b[4] | {"protocol": "original"}
+    left, right = select_common([a[3:], b[::-1][5:]])
+    assert left["pair_id"].tolist() == right["pair_id"].tolist() == [f"p{i}" for i in range(3, 15)]
+    with pytest.raises(ValueError, match="no pair in common"):
+        select_common([a[:3], b[3:]])
+    b.loc[4, "protocol"] = "original"
     with pytest.raises(ValueError, match="'p4' was not judged alike"):
         compare(a, b, Measure("nn"))
 
@@ -213,8 +206,14 @@ def test_spread_over_seeds():
     assert (alone.mean, alone.std, alone.interval, alone.count) == (0.5, None, None, 1)
 
 
-def test_the_whole_spair_test_takes_seconds():
-    records = [make_records(1)[0] | {"index": i, "pair_id": str(i)} for i in range(12234)]
+def test_the_whole_spair_test_takes_seconds(tmp_path):
+    rng = np.random.default_rng(0)
+    one = make_scores(300).sample(12234, replace=True, random_state=0)
+    a = one.assign(index=range(12234), pair_id=[str(i) for i in range(12234)]).reset_index(drop=True)
+    b = a.assign(**{"nn@0.1": (a["nn@0.1"] - rng.integers(0, 2, 12234)).clip(0)})
     start = time.process_time()
-    bootstrap(records, Measure("nn", 0.1))
-    assert alpha_key(0.1) in records[0]["hits"]["nn"] and time.process_time() - start < 5
+    write_scores(tmp_path / "x.csv", a)
+    read_scores(tmp_path / "x.csv")
+    bootstrap(a, Measure("nn", 0.1))
+    compare(a, b, Measure("nn", 0.1))
+    assert time.process_time() - start < 8

@@ -1,38 +1,33 @@
-"""The paper's tables: rows that keep out of each other's way, a runner that goes on, numbers equal to the tests'."""
+"""The paper's tables: rows that keep out of each other's way, commands to run, numbers equal to the tests'."""
 
 import csv
 import io
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-import script.rows as rows_script
-import script.sweep_timestep as sweep_script
-import script.table as table_script
-import test as test_script
-import train as train_script
-from config import ROOT, ConfigError, load_config
+from config import ROOT
 from engine.build import find_caches
-from engine.check import check_config
-from engine.result import read_pairs_csv, write_pairs_csv
-from script import analyse
-from script.tables.crew import Crew, find_slots
-from script.tables.estimate import Clock, count_tflop, format_duration
-from script.tables.layout import PAPER, Cell, describe_measure, fill, to_csv, to_latex, to_markdown
+from engine.report import build_result_stem
+from engine.result import read_scores, write_scores
+from script import analyse, figure, table
+from script.tables.layout import PAPER, fill, write_csv, write_latex, write_markdown
 from script.tables.report import write_report
-from script.tables.results import State, find_result, make_job, relevant_settings
+from script.tables.results import list_lines, make_jobs
 from script.tables.rows import MINI, REAL, SHOWN, SMOKE, build_tables, load_row, unique_rows
-from tests.test_statistics import make_records
-from utils.statistics import Interval, Measure
+from tests.command import call
+from tests.test_statistics import make_scores
+from utils.pck import summarise
+from utils.statistics import Measure
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -47,13 +42,9 @@ def rows_of(world):
 
 @pytest.mark.parametrize("world", [REAL, MINI], ids=lambda world: world.name)
 def test_a_key_names_one_row_and_its_settings_are_valid(world):
-    for table in build_tables(world).values():
-        for line in table.lines:
-            for name, row in line.rows.items():
-                assert row.test_on == name and row.key.endswith(f"/{name}")
     by_key = {}
-    for table in build_tables(world).values():
-        for row in table.rows:
+    for entry in build_tables(world).values():
+        for row in entry.rows:
             assert by_key.setdefault(row.key, row) == row
     for row in rows_of(world):
         training, test = load_row(row, world)
@@ -66,13 +57,13 @@ def test_rows_share_a_prompt_only_if_they_learn_the_same_and_never_share_a_resul
     trainings, tests, caches = {}, {}, set()
     for row in rows_of(world):
         for seed in (0, 1) if row.test_on == "spair" else (0,):
-            job = make_job(row, world, seed, [])
-            caches.add(find_caches(job.test))
-            assert tests.setdefault(job.stem, job.key) == job.key
-            if job.training is not None:
-                learned = {k: v for k, v in relevant_settings(job.training, True).items() if not k.startswith("TEST.")}
-                assert trainings.setdefault(job.prompt_folder, learned) == learned, job.key
-                assert job.training.OUTPUT_ROOT == job.test.OUTPUT_ROOT
+            training, test = load_row(row, world, seed)
+            caches.add(find_caches(test))
+            assert tests.setdefault(build_result_stem(test), (row.key, seed)) == (row.key, seed)
+            if training is not None:
+                folder = (test.OUTPUT_ROOT, test.PROMPT.TYPE)
+                assert trainings.setdefault(folder, training) == training, row.key
+                assert training.OUTPUT_ROOT == test.OUTPUT_ROOT
     assert len(trainings) > 10 and len(caches) == 1
 
 
@@ -92,6 +83,8 @@ def test_the_ablations_ask_for_what_they_say():
     assert load_row(by_key["cpm-pfpascal/spair"], REAL)[1].PROMPT.TYPE == "CPM_pfpascal_sd2-1_Pair-DINO-Feat-G25-C50"
     assert load_row(by_key["cpm-spair/spair"], REAL)[1].TEST.TIMESTEP == 50
     assert training("cpm-pfpascal/spair").TRAIN.EPOCHS == 90
+    swept = load_row(by_key["cpm-spair-t150/spair-val"], REAL)[1].TEST
+    assert (swept.TIMESTEP, swept.SPLIT) == (150, "val")
     assert set(SHOWN) <= set(by_key)
 
 
@@ -103,383 +96,316 @@ def test_every_number_of_the_paper_has_a_row():
         assert len(categories) == 18 and mean == pytest.approx(PAPER["pck"][key]["0.1"], abs=0.5)
 
 
-@pytest.mark.parametrize("script", sorted([*ROOT.glob("script/table*.sh"), *ROOT.glob("script/ablation/*.sh")]))
-def test_there_is_a_script_for_every_table(script):
-    subprocess.run(["sh", "-n", script], check=True)
-    (name,) = re.findall(r"^run_(?:table|rows) (\w+)", script.read_text(), flags=re.M)
-    assert name in {*build_tables(REAL), "test_timestep"}
-    assert script.stem == name
+def test_every_table_has_a_script_and_every_script_a_table():
+    scripts = sorted([*ROOT.glob("script/table*.sh"), *ROOT.glob("script/ablation/*.sh")])
+    for script in scripts:
+        subprocess.run(["sh", "-n", script], check=True)
+        assert re.findall(r"^run_table (\w+)", script.read_text(), flags=re.M) == [script.stem]
+    assert {script.stem for script in scripts} == set(build_tables(REAL))
 
 
-def test_every_table_has_a_script():
-    for name in (*build_tables(REAL), "test_timestep"):
-        assert (ROOT / f"script/{name}.sh").is_file() or (ROOT / f"script/ablation/{name}.sh").is_file()
-
-
-# ---- the runner -------------------------------------------------------------------------------------------------
+# ---- commands ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def small(world, tmp_path, monkeypatch):
-    """(world of rows, settings, stages that were run): commands run in this process, on tiny networks."""
-    ran = []
+def small(world, tmp_path):
+    """(world of rows, settings of every row): tiny networks, everything below tmp_path/out."""
     opts = world.opts(tmp_path / "out", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4", "TRAIN.MAX_STEPS", "1")
-    opts = [value for pair in zip(opts[::2], opts[1::2], strict=True) if pair[0] != "OUTPUT_ROOT" for value in pair]
-
-    def run_here(crew, command, log, slot):
-        name, words = next(
-            (n, command[i + 1 :]) for n in ("train", "test") for i, w in enumerate(command) if w == f"{n}.py"
-        )
-        ran.append(name)
-        cfg = load_config(words[1], words[2:])
-        check_config(cfg, training=name == "train")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("test.py: the disk is full\n" if run_here.fail else "")
-        if not run_here.fail:
-            train_script.train(cfg, False) if name == "train" else test_script.test(cfg)
-        return int(run_here.fail)
-
-    run_here.fail = False
-    monkeypatch.setattr(Crew, "run", run_here)
-    monkeypatch.setattr("script.tables.estimate.measure_matmul_peak", lambda *_: 1.0)
-    return replace(REAL, root=str(tmp_path / "out")), opts, ran, run_here
+    opts = [
+        word for key, value in zip(opts[::2], opts[1::2], strict=True) if key != "OUTPUT_ROOT" for word in (key, value)
+    ]
+    return replace(REAL, root=str(tmp_path / "out")), opts
 
 
-def go(small, *keys, seeds=(0,), more=()):
-    """Run the rows; (failures, runner)."""
-    world, opts, _, _ = small
-    runner = rows_script.Runner(world, [*opts, *more], Crew([{}]))
-    runner.plan([row for row in rows_of(world) if row.key in keys], seeds)
-    return rows_script.run_all(runner, listing=False), runner
+def plan(small, *keys, seeds=(0,), more=()):
+    """Jobs and shell lines of the rows."""
+    world, opts = small
+    jobs, impossible = make_jobs([row for row in rows_of(world) if row.key in keys], world, seeds, [*opts, *more])
+    assert not impossible
+    return jobs, list(list_lines(jobs, "python"))
 
 
-def test_rows_are_run_once_and_again_when_something_changed(small, capsys):
+def run_lines(small, *keys, **settings):
+    """Run what is left to do in this process; the scripts that ran."""
+    ran = []
+    for line in plan(small, *keys, **settings)[1]:
+        for command in line.split(" && "):
+            _, script, *words = shlex.split(command)
+            ran.append(script.removesuffix(".py"))
+            assert call(script, *words) == 0
+    return ran
+
+
+def test_rows_are_run_once_and_again_when_something_changed(small):
     keys = "text/spair", "cpm-spair/spair", "cpm-spair/pfwillow"
-    world, opts, ran, _ = small
-    failures, runner = go(small, *keys)
-    assert failures == 0 and sorted(ran) == ["test", "test", "test", "train"]
-    assert "estimates: " in capsys.readouterr().out
-    ran.clear()
-    assert go(small, *keys)[0] == 0 and ran == []
-    assert "3 rows are finished, 0 to do" in capsys.readouterr().out
-
-    (prompt,) = (job.prompt_files[0] for job in runner.jobs if job.key == "cpm-spair/spair")
-    later = time.time_ns() + 10**9
-    os.utime(prompt, ns=(later, later))  # as if it had been learned again
-    go(small, *keys)
-    assert ran == ["test", "test"]
-    ran.clear()
-    os.utime(prompt, ns=(1, 1))
-    go(small, *keys, more=["TEST.ENSEMBLE", "1"])
-    assert ran == ["test", "test", "test"]
-    ran.clear()
-    go(small, *keys, more=["TRAIN.MAX_STEPS", "2"])  # the training goes on, and everything learned is tested again
-    assert sorted(ran) == ["test", "test", "train"]
-    assert len(list((runner.jobs[0].stem.parents[1]).iterdir())) == 2
-
-    state = State.load(world.root)
-    other = State.load(world.root)  # of a process that runs other rows meanwhile
-    other.record(rows={"other": {"reason": "none"}})
-    state.record(rows={"text/spair": state.rows["text/spair"] | {"weights": "of another network"}})
-    assert "other" in State.load(world.root).rows
-    ran.clear()
-    go(small, *keys, more=["TRAIN.MAX_STEPS", "2"])
-    assert ran == ["test"]
+    assert [line.count(" && ") for line in plan(small, *keys)[1]] == [0, 2]  # a line for each prompt: train, test, test
+    assert run_lines(small, *keys) == ["test", "train", "test", "test"]
+    assert run_lines(small, *keys) == []
+    assert run_lines(small, *keys, more=["TEST.ENSEMBLE", "1"]) == ["test", "train", "test", "test"]
+    assert run_lines(small, *keys, more=["TRAIN.MAX_STEPS", "2"]) == ["train", "test", "test"]
 
 
-def test_groups_run_side_by_side_and_their_jobs_in_order(tmp_path):
-    crew, ended = Crew([{"NAME": "a"}, {"NAME": "b"}]), []
-
-    def do(job, slot):  # the first two groups wait for each other
-        wait = f"touch {tmp_path}/{job}; until [ -e {tmp_path}/1 ] && [ -e {tmp_path}/2 ]; do sleep 0.01; done"
-        command = ["timeout", "20", "sh", "-c", f"{wait}; echo $NAME; exit 3"]
-        assert crew.run(command, tmp_path / f"{job}.log", slot) == 3
-        ended.append(job)
-
-    crew.work([["1", "1then"], ["2"], ["3"]], do)
-    assert sorted(ended) == ["1", "1then", "2", "3"] and ended.index("1") < ended.index("1then")
-    assert {(tmp_path / f"{job}.log").read_text() for job in "12"} == {"a\n", "b\n"}
-
-
-def wait_for(path):
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.mark.parametrize("damage", ["half", "edited", "none", "summary"])
+def test_a_damaged_result_is_not_finished(small, damage):
+    jobs, _ = plan(small, "text/spair")
+    assert run_lines(small, "text/spair") == ["test"]
+    stem = build_result_stem(jobs[0].test)
+    table, summary = stem.with_name(stem.name + "_pairs.csv"), stem.with_name(stem.name + ".json")
+    lines = table.read_text().splitlines(keepends=True)
+    if damage == "half":
+        table.write_text("".join(lines[:3]))
+    elif damage == "edited":
+        table.write_text("".join(lines).replace(",5,", ",4,", 1))
+    elif damage == "none":
+        table.unlink()
+    else:
+        summary.write_text(json.dumps({"summary": {}, "config": {}}))
+    assert run_lines(small, "text/spair") == ["test"] and run_lines(small, "text/spair") == []
 
 
-@pytest.fixture
-def listens_to_ctrl_c():
-    """A test run in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("listens_to_ctrl_c")
-@pytest.mark.parametrize("slots", [1, 2])
-def test_ctrl_c_lets_running_commands_save_and_starts_no_more(slots, tmp_path):
-    crew, begun = Crew([{}] * slots), []
-
-    def do(job, slot):
-        begun.append(job)
-        saves = f"trap 'echo {job} >> {tmp_path}/saved; exit' TERM; touch {tmp_path}/{job}; sleep 60 & wait"
-        crew.run(["sh", "-c", saves], tmp_path / f"{job}.log", slot)
-
-    def press():
-        for job in "ab"[:slots]:
-            wait_for(tmp_path / job)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt):
-        crew.work([["a", "then"], ["b"], ["never"]], do)
-    assert sorted(begun) == sorted((tmp_path / "saved").read_text().split()) == list("ab"[:slots])
-    with pytest.raises(KeyboardInterrupt):
-        crew.run(["true"], tmp_path / "after", {})
-
-
-def test_the_error_of_one_worker_stops_the_others_and_is_told(tmp_path):
-    crew = Crew([{}, {}])
-
-    def do(job, slot):
-        if job == "full":
-            wait_for(tmp_path / "up")
-            raise OSError("no space left")
-        crew.run(["sh", "-c", f"touch {tmp_path}/up; exec sleep 60"], tmp_path / "log", slot)
-
-    start = time.monotonic()
-    with pytest.raises(OSError, match="no space left"):
-        crew.work([["long"], ["full"]], do)
-    assert time.monotonic() - start < 30
-
-
-def test_slots_share_the_cores_or_the_gpus(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert find_slots() == [{"OMP_NUM_THREADS": "4"}] * 2 and find_slots(1) == [{"OMP_NUM_THREADS": "8"}]
-    assert Crew(find_slots()).rows_per_device == 2
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(3)] == ["4", "6", "4"]
-    assert [Crew(find_slots(count)).rows_per_device for count in (2, 3)] == [1, 2] and find_slots(1) == [{}]
-
-
-def test_a_row_that_fails_is_named_with_its_reason_and_tried_again(small, capsys):
-    world, opts, ran, run_here = small
-    run_here.fail = True
-    assert go(small, "text/spair", "text/pfpascal")[0] == 2
-    assert State.load(world.root).rows["text/spair"]["reason"].startswith("test.py: the disk is full (log: ")
-    run_here.fail = False
-    assert go(small, "text/spair", "text/pfpascal")[0] == 0
-    assert "reason" not in State.load(world.root).rows["text/spair"]
-    assert go(small, "text-layer3/spair")[0] == 0
-    assert "up_blocks 0..2" in State.load(world.root).rows["text-layer3/spair"]["reason"]
-    assert "not run: text-layer3/spair" in capsys.readouterr().out
-
-
-def test_a_prompt_from_elsewhere_is_tested_without_training(small, tmp_path):
-    _, _, ran, _ = small
-    go(small, "cpm-spair/spair")
-    (tmp_path / "out" / "rows.json").unlink()
+def test_a_prompt_of_the_authors_is_tested_without_training(small, tmp_path):
+    jobs, _ = plan(small, "cpm-spair/spair")
+    run_lines(small, "cpm-spair/spair")
+    (jobs[0].prompt_folder / "prompt.json").unlink()  # theirs have none
+    for path in jobs[0].prompt_folder.glob("*_result_*"):
+        path.unlink()
     shutil.rmtree(tmp_path / "out" / "log")
-    ran.clear()
-    go(small, "cpm-spair/spair", "cpm-spair/pfpascal")
-    assert ran == ["test"]
+    assert run_lines(small, "cpm-spair/spair") == ["test"]
 
 
-def test_a_table_shows_the_numbers_of_the_test_itself(small, capsys):
-    world, opts, _, _ = small
-    go(small, "text/spair", "cpm-spair/spair", seeds=(0, 1))
-    state, tables = State.load(world.root), build_tables(world)
-    find = table_script.make_finder(world, state, (0, 1), opts)
-    filled = fill(tables["table4"], world, find, {}, Measure())
+def test_rows_that_cannot_run_are_named_with_the_reason():
+    rows = [row for row in unique_rows(build_tables(MINI).values()) if row.key.startswith(("dinov1", "cpm-Img-CLIP"))]
+    _, impossible = make_jobs(rows, replace(MINI, opts=("DATASET.ROOT", "/nowhere")), [0], [])
+    assert impossible["dinov1/spair"] == "config/mini/dinov1.yaml is not there"
+    assert "/nowhere/SPair-71k is not there" in impossible["cpm-Img-CLIP-Feat-G25-C50/spair"]
+
+
+def test_the_listed_lines_parse_and_paths_are_quoted(small, capsys, monkeypatch, tmp_path):
+    root = str(tmp_path / "a folder")
+    opts = ["--opts", *small[1]]
+    flags = ["table3", "--output", root, "--commands", "--launcher", "accelerate launch", *opts]
+    monkeypatch.setattr(sys, "argv", ["table.py", *flags])
+    assert table.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        train, *tests = line.split(" && ")
+        assert len(tests) == 3
+        assert shlex.split(train)[:3] == ["accelerate", "launch", "train.py"]
+        assert all(root in shlex.split(test) for test in tests)
+
+
+def test_the_pictures_are_of_the_prompts_that_were_tested(small, capsys, monkeypatch):
+    world, opts = small
+    run_lines(small, "text/spair")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["table.py", "--output", world.root, "--pictures", "--opts", *opts])
+    assert table.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[1:3] for line in lines] == [
+        ["script/figure.py", kind] for kind in ("matches", "correlation")
+    ]
+    monkeypatch.setattr(sys, "argv", shlex.split(lines[0])[1:])
+    assert figure.main() == 0 and (Path(world.root) / "figure" / "matches.png").is_file()
+
+
+def fake_python(tmp_path):
+    """A PYTHON for the shell scripts whose train.py and test.py do as the file `status` says; what it ran."""
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        f'train.py|test.py) echo "$1" >> "{tmp_path}/ran"; exit $(cat "{tmp_path}/status") ;;\n'
+        f'*) exec "{sys.executable}" "$@" ;;\nesac\n'
+    )
+    script.chmod(0o755)
+    return os.environ | {"PYTHON": str(script)}
+
+
+def run_script(tmp_path, small, status, *flags):
+    (tmp_path / "status").write_text(str(status))
+    (tmp_path / "ran").write_text("")
+    opts = ["--opts", *small[1]]
+    command = ["sh", str(ROOT / "script" / "table3.sh"), "--output", str(tmp_path / "out put"), *flags, *opts]
+    done = subprocess.run(command, capture_output=True, text=True, env=fake_python(tmp_path), check=False)
+    return done, (tmp_path / "ran").read_text().split()
+
+
+@pytest.mark.parametrize(("status", "ran", "tables"), [(0, 16, True), (1, 4, True), (130, 1, False), (143, 1, False)])
+def test_a_failed_row_is_named_and_an_interruption_stops_all(tmp_path, small, status, ran, tables):
+    done, found = run_script(tmp_path, small, status)
+    assert len(found) == ran and done.returncode == (status if status != 0 else 0)
+    assert ("written:" in done.stdout) == tables
+    assert done.stderr.count("failed: ") == (4 if status == 1 else 0)
+    assert "== 1 of 4: " in done.stdout
+
+
+def test_a_listing_runs_nothing(tmp_path, small):
+    done, found = run_script(tmp_path, small, 0, "--commands")
+    assert done.returncode == 0 and found == [] and len(done.stdout.splitlines()) == 4
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_shows_the_numbers_of_the_test_itself(small):
+    world, opts = small
+    run_lines(small, "text/spair", "cpm-spair/spair", seeds=(0, 1))
+    jobs, _ = plan(small, "text/spair", "cpm-spair/spair", seeds=(0, 1))
+    tables, measure = build_tables(world), Measure()
+
+    def find(row, seeds=(0, 1)):
+        return [job.scores for job in jobs if job.row == row and job.seed in seeds]
+
     expected = []
-    for seed in (0, 1):
-        job = make_job(tables["table4"].lines[0].rows["spair"], world, seed, opts)
-        expected.append(json.loads(job.stem.with_name(job.stem.name + ".json").read_text())["summary"])
-        assert find_result(job, state) == read_pairs_csv(f"{job.stem}_pairs.csv")
-    for column, cell in zip(filled.columns, filled.blocks[0].cells, strict=True):
-        values = [summary["pck"]["kernelsoftmax"][f"{column.alpha:g}"]["all"] for summary in expected]
-        assert cell.measured == pytest.approx(100 * sum(values) / 2, abs=1e-12) and cell.seeds == 2
-    two = fill(tables["table2"], world, find, {}, Measure())
-    assert describe_measure(two).endswith("95 % interval over seeds (Student's t)")
-    only_text = table_script.make_finder(world, state, (0,), opts)
-    mixed = fill(
-        tables["table2"], world, lambda row: only_text(row) if row.key == "text/spair" else find(row), {}, Measure()
-    )
-    assert describe_measure(mixed).endswith(
-        "over pairs (bootstrap), of rows with several seeds over these (Student's t)"
-    )
-    one = fill(tables["table2"], world, table_script.make_finder(world, state, (0,), opts), {}, Measure())
-    found = one.blocks[3].cells[-1]
-    assert found.measured == 100 * expected[0]["pck"]["kernelsoftmax"]["0.1"]["all"]
-    assert found.interval.low <= found.measured <= found.interval.high
+    for job in jobs:
+        stem = build_result_stem(job.test)
+        assert job.scores.equals(read_scores(f"{stem}_pairs.csv"))
+        if job.row.key == "cpm-spair/spair":
+            expected.append(
+                json.loads(stem.with_name(stem.name + ".json").read_text())["summary"]["pck"]["kernelsoftmax"]
+            )
+    two = fill(tables["table4"], world, find, {}, measure)
+    for cell in two.cells[two.cells["line"] == "Pair + Feat (default)"].itertuples():
+        values = [pck[f"{cell.alpha:g}"]["all"] for pck in expected]
+        assert cell.measured == pytest.approx(100 * sum(values) / 2, abs=1e-9) and (cell.seeds, cell.over) == (
+            2,
+            "seeds",
+        )
+    one = fill(tables["table2"], world, lambda row: find(row, (0,)), {}, measure)
+    cell = one.cells[(one.cells["line"] == "SD4Match-CPM") & (one.cells["category"] == "all")].iloc[0]
+    assert cell["measured"] == pytest.approx(100 * expected[0]["0.1"]["all"], abs=1e-9) and cell["over"] == "pairs"
+    assert cell["low"] <= cell["measured"] <= cell["high"]
 
-    page = write_report(ROOT / world.root, [filled, one], world, find, Measure(), state).read_text()
-    assert "not run" in page and "data:image/svg+xml;base64," in page
+    folder = ROOT / world.root
+    page = write_report(folder, [two, one], unique_rows(tables.values()), find, measure).read_text()
+    assert "not run" in page and "data:image/svg+xml;base64," in page and "smoke" not in page.lower()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    markdown = (ROOT / world.root / "report.md").read_text()
-    for target in re.findall(r"\]\(([^)]+)\)", markdown):
-        assert (ROOT / world.root / target).is_file()
-
-    files = [str(path) for path in (ROOT / world.root / "prompt").glob("*/*_pairs.csv")]
-    args = analyse.argparse.Namespace(files=files, localiser="nn", alpha=0.1, by="point", average="pair", draws=50)
-    content = analyse.run(args)
-    assert set(content["results"]) == set(files) and len(content["comparisons"]) == len(files) - 1
-    for file, found in content["results"].items():
-        records = read_pairs_csv(file)
-        hits = sum(record["hits"]["nn"]["0.1"] for record in records)
-        assert found["all"]["value"] == hits / sum(record["n_points"] for record in records)
+    for target in re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text()):
+        assert (folder / target).is_file()
 
 
-def test_the_sweep_writes_each_timestep_and_goes_on(world, tmp_path, monkeypatch, capsys):
-    def sweep(*timesteps, opts=(), **flags):
-        argv = [
-            "x",
-            "--prompts",
-            "text",
-            "empty",
-            "--timesteps",
-            *map(str, timesteps),
-            "--opts",
-            *world.opts(tmp_path, *opts),
-        ]
-        monkeypatch.setattr("sys.argv", argv)
-        args = sweep_script.parse_args()
-        args.overwrite = flags.get("overwrite", False)
-        return sweep_script.run(args)
-
-    asked = []
-    original = sweep_script.sweep
-
-    def interrupted(cfg, timesteps):
-        for timestep, value in original(cfg, timesteps):
-            asked.append((cfg.PROMPT.TYPE, timestep))
-            yield timestep, value
-            if cfg.PROMPT.TYPE == "empty":
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep_script, "sweep", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(50, 261)
-    table = tmp_path / "figure" / "timestep_spair_val_all.csv"
-    before = sweep_script.read_scores(table)
-    assert list(before) == [("text", 50), ("text", 261), ("empty", 50)]
-    monkeypatch.setattr(
-        sweep_script, "sweep", lambda cfg, t: asked.extend((cfg.PROMPT.TYPE, x) for x in t) or original(cfg, t)
-    )
-    sweep(50, 261)
-    assert asked == [("text", 50), ("text", 261), ("empty", 50), ("empty", 261)]
-    assert before.items() <= sweep_script.read_scores(table).items() and table.with_suffix(".png").is_file()
-    with pytest.raises(ConfigError, match="made with other settings; give --overwrite"):
-        sweep(50, opts=["TEST.ENSEMBLE", "1"])
-    sweep(50, opts=["TEST.ENSEMBLE", "1"], overwrite=True)
-    assert list(sweep_script.read_scores(table)) == [("text", 50), ("empty", 50)]
-
-
-# ---- texts ----------------------------------------------------------------------------------------------------------
-
-
-def fill_by_hand(world=REAL):
+def fill_by_hand(world=REAL, scores=None):
     """Table 4 with one row that was run."""
-    records = make_records(60)
-    for record in records:
-        record["hits"] = {"kernelsoftmax": {"0.05": 0, "0.1": record["n_points"], "0.15": record["n_points"]}}
-    table = build_tables(world)["table4"]
-    done = table.lines[1].rows["spair"]
-    return fill(
-        table,
-        world,
-        lambda row: [records] if row == done else [],
-        {table.lines[2].rows["spair"].key: "no GPU"},
-        Measure(),
-    )
+    scores = make_scores(60) if scores is None else scores
+    scores = scores.assign(**{"kernelsoftmax@0.05": 0, "kernelsoftmax@0.1": scores["n_points"]})
+    scores["kernelsoftmax@0.15"] = scores["n_points"]
+    entry = build_tables(world)["table4"]
+    done = entry.lines["Pair + Head"]["spair"]
+    reasons = {entry.lines["Img + Feat"]["spair"].key: "no GPU"}
+    return fill(entry, world, lambda row: [scores] if row == done else [], reasons, Measure())
 
 
 def test_known_cells():
-    filled = fill_by_hand()
-    assert filled.blocks[1].cells[1] == Cell(73.3, 100.0, Interval(100.0, 100.0, 100.0), 1)
-    assert filled.blocks[1].cells[1].difference == pytest.approx(26.7)
-    assert filled.blocks[2].reasons == ("no GPU",) and filled.blocks[2].cells[1].measured is None
+    cells = fill_by_hand().cells.set_index(["line", "alpha"])
+    cell = cells.loc[("Pair + Head", 0.1)]
+    assert (cell["paper"], cell["measured"], cell["low"], cell["high"]) == (73.3, 100, 100, 100)
+    assert (cell["over"], cell["seeds"], cell["pairs"]) == ("pairs", 1, 60)
+    assert cell["difference"] == pytest.approx(26.7)
+    assert pd.isna(cells.loc[("Img + Feat", 0.1), "measured"])
 
 
 def test_markdown_csv_and_latex():
-    markdown, latex = to_markdown(fill_by_hand()), to_latex(fill_by_hand())
-    assert "| Pair + Head | paper | – | 73.3 | – |\n|  | measured | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in markdown
-    assert "|  | difference | – | +26.7 | – |" in markdown and "- Img + Feat: no GPU" in markdown
+    filled = fill_by_hand()
+    markdown, latex = write_markdown(filled), write_latex(filled)
+    assert (
+        "| Pair + Head | paper | – | 73.3 | – |\n|  | measured | 0.0 | 100.0 | 100.0 |\n"
+        "|  | 95 % over pairs | [0.0, 0.0] | [100.0, 100.0] | [100.0, 100.0] |\n|  | difference | – | +26.7 | – |"
+    ) in markdown
     assert "| Img + Feat | paper | – | 70.8 | – |\n|  | measured | not run | not run | not run |" in markdown
-    rows = list(csv.DictReader(io.StringIO(to_csv(fill_by_hand()))))
-    (row,) = (row for row in rows if row["row"] == "cpm-Pair-DINO-Head-G25-C50/spair" and row["alpha"] == "0.1")
+    assert "Not run: cpm-Img-DINO-Feat-G25-C50/spair: no GPU." in markdown
+    rows = list(csv.DictReader(io.StringIO(write_csv(filled))))
+    (row,) = (row for row in rows if row["row"] == "cpm-Pair-DINO-Head-G25-C50/spair" and row["alpha"] == "0.1000")
     assert (row["paper"], row["measured"], row["difference"], row["seeds"]) == ("73.3000", "100.0000", "26.7000", "1")
-    assert {row["measured"] for row in rows if row["line"] == "Img + Head"} == {"not run"}
-    assert latex.count(r"\begin") == latex.count(r"\end") and r"95 \% interval" in latex and "_" not in latex
-    assert r"Pair + Head & paper & -- & 73.3 & -- \\" in latex
+    assert {row["measured"] for row in rows if row["line"] == "Img + Head"} == {""}
+    assert latex.count(r"\begin") == latex.count(r"\end") and not re.search(r"(?<!\\)[%&_]\w* ?Table", latex)
+    assert r"Pair + Head & paper & -- & 73.3 & -- \\" in latex and r"95 \% over pairs" in latex
 
 
 def test_the_mini_world_gives_no_difference_from_the_paper():
-    markdown = to_markdown(fill_by_hand(MINI))
+    markdown = write_markdown(fill_by_hand(MINI))
     assert "difference |" not in markdown and "mini SPair-71k @0.1" in markdown and "say nothing about them" in markdown
 
 
-# ---- estimates ------------------------------------------------------------------------------------------------------
+def test_a_smoke_test_says_so_in_every_title_name_and_table(tmp_path):
+    filled = fill_by_hand(SMOKE, make_scores(20))
+    assert filled.name == "smoke_table4" and set(pd.read_csv(io.StringIO(write_csv(filled)))["smoke"]) == {True}
+    for text in (write_markdown(filled), write_latex(filled)):
+        assert "SMOKE TEST, NOT A RESULT: Table 4" in text and "mini SPair-71k, dog only" in text
+    rows = unique_rows(build_tables(SMOKE).values())
+    path = write_report(tmp_path, [filled], rows, lambda row: [], Measure())
+    assert path.name == "smoke_report.html" and "<h1>SMOKE TEST, NOT A RESULT: " in path.read_text()
+    assert (tmp_path / "smoke_report.md").read_text().startswith("# SMOKE TEST, NOT A RESULT: ")
 
 
-def test_estimates_follow_the_arithmetic_and_then_the_clock(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("script.tables.estimate.measure_matmul_peak", lambda *_: 10.0)
-    rows = {row.key: row for row in rows_of(REAL)}
-    opts = [*world.opts(tmp_path), "PROMPT.CPM", "Pair-DINO-Feat-G3-C4", "TRAIN.MAX_STEPS", "4"]
-    text, cpm = (count_tflop(make_job(rows[key], REAL, 0, opts)) for key in ("text/spair", "cpm-spair/spair"))
-    twice = count_tflop(
-        make_job(rows["cpm-spair/spair"], REAL, 0, [*opts, "TEST.ENSEMBLE", "4", "TRAIN.MAX_STEPS", "8"])
-    )
-    assert text["train"] == 0 and cpm["train"] > 0
-    assert cpm["test"] == pytest.approx(text["test"] * 8 / 6)  # 4 pairs of 2 images, or 6 images
-    assert (
-        1.5 * cpm["test"] < twice["test"] < 2 * cpm["test"] and 1.5 * cpm["train"] < twice["train"] <= 2 * cpm["train"]
-    )
-    clock = Clock(make_job(rows["text/spair"], REAL, 0, opts).test, State(tmp_path / "rows.json"))
-    assert clock.seconds("test", 30.0) == pytest.approx(10 + 10)
-    clock.learn("test", 100.0, 60.0)
-    assert clock.seconds("test", 30.0) == pytest.approx(10 + 15) and "median of finished rows" in clock.explain()
+def test_names_cannot_inject_anything_into_the_page(tmp_path):
+    scores = make_scores(20).assign(category="<script>alert(1)</script>")
+    scores["kernelsoftmax@0.1"] = scores["n_points"]
+    entry = build_tables(MINI)["table2"]
+    filled = fill(entry, MINI, lambda row: [scores], {entry.rows[0].key: "<img src=x>"}, Measure())
+    rows = unique_rows(build_tables(MINI).values())
+    text = write_report(tmp_path, [filled], rows, lambda row: [], Measure()).read_text()
+    assert "&lt;script&gt;alert" in text and "<script>" not in text and "<img src=x" not in text
 
 
-def test_durations():
-    assert [format_duration(s) for s in (12.3, 600, 12000, 190000)] == ["12 s", "10 min", "3 h 20 min", "2 d 5 h"]
+def test_choices_are_checked(monkeypatch, capsys):
+    for flags, message in (
+        (["table9"], "no table table9; known: table1, "),
+        (["table4", "--only", "x"], "no row x in these tables; known: cpm-spair/spair"),
+        (["--smoke"], "--smoke is a short form of --mini; give both"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["table.py", *flags])
+        assert table.main() == 2 and message in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["table.py", "table1", "--mini", "--smoke"])
+    args = table.parse_args()
+    assert [row.key for row in table.choose_tables(args, table.choose_world(args))[1]] == [
+        "text/spair",
+        "cpm-spair/spair",
+    ]
 
 
-def test_choices_are_checked():
-    with pytest.raises(ConfigError, match="no table table9; known: table1, "):
-        rows_script.choose_rows(REAL, ["table9"])
-    with pytest.raises(ConfigError, match="no row x in these tables; known: cpm-spair/spair"):
-        rows_script.choose_rows(REAL, ["table4"], ["x"])
-    assert [row.key for row in rows_script.choose_rows(SMOKE, ["table1"])] == ["text/spair", "cpm-spair/spair"]
-    assert rows_script.shorten(f"{ROOT}/a is not there\nHelp:") == "a is not there"
-    assert rows_script.shorten("cannot be used:\n  - a\n  - b") == "cannot be used: - a - b"
-
-
-@pytest.mark.parametrize("script", [rows_script, table_script], ids=["rows", "table"])
-def test_a_mistyped_setting_stops_before_anything_is_run_or_written(script, tmp_path, monkeypatch, capsys):
+def test_a_mistyped_setting_stops_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["x", "table1", "--mini", "--output", str(tmp_path), "--opts", "TEST.ENSEMBEL", "1"]
     )
-    assert script.main() == 2
+    assert table.main() == 2
     assert "unknown key TEST.ENSEMBEL; did you mean TEST.ENSEMBLE" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_without_pairs_cannot_be_analysed(tmp_path, monkeypatch, capsys):
-    write_pairs_csv(tmp_path / "none_pairs.csv", [])
-    monkeypatch.setattr(sys, "argv", ["analyse.py", str(tmp_path / "none_pairs.csv")])
-    assert analyse.main() == 1
-    assert "none_pairs.csv holds no pair with keypoints" in capsys.readouterr().err
+# ---- analyse.py -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["table2.sh", "reproduce.sh"])
-def test_a_listing_prints_no_table(script):
-    command = ["sh", str(ROOT / "script" / script), "--list"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
-    assert done.returncode == 0, done.stderr
-    assert "rows are finished" in done.stdout
-    assert "written:" not in done.stdout
+def run_analysis(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *map(str, argv), "--localiser", "nn", "--draws", "50"])
+    return analyse.main()
+
+
+def test_two_files_are_compared_over_the_pairs_that_both_have(tmp_path, monkeypatch, capsys):
+    a, b = make_scores(40, seed=1), make_scores(12, seed=2, scale=3.0)
+    write_scores(tmp_path / "a_pairs.csv", a)
+    write_scores(tmp_path / "b_pairs.csv", b)
+    files = [tmp_path / "a_pairs.csv", tmp_path / "b_pairs.csv"]
+    assert run_analysis(monkeypatch, *files, "--json", tmp_path / "x.json") == 0
+    printed = capsys.readouterr().out
+    assert "THE FILES HOLD DIFFERENT PAIRS; everything below is over the 12 pairs that all have." in printed
+    assert f"40 pairs: {files[0]}" in printed and "paired bootstrap over 12 pairs" in printed
+    content = json.loads((tmp_path / "x.json").read_text())
+    total = content["results"][str(files[0])]["groups"][0]
+    expected = summarise(a[:12], ["nn"], [0.1])["pck"]["nn"]["0.1"]["all"]
+    assert total["pairs"] == 12 and total["value"] == pytest.approx(100 * expected)
+    assert content["comparisons"][str(files[1])]["pairs"] == 12
+    assert run_analysis(monkeypatch, files[0]) == 0 and "DIFFERENT" not in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_analysed_are_answered_in_one_line(tmp_path, monkeypatch, capsys):
+    write_scores(tmp_path / "none_pairs.csv", make_scores(2, empty=(0, 1)))
+    (tmp_path / "bad_pairs.csv").write_text("a,b\n")
+    for name, message in (
+        ("none", "holds no pair with keypoints"),
+        ("bad", "it has no column index"),
+        ("x", "No such"),
+    ):
+        assert run_analysis(monkeypatch, tmp_path / f"{name}_pairs.csv") == 1
+        error = capsys.readouterr().err
+        assert message in error and f"{name}_pairs.csv" in error and error.count("\n") == 1

@@ -12,7 +12,7 @@ import pytest
 from app.serve import build_server
 from app.viewer import build_pages, find_results
 from config import ConfigError
-from engine.result import read_pairs_csv
+from engine.result import read_scores
 from script import view_results
 from tests.test_test import evaluate
 
@@ -30,13 +30,13 @@ def test_points_within_alpha_are_the_hits_of_the_result(world, tmp_path, protoco
     page.write(tmp_path / "page.html")
     content = read_page((tmp_path / "page.html").read_text())
     (method,) = content["methods"]
-    records = read_pairs_csv(next(tmp_path.rglob("*_pairs.csv")))
-    assert [pair["id"] for pair in content["pairs"]] == [record["pair_id"] for record in records]
-    for record, found, hits in zip(records, method["found"], method["hits"], strict=True):
+    scores = read_scores(next(tmp_path.rglob("*_pairs.csv")))
+    assert [pair["id"] for pair in content["pairs"]] == scores["pair_id"].tolist()
+    for row, found, hits in zip(scores.to_dict("records"), method["found"], method["hits"], strict=True):
         for localiser, (points, errors) in found.items():
-            assert len(points) == 2 * len(errors) == 2 * record["n_points"]
+            assert len(points) == 2 * len(errors) == 2 * row["n_points"]
             counts = [sum(error <= float(alpha) for error in errors) for alpha in content["alphas"]]
-            assert counts == hits[localiser] == list(record["hits"][localiser].values())
+            assert counts == hits[localiser] == [row[f"{localiser}@{alpha}"] for alpha in content["alphas"]]
     for image in content["images"]:
         assert (tmp_path / image).is_file()
 

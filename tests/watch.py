@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader
 from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedTokenizerBase
+
+from engine.transfer import Loader
 
 
 @dataclass
@@ -116,7 +117,7 @@ def watching() -> Iterator[Seen]:
         )
         wrap(patch, PreTrainedTokenizerBase, "__call__", note_text)
         wrap(patch, ResnetBlock2D, "forward", note_resnet)
-        wrap(patch, DataLoader, "__init__", lambda loader, num_workers=0, **_: seen.workers.append(num_workers))
+        wrap(patch, Loader, "__init__", lambda loader, num_workers=0, **_: seen.workers.append(num_workers))
         try:
             yield seen
         finally:

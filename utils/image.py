@@ -10,11 +10,13 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps
+
+if TYPE_CHECKING:  # reading files needs no torch
+    import torch
 
 MAX_PIXELS = 150_000_000  # larger files are refused: a small file may claim any size and fill the memory
 KEEP_PIXELS = 16_000_000  # larger images are reduced by a whole factor while decoding, until they fit
@@ -57,7 +59,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Picture:
         return source
     if isinstance(source, Image.Image):
         return _from_pil(source, getattr(source, "filename", "") or "the PIL image", max_pixels)
-    if isinstance(source, torch.Tensor):
+    if hasattr(source, "permute"):  # a tensor
         return _from_pil(_from_tensor(source), "the tensor", max_pixels)
     if isinstance(source, np.ndarray):
         return _from_pil(_from_array(source), "the array", max_pixels)

@@ -1,12 +1,23 @@
 """PCK@alpha, the share of keypoints predicted within alpha * threshold of the truth.
 
-One plain record per pair, not a running mean, is what processes exchange and what is written to disk; every
-number is computed from them.
+The scores of a test are one table with a row per pair, not a running mean: it is what processes exchange and what is
+written to disk, and every number is computed from it. Its columns:
+
+    index                    place of the pair in the split
+    pair_id, category, src_identifier, trg_identifier, protocol
+    n_points                 number of keypoints
+    flag:NAME                SPair's difficulty flags, -1 = unknown
+    LOCALISER@ALPHA          number of correct keypoints
+    threshold                px of the protocol's frame, float32
+    error:LOCALISER          (n_points,) float32, distance of each prediction from the truth, px of that frame
+    point:LOCALISER          (n_points, 2) float64, the predictions, px of the original target
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,12 +25,23 @@ from utils.frame import Frame, as_frame
 from utils.geometry import Size
 
 PROTOCOLS = ("resized", "original")
-Record = dict[str, Any]
+IDENTITY = ("index", "pair_id", "category", "src_identifier", "trg_identifier", "protocol", "n_points")
+FLAG, ERROR, POINT = "flag:", "error:", "point:"  # what the names of such columns start with
+TOTAL = "all"  # the name of the mean over everything: no category may bear it
+
+
+class PredictionError(ValueError):
+    """A prediction or a threshold that is no number: a score made of it would mean nothing."""
 
 
 def alpha_key(alpha: float) -> str:
     """The name of an alpha in records, tables and files: 0.1 -> "0.1"."""
     return f"{alpha:g}"
+
+
+def hits_column(localiser: str, alpha: float) -> str:
+    """The column of a localiser's hits: "nn@0.1"."""
+    return f"{localiser}@{alpha_key(alpha)}"
 
 
 def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
@@ -93,12 +115,12 @@ def compute_hits(
 
 
 class PCKEvaluator:
-    """Collects one record per pair. Use a fresh one for each evaluation; join processes with `merge_records`.
+    """Collects the scores of pairs. Use a fresh one for each evaluation; join processes with `merge_scores`.
 
     Args:
         localisers: names of the predictions to score.
         alphas: tolerances, relative to the threshold.
-        protocol, frame: see `compute_hits`.
+        protocol, frame: see `compute_hits`. Without a frame the predictions are not kept.
     """
 
     def __init__(
@@ -113,109 +135,88 @@ class PCKEvaluator:
         if len({alpha_key(alpha) for alpha in self.alphas}) < len(self.alphas):
             raise ValueError(f"alphas must differ, got {self.alphas}")
         self.protocol, self.frame = protocol, None if frame is None else as_frame(frame)
-        self._records: list[Record] = []
+        self._columns: dict[str, list] = {}
 
     def update(self, batch: Mapping[str, Any], predictions: Mapping[str, Tensor]) -> None:
-        """Add the pairs of a batch; `predictions`: localiser -> (B, N, 2), px of the resized frame."""
+        """Add the pairs of a batch; `predictions`: localiser -> (B, N, 2), px of the resized frame.
+
+        Raises PredictionError for a keypoint whose prediction, or a pair whose threshold, is not finite.
+        """
         missing = [name for name in self.localisers if name not in predictions]
         if missing:
             raise ValueError(f"no predictions for {missing}; got {sorted(predictions)}")
         mask = batch["kps_mask"].detach().cpu()
         _, threshold = _read_truth(batch, self.protocol)
-        settings = batch, self.protocol, self.frame
-        errors = {name: compute_errors(predictions[name], *settings) for name in self.localisers}
-        hits = {name: self._count_hits(errors[name], threshold, mask) for name in self.localisers}
-        points = {name: self._list_points(predictions[name], batch) for name in self.localisers}
-        n_points = mask.sum(dim=1).tolist()
-        flags = {name: values.tolist() for name, values in batch.get("flags", {}).items()}
-        for b, index in enumerate(batch["index"].tolist()):
-            self._records.append(
-                {
-                    "index": index,
-                    "pair_id": batch["pair_id"][b],
-                    "category": batch["category"][b],
-                    "src_identifier": batch["src_identifier"][b],
-                    "trg_identifier": batch["trg_identifier"][b],
-                    "protocol": self.protocol,
-                    "n_points": n_points[b],
-                    "flags": {name: values[b] for name, values in flags.items()},
-                    "hits": {name: dict(zip(self._keys, hits[name][b], strict=True)) for name in self.localisers},
-                    "threshold": threshold[b].item(),
-                    "errors": {name: errors[name][b][mask[b]].tolist() for name in self.localisers},
-                    "predictions": {name: points[name][b] for name in self.localisers if self.frame},
-                }
-            )
+        _refuse_not_finite("the threshold", threshold, batch)
+        hits, kept = {}, {"threshold": list(threshold.numpy())}
+        for name in self.localisers:
+            pred = predictions[name].detach().cpu()
+            _refuse_not_finite(f"a point predicted by {name}", torch.where(mask[..., None], pred, 0.0), batch)
+            errors = compute_errors(pred, batch, self.protocol, self.frame)
+            counts = (judge_errors(errors, threshold, self.alphas) & mask[:, :, None]).sum(dim=1)
+            hits |= {hits_column(name, alpha): counts[:, a].tolist() for a, alpha in enumerate(self.alphas)}
+            kept[ERROR + name] = _select(errors, mask)
+            if self.frame is not None:
+                kept[POINT + name] = _select(self.frame.to_orig(pred.double(), batch["trg_size"].cpu()), mask)
+        pairs = {
+            "index": batch["index"].tolist(),
+            **{name: list(batch[name]) for name in ("pair_id", "category", "src_identifier", "trg_identifier")},
+            "protocol": [self.protocol] * len(mask),
+            "n_points": mask.sum(dim=1).tolist(),
+            **{FLAG + name: values.tolist() for name, values in batch.get("flags", {}).items()},
+        }
+        for name, values in (pairs | hits | kept).items():
+            self._columns.setdefault(name, []).extend(values)
 
-    @property
-    def _keys(self) -> list[str]:
-        return [alpha_key(alpha) for alpha in self.alphas]
-
-    def _count_hits(self, errors: Tensor, threshold: Tensor, mask: Tensor) -> list[list[int]]:
-        hits = judge_errors(errors, threshold, self.alphas) & mask[:, :, None]
-        return hits.sum(dim=1).tolist()
-
-    def _list_points(self, pred_px: Tensor, batch: Mapping[str, Any]) -> list[list[list[float]]]:
-        """For each pair, the predicted (x, y) in px of the original target; empty lists without a frame."""
-        if self.frame is None:
-            return [[] for _ in batch["index"]]
-        pred = self.frame.to_orig(pred_px.detach().cpu().double(), batch["trg_size"].cpu())
-        counts = batch["kps_mask"].sum(dim=1).tolist()
-        return [points[:count].tolist() for points, count in zip(pred, counts, strict=True)]
-
-    def records(self) -> list[Record]:
-        """The records so far: numbers, strings and dicts, fit for JSON and for exchange between processes.
-
-        Keys: index, pair_id, category, src_identifier, trg_identifier, protocol, n_points, flags {name: int},
-        hits {localiser: {alpha_key: number of correct keypoints}}, threshold (px of the protocol's frame), errors
-        {localiser: [distance of each keypoint, px of that frame]} and, if a frame was given, predictions
-        {localiser: [[x, y] of each keypoint in px of the original target]}.
-        """
-        return list(self._records)
+    def scores(self) -> pd.DataFrame:
+        """The scores so far, in the order of the updates; the columns are listed at the head of this module."""
+        return pd.DataFrame(self._columns or {name: [] for name in IDENTITY})
 
 
-def merge_records(*parts: Iterable[Record]) -> list[Record]:
-    """The records of several processes, sorted by index; of an index seen twice the first is kept."""
-    merged: dict[int, Record] = {}
-    for part in parts:
-        for record in part:
-            merged.setdefault(record["index"], record)
-    return [merged[index] for index in sorted(merged)]
+def _select(values: Tensor, mask: Tensor) -> list[np.ndarray]:
+    """The entries of values (B, N, ...) where mask (B, N) is set, an array for each of B."""
+    return [row[chosen].numpy() for row, chosen in zip(values, mask, strict=True)]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _refuse_not_finite(what: str, values: Tensor, batch: Mapping[str, Any]) -> None:
+    """values: (B, ...), one entry for each pair of the batch."""
+    bad = (~torch.isfinite(values)).flatten(1).any(dim=1) if values.dim() > 1 else ~torch.isfinite(values)
+    if bad.any():
+        pair = batch["pair_id"][int(bad.int().argmax())]
+        raise PredictionError(f"pair {pair!r}: {what} is not finite, so that nothing can be scored")
 
 
-def _group_pck(records: Sequence[Record], localiser: str, key: str, by: str) -> float | None:
-    """PCK in [0, 1] of one group of records with points; None if there are none."""
-    counts = [(record["hits"][localiser][key], record["n_points"]) for record in records]
-    if by == "image":
-        return _mean([hits / points for hits, points in counts])
-    return sum(hits for hits, _ in counts) / sum(points for _, points in counts) if counts else None
+def merge_scores(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The scores of several processes, sorted by index; of an index seen twice the first is kept."""
+    parts = list(parts)
+    whole = pd.concat([part for part in parts if len(part)] or parts[:1])
+    return whole.drop_duplicates("index").sort_values("index", ignore_index=True)
 
 
-def _check_records(records: Sequence[Record], localisers: Sequence[str], keys: Sequence[str]) -> None:
-    if len({record["protocol"] for record in records}) > 1:
-        raise ValueError("records of different PCK protocols cannot be averaged")
-    for record in records:
-        for name in localisers:
-            missing = [key for key in keys if key not in record["hits"].get(name, {})]
-            if missing:
-                raise ValueError(f"pair {record['pair_id']!r} has no hits of {name!r} at alpha {missing}")
+def weigh(scores: pd.DataFrame, columns: Sequence[str], by: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Gains (of each column) and weights of the pairs: the PCK of a group is the ratio of their sums over it.
+
+    by: "image" is the mean over pairs of each pair's share of correct keypoints (SD4Match); "point" is the share of
+    correct keypoints among all keypoints. Every pair must have keypoints.
+    """
+    _check_choice("by", by, ("image", "point"))
+    if missing := [name for name in columns if name not in scores]:
+        raise ValueError(f"the scores hold no {', '.join(missing)}")
+    points, hits = scores["n_points"], scores[list(columns)]
+    return (hits.div(points, axis=0), points * 0 + 1) if by == "image" else (hits, points)
 
 
 def summarise(
-    records: Sequence[Record],
+    scores: pd.DataFrame,
     localisers: Sequence[str],
     alphas: Sequence[float],
     by: str = "image",
     average: str = "pair",
 ) -> dict[str, Any]:
-    """PCK of a set of records, overall and per category.
+    """PCK of a table of scores, overall and per category.
 
     Args:
-        by: "image" is the mean over pairs of each pair's share of correct keypoints (SD4Match); "point" is
-            the share of correct keypoints among all keypoints.
+        by: see `weigh`.
         average: what "all" is: "pair" pools every pair (SD4Match); "category" is the mean of the categories'
             values.
     Returns:
@@ -225,48 +226,37 @@ def summarise(
         Pairs without keypoints are counted in "pairs_without_points" and in no mean ("pairs" counts the
         others); a category (or "all") left with no pair is None.
     Raises:
-        ValueError: unknown `by` or `average`, records of several protocols, or records that lack a localiser
-        or alpha.
+        ValueError: unknown `by` or `average`, scores of several protocols, scores that lack a localiser or alpha, or
+        a category that is called "all".
     """
-    _check_choice("by", by, ("image", "point"))
     _check_choice("average", average, ("pair", "category"))
-    keys = [alpha_key(alpha) for alpha in alphas]
-    _check_records(records, localisers, keys)
-    groups = _group_by_category(records)
-    scored = {category: [record for record in group if record["n_points"]] for category, group in groups.items()}
+    if scores["protocol"].nunique() > 1:
+        raise ValueError("scores of different PCK protocols cannot be averaged")
+    categories = sorted(scores["category"].unique())
+    if TOTAL in categories:
+        raise ValueError(f'a category is called "{TOTAL}", which is the name of the mean over all: rename it')
+    columns = [hits_column(name, alpha) for name in localisers for alpha in alphas]
+    scored = scores[scores["n_points"] > 0]
+    gains, weights = weigh(scored, columns, by)
+    groups = gains.groupby(scored["category"]).sum(), weights.groupby(scored["category"]).sum()
+    pck = groups[0].div(groups[1], axis=0)  # (categories with a scored pair, columns)
+    total = pck.mean() if average == "category" else gains.sum() / weights.sum()
+    pck = pck.reindex(categories)
+    pck.loc[TOTAL] = total
+    pck = pck.astype(object).where(pck.notna(), None)
     return {
-        "protocol": records[0]["protocol"] if records else None,
+        "protocol": scores["protocol"].iloc[0] if len(scores) else None,
         "by": by,
         "average": average,
-        **_count(records),
-        "categories": {category: _count(group) for category, group in groups.items()},
-        "pck": {name: {key: _pck_row(scored, name, key, by, average) for key in keys} for name in localisers},
+        **_count(scores),
+        "categories": {category: _count(scores[scores["category"] == category]) for category in categories},
+        "pck": {
+            name: {alpha_key(alpha): pck[hits_column(name, alpha)].to_dict() for alpha in alphas} for name in localisers
+        },
     }
 
 
-def _group_by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {category: [] for category in sorted({r["category"] for r in records})}
-    for record in records:
-        groups[record["category"]].append(record)
-    return groups
-
-
-def _pck_row(
-    scored: Mapping[str, Sequence[Record]], localiser: str, key: str, by: str, average: str
-) -> dict[str, float | None]:
-    """PCK of each category's records with points, and of "all"."""
-    row = {category: _group_pck(group, localiser, key, by) for category, group in scored.items()}
-    if average == "pair":
-        everything = [record for group in scored.values() for record in group]
-        return row | {"all": _group_pck(everything, localiser, key, by)}
-    return row | {"all": _mean([value for value in row.values() if value is not None])}
-
-
-def _count(records: Sequence[Record]) -> dict[str, int]:
+def _count(scores: pd.DataFrame) -> dict[str, int]:
     """Numbers of scored pairs, of pairs without keypoints, and of keypoints."""
-    pairs = sum(record["n_points"] > 0 for record in records)
-    return {
-        "pairs": pairs,
-        "pairs_without_points": len(records) - pairs,
-        "points": sum(record["n_points"] for record in records),
-    }
+    pairs = int((scores["n_points"] > 0).sum())
+    return {"pairs": pairs, "pairs_without_points": len(scores) - pairs, "points": int(scores["n_points"].sum())}

@@ -1,16 +1,18 @@
-"""What per-pair results say beyond their mean: curves, breakdowns, intervals, and whether two methods differ.
+"""What per-pair scores say beyond their mean: curves, breakdowns, intervals, and whether two methods differ.
 
-Everything is computed from the records of `engine.result.read_pairs_csv`; a mean is always that of
-`utils.pck.summarise`. Resampling is over pairs, within the categories if these are averaged.
+Everything is computed from the tables of `engine.result.read_scores`; a mean is always that of `utils.pck.summarise`.
+Bootstrap and permutation test are scipy's and speak of the choice of pairs; `spread` speaks of the chance in training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from scipy.stats import t as student_t
+import pandas as pd
+from scipy import stats
 
-from utils.pck import Record, alpha_key, summarise
+from utils.pck import ERROR, FLAG, alpha_key, hits_column, summarise, weigh
 
 ALPHAS = tuple(round(0.01 * step, 2) for step in range(1, 21))  # of a PCK curve
 LEVELS = {  # what SPair's flags mean
@@ -20,7 +22,7 @@ LEVELS = {  # what SPair's flags mean
     "occlusion": ("none", "source", "target", "both"),
 }
 DRAWS = 2000
-CHUNK = 2**22  # random numbers held at a time
+BATCH = 200  # draws held at a time
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ class Measure:
     by: str = "image"
     average: str = "pair"
 
+    @property
+    def column(self) -> str:
+        return hits_column(self.localiser, self.alpha)
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the bounds of an interval around it."""
+    """A value with the bounds of an interval around it; NaN where there is too little to give one."""
 
     value: float
     low: float
@@ -51,92 +57,113 @@ class Comparison:
     pairs: int
 
 
-def compute_pck(records: Sequence[Record], measure: Measure) -> float | None:
-    """PCK in [0, 1] over all records; None without a scored pair."""
-    summary = summarise(records, [measure.localiser], [measure.alpha], measure.by, measure.average)
+def compute_pck(scores: pd.DataFrame, measure: Measure) -> float | None:
+    """PCK in [0, 1] over all pairs; None without a scored pair."""
+    summary = summarise(scores, [measure.localiser], [measure.alpha], measure.by, measure.average)
     return summary["pck"][measure.localiser][alpha_key(measure.alpha)]["all"]
 
 
 def compute_curve(
-    records: Sequence[Record], measure: Measure, alphas: Sequence[float] = ALPHAS
+    scores: pd.DataFrame, measure: Measure, alphas: Sequence[float] = ALPHAS
 ) -> dict[float, float | None]:
     """PCK at each alpha (`measure.alpha` is not used), from the stored errors and thresholds."""
-    judged = judge_records(records, measure.localiser, alphas)
+    judged = count_hits(scores, measure.localiser, alphas)
     rows = summarise(judged, [measure.localiser], alphas, measure.by, measure.average)["pck"][measure.localiser]
     return {alpha: rows[alpha_key(alpha)]["all"] for alpha in alphas}
 
 
-def judge_records(records: Sequence[Record], localiser: str, alphas: Sequence[float]) -> list[Record]:
-    """The records with the hits of one localiser at other alphas; the same arithmetic as `utils.pck.judge_errors`.
-
-    Raises ValueError for records of a file without errors and thresholds.
-    """
-    if any(localiser not in record.get("errors", {}) for record in records):
-        raise ValueError(f"these results hold no errors of {localiser}: run test.py again to get curves from them")
-    counts = np.array([record["n_points"] for record in records], dtype=np.int64)
-    errors = np.array([error for record in records for error in record["errors"][localiser]], dtype=np.float32)
-    thresholds = np.array([record["threshold"] for record in records], dtype=np.float64)
-    radius = (thresholds[:, None] * np.array(alphas, dtype=np.float64)).astype(np.float32)  # (P, A)
-    owner = np.repeat(np.arange(len(records)), counts)
-    hits = np.zeros((len(records), len(alphas)), dtype=np.int64)
-    np.add.at(hits, owner, errors[:, None] <= radius[owner])
-    keys = [alpha_key(alpha) for alpha in alphas]
-    return [
-        record | {"hits": {localiser: dict(zip(keys, row, strict=True))}}
-        for record, row in zip(records, hits.tolist(), strict=True)
-    ]
+def count_hits(scores: pd.DataFrame, localiser: str, alphas: Sequence[float]) -> pd.DataFrame:
+    """The scores with the hits of one localiser at these alphas; the same arithmetic as `utils.pck.judge_errors`."""
+    errors = np.concatenate([*scores[ERROR + localiser], np.empty(0, np.float32)])
+    owner = np.repeat(np.arange(len(scores)), scores["n_points"])
+    thresholds = scores["threshold"].to_numpy(np.float64)
+    columns = {}
+    for alpha in alphas:
+        right = errors <= (thresholds * alpha).astype(np.float32)[owner]
+        columns[hits_column(localiser, alpha)] = np.bincount(owner[right], minlength=len(scores))
+    return scores.assign(**columns)
 
 
-def break_down(records: Sequence[Record], measure: Measure) -> dict[str, dict[str, tuple[int, float | None]]]:
-    """{flag: {level: (scored pairs, PCK)}} of SPair's difficulty flags; {} for data sets without flags."""
-    table: dict[str, dict[str, tuple[int, float | None]]] = {}
+def list_groups(scores: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """("all", ""), ("category", name) and (flag, level) of SPair's flags -> the scored pairs of that kind."""
+    scored = scores[scores["n_points"] > 0]
+    groups = {("all", ""): scored}
+    groups |= {("category", name): group for name, group in scored.groupby("category")}
     for flag, levels in LEVELS.items():
-        for level in levels:
-            if group := select_level(records, flag, level):
-                table.setdefault(flag, {})[level] = (len(group), compute_pck(group, measure))
+        for value, level in enumerate(levels):
+            if FLAG + flag in scored and (chosen := scored[FLAG + flag] == value).any():
+                groups[flag, level] = scored[chosen]
+    return groups
+
+
+def break_down(scores: pd.DataFrame, measure: Measure, draws: int = DRAWS) -> pd.DataFrame:
+    """PCK and its interval of every group of `list_groups`: index (kind, group), columns pairs, value, low, high."""
+    rows = {}
+    for name, group in list_groups(scores).items():
+        if found := bootstrap(group, measure, draws=draws):
+            rows[name] = {"pairs": len(group), "value": found.value, "low": found.low, "high": found.high}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["kind", "group"])
     return table
 
 
-def select_level(records: Sequence[Record], flag: str, level: str) -> list[Record]:
-    """The scored records of one of LEVELS of a flag."""
-    value = LEVELS[flag].index(level)
-    return [record for record in records if record["flags"].get(flag, -1) == value and record["n_points"]]
-
-
 def bootstrap(
-    records: Sequence[Record], measure: Measure, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+    scores: pd.DataFrame, measure: Measure, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval | None:
-    """PCK with its percentile bootstrap interval; None without a scored pair."""
-    value = compute_pck(records, measure)
+    """PCK with its percentile bootstrap interval over pairs; None without a scored pair.
+
+    Pairs are drawn with replacement from all, or from each category if the categories are averaged.
+    """
+    value = compute_pck(scores, measure)
     if value is None:
         return None
-    gains, weights, groups = _as_arrays(records, measure)
-    return Interval(value, *_bounds(_resample(gains, weights, groups, draws, seed), level))
+    scored = scores[scores["n_points"] > 0]
+    gains, weights = weigh(scored, [measure.column], measure.by)
+    bounds = _resample(gains[measure.column], weights, _group(scored, measure), level, draws, seed)
+    return Interval(value, *bounds)
 
 
 def compare(
-    first: Sequence[Record],
-    second: Sequence[Record],
+    first: pd.DataFrame,
+    second: pd.DataFrame,
     measure: Measure,
     level: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
-    """Does the second method differ from the first? Both must have been tested on the same pairs.
+    """Does the second method differ from the first, on the same pairs? See `select_common`.
 
-    The interval resamples pairs, keeping both methods' results of a pair together; the p-value is the share of
-    random swaps of the two results of each pair that differ at least as much (the observed one counted in).
-    Raises ValueError if the pairs differ or none is scored.
+    The interval resamples pairs as `bootstrap` does, keeping both methods' results of a pair together; the test swaps
+    the two results of random pairs. Raises ValueError if the pairs differ or none is scored.
     """
-    first, second = _match(first, second)
-    gains_a, weights, groups = _as_arrays(first, measure)
-    gains_b, _, _ = _as_arrays(second, measure)
-    gains = gains_b - gains_a
+    if different := set(first["pair_id"]) ^ set(second["pair_id"]):
+        raise ValueError(f"the two results are not of the same pairs: {len(different)} pairs are in only one of them")
+    first, second = (table[table["n_points"] > 0] for table in select_common([first, second]))
+    if not len(first):
+        raise ValueError("no pair of the two results has keypoints")
+    (before, weights), (after, _) = (weigh(table, [measure.column], measure.by) for table in (first, second))
+    gains, groups = (after - before)[measure.column], _group(first, measure)
     value = compute_pck(second, measure) - compute_pck(first, measure)
-    interval = Interval(value, *_bounds(_resample(gains, weights, groups, draws, seed), level))
-    flipped = _flip(gains, weights, groups, draws, seed)
-    extreme = int((np.abs(flipped) >= abs(value) - 1e-12).sum())
-    return Comparison(interval, (1 + extreme) / (1 + draws), len(first))
+    bounds = _resample(gains, weights, groups, level, draws, seed)
+    return Comparison(Interval(value, *bounds), _test_signs(gains, weights, groups, draws, seed), len(first))
+
+
+def select_common(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of the pairs that all tables have, in the order of the first.
+
+    Raises ValueError if there are none, or a pair was judged under another protocol or with other keypoints.
+    """
+    common = set.intersection(*(set(table["pair_id"]) for table in tables))
+    if not common:
+        raise ValueError("the results have no pair in common")
+    order = [name for name in tables[0]["pair_id"] if name in common]
+    chosen = [table.set_index("pair_id", drop=False).loc[order].reset_index(drop=True) for table in tables]
+    for one, other in pairwise(chosen):
+        alike = (one[["protocol", "n_points", "category"]] == other[["protocol", "n_points", "category"]]).all(axis=1)
+        if not alike.all():
+            name = one["pair_id"][int(alike.argmin())]
+            raise ValueError(f"pair {name!r} was not judged alike: protocol, category or number of keypoints differ")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -151,76 +178,62 @@ class Spread:
 
 def spread(values: Sequence[float], level: float = 0.95) -> Spread:
     """Mean, standard deviation (n - 1) and Student's t interval of the mean over seeds."""
-    values = np.asarray(values, dtype=np.float64)
-    mean, count = float(values.mean()), len(values)
+    mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Spread(mean, None, None, count)
-    std = float(values.std(ddof=1))
-    half = float(student_t.ppf(0.5 + level / 2, count - 1)) * std / count**0.5
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.5 + level / 2, count - 1)) * std / count**0.5
     return Spread(mean, std, Interval(mean, mean - half, mean + half), count)
 
 
-def _match(first: Sequence[Record], second: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """The scored records of both, in one order."""
-    by_pair: list[Mapping[tuple, Record]] = [
-        {(record["index"], record["pair_id"]): record for record in side} for side in (first, second)
-    ]
-    if by_pair[0].keys() != by_pair[1].keys():
-        different = len(by_pair[0].keys() ^ by_pair[1].keys())
-        raise ValueError(f"the two results are not of the same pairs: {different} pairs are in only one of them")
-    pairs = [(record, by_pair[1][name]) for name, record in by_pair[0].items() if record["n_points"]]
-    if not pairs:
-        raise ValueError("no pair of the two results has keypoints")
-    for a, b in pairs:
-        if (a["protocol"], a["n_points"]) != (b["protocol"], b["n_points"]):
-            raise ValueError(f"pair {a['pair_id']!r} was not judged alike: protocol or number of keypoints differ")
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _as_arrays(records: Sequence[Record], measure: Measure) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """(P,) gains and (P,) weights of the scored pairs, whose sums' ratio is the PCK of a group; groups as positions."""
-    records = [record for record in records if record["n_points"]]
-    key = alpha_key(measure.alpha)
-    hits = np.array([record["hits"][measure.localiser][key] for record in records], dtype=np.float64)
-    points = np.array([record["n_points"] for record in records], dtype=np.float64)
-    gains, weights = (hits / points, np.ones_like(points)) if measure.by == "image" else (hits, points)
+def _group(scores: pd.DataFrame, measure: Measure) -> list[np.ndarray]:
+    """Positions of the pairs that are drawn from together."""
     if measure.average == "pair":
-        return gains, weights, [np.arange(len(records))]
-    categories = np.array([record["category"] for record in records])
-    return gains, weights, [np.flatnonzero(categories == name) for name in np.unique(categories)]
+        return [np.arange(len(scores))]
+    return list(scores.groupby("category").indices.values())
 
 
 def _resample(
-    gains: np.ndarray, weights: np.ndarray, groups: Sequence[np.ndarray], draws: int, seed: int
-) -> np.ndarray:
-    """(draws,) PCK of random draws of pairs with replacement, within each group."""
-    rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
-    for members in groups:
-        gain, weight = gains[members], weights[members]
-        for start, stop in _chunks(draws, len(members)):
-            chosen = rng.integers(len(members), size=(stop - start, len(members)))
-            total[start:stop] += gain[chosen].sum(axis=1) / weight[chosen].sum(axis=1)
-    return total / len(groups)
+    gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], level: float, draws: int, seed: int
+) -> tuple[float, float]:
+    """Bounds of the mean over groups of (sum of gains) / (sum of weights); a group of one pair stays as it is."""
+    gain, weight = gains.to_numpy(np.float64), weights.to_numpy(np.float64)
+    drawn = [group for group in groups if len(group) > 1]
+    if not drawn:
+        return np.nan, np.nan
+    fixed = sum(float(gain[group].sum() / weight[group].sum()) for group in groups if len(group) == 1)
+
+    def statistic(*chosen: np.ndarray, axis: int) -> np.ndarray:
+        return (fixed + sum(gain[c].sum(axis) / weight[c].sum(axis) for c in chosen)) / len(groups)
+
+    found = stats.bootstrap(
+        drawn,
+        statistic,
+        n_resamples=draws,
+        batch=BATCH,
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
-def _flip(gains: np.ndarray, weights: np.ndarray, groups: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
-    """(draws,) differences with the sign of every pair drawn anew."""
-    scale = np.zeros_like(gains)
-    for members in groups:
-        scale[members] = 1 / (weights[members].sum() * len(groups))
-    rng = np.random.default_rng(seed)
-    parts = [
-        rng.integers(2, size=(stop - start, len(gains)), dtype=np.int8) for start, stop in _chunks(draws, len(gains))
-    ]
-    return np.concatenate([(2.0 * part - 1) @ (gains * scale) for part in parts])
-
-
-def _chunks(draws: int, width: int) -> list[tuple[int, int]]:
-    step = max(1, CHUNK // max(1, width))
-    return [(start, min(start + step, draws)) for start in range(0, draws, step)]
-
-
-def _bounds(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _test_signs(gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], draws: int, seed: int) -> float:
+    """Two-sided p-value of the sum of gains under random signs; pairs without a difference change nothing."""
+    parts = np.empty(len(gains))
+    for group in groups:
+        parts[group] = gains.to_numpy()[group] / (weights.to_numpy()[group].sum() * len(groups))
+    parts = parts[parts != 0]
+    if not len(parts):
+        return 1.0
+    found = stats.permutation_test(
+        (parts,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=draws,
+        batch=BATCH,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)

@@ -163,7 +163,8 @@ def digest(content: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
     result = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name, value in sorted((tensors or {}).items()):
         result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        result.update(value.detach().cpu().contiguous().reshape(-1).view(dtype=_uint8()).numpy())
+        if value.numel():
+            result.update(value.detach().cpu().contiguous().reshape(-1).view(dtype=_uint8()).numpy())
     return result.hexdigest()[:32]
 
 

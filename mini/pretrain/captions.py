@@ -1,9 +1,9 @@
 """Captions of different granularity and the part labels each of them asks for.
 
-"a photo of a dog" asks for the dog as a whole, "a dog, left" for what lies on its left part by part and for the
-rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every single part, "a red dog left of a
-blue car" for both wholes, the empty caption only for where objects are; a caption that is not true asks for nothing.
-This stands in for real captions: a template under-specifies the image.
+"a photo of a dog" asks for the dog as a whole, now and then for its kinds of part, "a dog, left" for what lies on its
+left part by part and for the rest by kinds of part (its legs), "a dog, all parts in detail" for both ends of every
+single part, "a red dog left of a blue car" for both wholes, the empty caption only for where objects are; a caption
+that is not true asks for nothing. This stands in for real captions: a template under-specifies the image.
 """
 
 from collections import defaultdict
@@ -31,6 +31,7 @@ PARTS = (
 )
 JOINTS = (", ", " and ", " ")
 ALL_PARTS, IN_DETAIL = "all parts", "in detail"
+KINDS_SHARE = 0.25  # share of plain captions that ask for kinds of part: photos of dogs teach more than where dogs are
 ALL_SHARE = 0.65  # share of part captions that ask for every part
 DETAIL_SHARE = 0.75  # share of part captions that ask for the ends of the parts
 COLOUR_SHARE, FACING_SHARE = 0.15, 0.2
@@ -172,7 +173,7 @@ class CaptionSampler:
             return self._with_parts(rng, "an object", present, named=False)
         subject, named = self._subject(rng, objects)
         if kind == "plain":
-            return Caption(_pick(rng, PLAIN).format(subject), named)
+            return Caption(_pick(rng, PLAIN).format(subject), named, kinds=bool(rng.random() < KINDS_SHARE))
         return self._with_parts(rng, subject, named)
 
     def _absent(self, rng: np.random.Generator, objects: Sequence[Mapping[str, str]]) -> Caption:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mini.pretrain.captions import CaptionSampler, LabelSpace
-from mini.pretrain.loop import Run, Schedule, Scores, change_config, first_process_first, fit, load_as_float32
+from mini.pretrain.loop import Run, Schedule, Scores, change_config, fit, load_as_float32
+from mini.pretrain.process import first_process_first
 from mini.pretrain.proxy import encode_text, grounding_scores
 from mini.pretrain.scenes import SceneStore, to_cells
 from mini.pretrain.tokenizer import POSITIONS, VOCABULARY_FILES, tokenize

@@ -4,8 +4,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,21 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mini.pretrain.process import first_process_first
 from utils.progress import progress
 from utils.store import atomic_path
 
 Scores = dict[str, float]
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let the first process make a file that the others then find."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    if rank > 0:
-        dist.barrier()
-    yield
-    if rank == 0 and dist.is_initialized():
-        dist.barrier()
 
 
 def load_as_float32(folder: Path) -> None:

@@ -3,15 +3,11 @@
 import argparse
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
@@ -19,7 +15,8 @@ from mini.pretrain.captions import CaptionSampler, LabelSpace
 from mini.pretrain.card import write_card
 from mini.pretrain.diffusion import train_diffusion
 from mini.pretrain.dino import train_dino
-from mini.pretrain.loop import Schedule, first_process_first
+from mini.pretrain.loop import Schedule
+from mini.pretrain.process import first_process_first, join_first, start_second
 from mini.pretrain.proxy import colour_baseline
 from mini.pretrain.scenes import SceneStore, build_held_out_store, build_training_store, load_training_store
 from mini.pretrain.tokenizer import build_tokenizer
@@ -28,18 +25,16 @@ from mini.render.categories import KNOWN
 
 SCHEDULES = {
     "vae": Schedule(samples=24_000, batch=8, lr=1.5e-3, warmup=800, reports=8),
-    "dino": Schedule(samples=400_000, batch=16, lr=1e-3, reports=10),
-    "diffusion": Schedule(samples=168_000, batch=24, lr=1e-3, reports=28),
+    "dino": Schedule(samples=800_000, batch=16, lr=1e-3, reports=10),
+    "diffusion": Schedule(samples=220_000, batch=24, lr=1e-3, reports=28),
 }
-MINUTES = {"rendering": 3, "vae": 8, "dino": 25, "diffusion": 118}  # on two cores
-PROCESSES = 2  # of one thread each, on any machine, so that the recipe is the same
+MINUTES = {"rendering": 2, "vae": 4, "dino": 42, "diffusion": 114}  # on two cores with nothing else to do
 SCENES = 24_000
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
 VAE_SCENES = 2000  # it sees crops, and needs no more
 CAPTIONS = 30_000  # drawn to learn the vocabulary
 FOLDERS = ("stable-diffusion", "dinov2")
-ADDRESS = "MINI_PRETRAIN_ADDRESS"  # environment variable that tells a helper process where the first one listens
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,17 +67,6 @@ def load_tokenizer(store: SceneStore, folder: Path, seed: int) -> CLIPTokenizer:
         build_tokenizer(texts, aside)
         os.replace(aside, folder)
     return CLIPTokenizer.from_pretrained(folder)
-
-
-def start_helper() -> subprocess.Popen:
-    """Start the second process, which ends when this one does, and meet it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "mini.pretrain.pretrain", *sys.argv[1:]]
-    helper = subprocess.Popen(command, env={**os.environ, ADDRESS: address})
-    dist.init_process_group("gloo", init_method=address, rank=0, world_size=PROCESSES)
-    return helper
 
 
 def train(args: argparse.Namespace) -> None:
@@ -123,15 +107,14 @@ def main(argv: list[str] | None = None) -> None:
     """Render, train what was asked for, and put it in its place when all of it is there."""
     args = parse_arguments(argv)
     torch.set_num_threads(1)
-    if address := os.environ.get(ADDRESS):
-        dist.init_process_group("gloo", init_method=address, rank=1, world_size=PROCESSES)
+    if join_first():
         return train(args)
     stages = ", ".join(f"{name} {minutes * args.share:.0f} min" for name, minutes in MINUTES.items())
     print(f"pretraining on two cores: {stages}; interrupted, the same command goes on", flush=True)
     build_training_store(args.work / "scenes", round(SCENES * args.share))
-    helper = start_helper()
+    second = start_second()
     train(args)
-    helper.wait()
+    second.wait()
     if all((args.work / "networks" / name).exists() for name in FOLDERS):
         publish(args)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mini.pretrain.process import end_with_parent
 from mini.render import CATEGORIES, SPECIES, instance_seed, render_scene
 from mini.render.detail import CODES
 from mini.render.relation import RELATIONS
@@ -100,7 +101,7 @@ def build_training_store(folder: Path, count: int) -> SceneStore:
     arrays = _open_arrays(folder, count)
     listing = folder / "scenes.json"
     rows = json.loads(listing.read_text()) if listing.exists() else []
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=end_with_parent) as pool:
         for start in progress(range(len(rows), count, BLOCK), "rendering", unit=f" x {BLOCK} scenes"):
             block = range(start, min(start + BLOCK, count))
             scenes = pool.map(_render_training, block, chunksize=25)

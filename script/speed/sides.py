@@ -258,7 +258,7 @@ def compare_localisers(cfg, args: argparse.Namespace) -> Comparison:
             batch = drop_padding({key: value[part] for key, value in whole.items()})
             similarity = FeatureSimilarity(source[part], target[part])
             evaluator.update(batch, localise(similarity, batch["src_kps"], names=protocol.localisers, **settings))
-        return share_of_hits(evaluator.records(), protocol)
+        return share_of_hits(evaluator.scores(), protocol)
 
     def score_plainly() -> dict:
         hits = Counter()

@@ -1,254 +1,172 @@
-"""Tables as markdown, CSV and LaTeX: for each line the paper's numbers, the measured ones with their interval, and the
-difference, in the paper's columns."""
+"""Tables with their numbers: for each line the paper's, the measured ones with their interval, and the difference."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from script.tables.rows import TESTED, Column, Line, Row, Table, World
-from utils.pck import Record
-from utils.statistics import Interval, Measure, Spread, bootstrap, compute_pck, spread
+import pandas as pd
+
+from script.tables.rows import TESTED, Row, Table, World
+from utils.statistics import Measure, bootstrap, compute_pck, spread
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
-NOT_RUN = "not run"
-MISSING = "–"
-Find = Callable[[Row], list[list[Record]]]  # the results of a row, one list of records per seed that was run
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the paper and the measured one, in percent; None where there is none."""
-
-    paper: float | None = None
-    measured: float | None = None
-    interval: Interval | None = None  # over pairs (one seed) or over seeds
-    seeds: int = 0
-
-    @property
-    def difference(self) -> float | None:
-        return None if self.paper is None or self.measured is None else self.measured - self.paper
-
-
-@dataclass(frozen=True)
-class Block:
-    """A line of a table with its cells; `reasons`: why rows of it were not run."""
-
-    line: Line
-    cells: tuple[Cell | None, ...]  # None: the table has no such row
-    reasons: tuple[str, ...] = ()
+NOT_RUN, MISSING = "not run", "–"
+SMOKE = "SMOKE TEST, NOT A RESULT"
+Find = Callable[[Row], list[pd.DataFrame]]  # the scores of a row, one table for each seed that was run
+WHERE = ["line", "group", "category", "alpha"]  # what names a number of a table
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A table with its numbers."""
+    """A table with its numbers.
+
+    cells: a row for each number, in percent: `WHERE` and row, paper, measured, low, high, over ("pairs" or "seeds":
+    what the interval is over), seeds, pairs, difference; NaN where there is none. reasons: row -> why it is not run.
+    """
 
     table: Table
-    columns: tuple[Column, ...]
-    blocks: tuple[Block, ...]
-    comparable: bool  # whether a difference from the paper says anything
+    world: World
     measure: Measure
+    cells: pd.DataFrame
+    reasons: dict[str, str]
 
     @property
-    def measured_lines(self) -> int:
-        return sum(any(cell and cell.measured is not None for cell in block.cells) for block in self.blocks)
+    def name(self) -> str:
+        """Of its files."""
+        return f"smoke_{self.table.name}" if self.world.smoke else self.table.name
 
     @property
-    def groups(self) -> list[tuple[str, int]]:
-        """(title of a test set, number of its columns)."""
-        counts = ((name, sum(column.test_on == name for column in self.columns)) for name in TESTED)
-        return [(self.title(name), count) for name, count in counts if count]
+    def title(self) -> str:
+        return f"{SMOKE}: {self.table.title}" if self.world.smoke else self.table.title
 
-    def title(self, test_on: str) -> str:
-        """A test set's title: the mini world has the same layouts, but is not the real one."""
-        return TESTED[test_on] if self.comparable else f"mini {TESTED[test_on]}"
+    @property
+    def notes(self) -> list[str]:
+        """What the numbers are."""
+        measure = self.measure
+        average = ", macro over categories" if measure.average == "category" else ""
+        paper = f"Paper: {PAPER['source']}"
+        return [
+            f"PCK per {measure.by}{average}, {measure.localiser}, percent; 95 % intervals over pairs are bootstraps, "
+            "those over seeds are Student's t.",
+            *([self.table.note] if self.table.note else []),
+            *([f"{SMOKE}: a few steps on the category {self.world.category} alone."] if self.world.smoke else []),
+            f"{paper}."
+            if self.world.comparable
+            else f"{paper}; the mini world is another world: no difference is given, and its numbers say nothing "
+            "about them.",
+            *(f"Not run: {key}: {reason}." for key, reason in self.reasons.items()),
+        ]
+
+    def group_title(self, group: str) -> str:
+        """The mini world has the same layouts, but is not the real one."""
+        title = TESTED.get(group, group)
+        title = title if self.world.comparable else f"mini {title}"
+        return f"{title}, {self.world.category} only" if self.world.smoke else title
+
+    def as_text(self) -> pd.DataFrame:
+        """Index (line, kind of number), columns (test set, alpha or category), cells as they are printed."""
+        texts: dict[tuple, dict[tuple, str]] = {}
+        for (line, group, category, alpha), cell in self.cells.set_index(WHERE).iterrows():
+            column = self.group_title(group), category if self.table.by_category else f"@{alpha:g}"
+            for kind, text in _list_kinds(cell, self.world.comparable):
+                texts.setdefault((line, kind), {})[column] = text
+        columns = dict.fromkeys(column for row in texts.values() for column in row)
+        order = {line: number for number, line in enumerate(self.table.lines)}
+        index = sorted(texts, key=lambda entry: (order[entry[0]], KINDS.index(entry[1])))
+        rows = [[texts[entry].get(column, MISSING) for column in columns] for entry in index]
+        return pd.DataFrame(rows, pd.MultiIndex.from_tuples(index), pd.MultiIndex.from_tuples(columns))
+
+
+KINDS = ("paper", "paper (real)", "measured", "95 % over pairs", "95 % over seeds", "difference")
+
+
+def _list_kinds(cell: pd.Series, comparable: bool) -> Iterator[tuple[str, str]]:
+    """(kind, text) of a number: only what there is."""
+    if pd.notna(cell["paper"]):
+        yield "paper" if comparable else "paper (real)", f"{cell['paper']:.1f}"
+    yield "measured", NOT_RUN if pd.isna(cell["measured"]) else f"{cell['measured']:.1f}"
+    if pd.notna(cell["low"]):
+        yield f"95 % over {cell['over']}", f"[{cell['low']:.1f}, {cell['high']:.1f}]"
+    if pd.notna(cell["difference"]):
+        yield "difference", f"{round(cell['difference'], 1) + 0.0:+.1f}"  # no -0.0
 
 
 def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measure: Measure) -> Filled:
-    """Compute every number of the table from per-pair records. reasons: row key -> why it was not run."""
-    columns = _expand(table, world, find)
-    blocks = []
-    for line in table.lines:
-        rows = {name: find(row) for name, row in line.rows.items()}
-        cells = tuple(_fill_cell(line, rows, column, measure) for column in columns)
-        why = {key: reasons.get(key, "") for key in (row.key for name, row in line.rows.items() if not rows[name])}
-        blocks.append(Block(line, cells, tuple(dict.fromkeys(reason for reason in why.values() if reason))))
-    return Filled(table, columns, tuple(blocks), world.comparable, measure)
+    """Compute every number of the table from per-pair scores. reasons: row key -> why it was not run."""
+    cells = []
+    for line, rows in table.lines.items():
+        for group, row in rows.items():
+            tables = find(row)
+            for category in _list_categories(table, world, find):
+                for alpha in table.alphas[group]:
+                    where = {"line": line, "group": group, "category": category, "alpha": alpha, "row": row.key}
+                    cells.append(where | _fill_cell(row.key, tables, category, replace(measure, alpha=alpha)))
+    numbers = dict.fromkeys(("paper", "measured", "low", "high"), float) | {"seeds": "Int64", "pairs": "Int64"}
+    cells = pd.DataFrame(cells).astype(numbers)
+    cells["difference"] = cells["measured"] - cells["paper"] if world.comparable else float("nan")
+    why = {row.key: reasons[row.key] for row in table.rows if row.key in reasons}
+    return Filled(table, world, measure, cells, why)
 
 
-def _expand(table: Table, world: World, find: Find) -> tuple[Column, ...]:
-    """The table's columns, with one for each category before "all" if it is by category."""
+def _list_categories(table: Table, world: World, find: Find) -> list[str]:
+    """ "all", and the categories before it if the table is by category."""
     if not table.by_category:
-        return table.columns
-    (overall,) = table.columns
-    found = [record["category"] for row in table.rows for records in find(row) for record in records]
-    names = next(iter(PAPER["categories"].values())) if world.comparable else sorted(set(found))
-    return (*(replace(overall, title=name, category=name) for name in names), overall)
+        return ["all"]
+    found = {name for row in table.rows for scores in find(row) for name in scores["category"]}
+    return [*(next(iter(PAPER["categories"].values())) if world.comparable else sorted(found)), "all"]
 
 
-def _fill_cell(line: Line, rows: dict[str, list[list[Record]]], column: Column, measure: Measure) -> Cell | None:
-    if column.test_on not in line.rows:
-        return None
-    key = line.rows[column.test_on].key
-    paper = PAPER["categories"] if column.category != "all" else PAPER["pck"]
-    cell = Cell(paper.get(key, {}).get(column.category if column.category != "all" else f"{column.alpha:g}"))
-    measure = replace(measure, alpha=column.alpha)
-    groups = [_select(records, column.category) for records in rows[column.test_on]]
-    values = [value for group in groups if (value := compute_pck(group, measure)) is not None]
+def _fill_cell(key: str, tables: list[pd.DataFrame], category: str, measure: Measure) -> dict:
+    """The paper's number and the measured one, in percent, with the interval over seeds if there are several."""
+    numbers = PAPER["pck"] if category == "all" else PAPER["categories"]
+    cell = {"paper": numbers.get(key, {}).get(f"{measure.alpha:g}" if category == "all" else category)}
+    tables = [scores if category == "all" else scores[scores["category"] == category] for scores in tables]
+    values = [100 * value for scores in tables if (value := compute_pck(scores, measure)) is not None]
+    empty = dict.fromkeys(("measured", "low", "high", "over", "seeds", "pairs"))
     if not values:
-        return cell
-    over_seeds = _percent(spread(values))
-    interval = over_seeds.interval or _scale(bootstrap(groups[0], measure))
-    return replace(cell, measured=over_seeds.mean, interval=interval, seeds=len(values))
+        return cell | empty
+    found = spread(values)
+    interval = found.interval or bootstrap(tables[0], measure)
+    scale, over = (1, "seeds") if found.interval else (100, "pairs")
+    bounds = {"low": scale * interval.low, "high": scale * interval.high, "over": over}
+    pairs = int((tables[0]["n_points"] > 0).sum())
+    return cell | {"measured": found.mean, **bounds, "seeds": len(values), "pairs": pairs}
 
 
-def _select(records: Sequence[Record], category: str) -> list[Record]:
-    return [record for record in records if category in ("all", record["category"])]
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table of texts with two levels of rows and columns."""
+    names = [" ".join(dict.fromkeys(str(part) for part in column if part)) for column in table.columns]
+    rows = [["", "", *names], ["---"] * (len(names) + 2)]
+    last = None
+    for (line, kind), cells in zip(table.index, table.to_numpy(), strict=True):
+        rows.append(["" if line == last else line, kind, *cells])
+        last = line
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def _scale(interval: Interval) -> Interval:
-    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
+def write_markdown(filled: Filled) -> str:
+    table = to_markdown(filled.as_text())
+    return "\n\n".join([f"### {filled.title}", table.rstrip("\n"), *filled.notes]) + "\n"
 
 
-def _percent(found: Spread) -> Spread:
-    interval = found.interval and _scale(found.interval)
-    return replace(found, mean=100 * found.mean, std=found.std and 100 * found.std, interval=interval)
+def write_csv(filled: Filled) -> str:
+    """One row per number; empty where there is none."""
+    cells = filled.cells.assign(smoke=True) if filled.world.smoke else filled.cells
+    return cells.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
-def describe_measure(filled: Filled) -> str:
-    """What the numbers are."""
-    measure = filled.measure
-    several = {cell.seeds > 1 for block in filled.blocks for cell in block.cells if cell and cell.seeds}
-    interval = "over seeds (Student's t)" if several == {True} else "over pairs (bootstrap)"
-    if len(several) > 1:
-        interval += ", of rows with several seeds over these (Student's t)"
-    average = ", macro over categories" if measure.average == "category" else ""
-    return f"PCK per {measure.by}{average}, {measure.localiser}, percent, with 95 % interval {interval}"
+def write_latex(filled: Filled) -> str:
+    """A table for booktabs."""
+    table = filled.as_text().replace(MISSING, "--").rename(index=_escape, columns=_escape)
+    caption = _escape(f"{filled.title}. {' '.join(filled.notes)}")
+    return table.to_latex(caption=caption, label=f"tab:{filled.name}", multicolumn_format="c", multirow=False)
 
 
-def describe_source(filled: Filled) -> str:
-    paper = f"paper: {PAPER['source']}"
-    if filled.comparable:
-        return paper
-    return f"{paper}; the mini world is another world: no difference is given, and its numbers say nothing about them"
+def _escape(text: str) -> str:
+    return text.translate(str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {"–": "--", '"': "''"}))
 
 
-def list_lines(block: Block, filled: Filled, interval: str = "[{:.1f}, {:.1f}]") -> Iterator[tuple[str, list[str]]]:
-    """(kind, text of each cell): the paper's, the measured and their difference; only what there is."""
-    in_paper = any(cell and cell.paper is not None for cell in block.cells)
-    if in_paper:
-        yield (
-            "paper" if filled.comparable else "paper (real)",
-            [_number(cell.paper if cell else None) for cell in block.cells],
-        )
-    yield "measured", [_measured(cell, interval) for cell in block.cells]
-    if in_paper and filled.comparable:
-        yield "difference", [_number(cell.difference if cell else None, "{:+.1f}") for cell in block.cells]
-
-
-def _number(value: float | None, form: str = "{:.1f}") -> str:
-    return MISSING if value is None else form.format(round(value, 1) + 0.0)  # no -0.0
-
-
-def _measured(cell: Cell | None, interval: str) -> str:
-    if cell is None:
-        return MISSING
-    if cell.measured is None:
-        return NOT_RUN
-    return f"{cell.measured:.1f} {interval.format(cell.interval.low, cell.interval.high)}"
-
-
-def head_titles(filled: Filled) -> list[str]:
-    return [f"{filled.title(column.test_on)} {column.title}" for column in filled.columns]
-
-
-def list_reasons(filled: Filled) -> list[str]:
-    return [f"{block.line.label}: {reason}" for block in filled.blocks for reason in block.reasons]
-
-
-def to_markdown(filled: Filled) -> str:
-    header = ["", "", *head_titles(filled)]
-    rows = [header, ["---"] * len(header)]
-    for block in filled.blocks:
-        for number, (kind, cells) in enumerate(list_lines(block, filled)):
-            rows.append([block.line.label if number == 0 else "", kind, *cells])
-    lines = [
-        f"### {filled.table.title}",
-        "",
-        describe_measure(filled) + ".",
-        "",
-        *("| " + " | ".join(r) + " |" for r in rows),
-    ]
-    notes = [filled.table.note, f"{describe_source(filled)}."]
-    lines += ["", *(note for note in notes if note)]
-    if reasons := list_reasons(filled):
-        lines += ["", "Not run:", "", *(f"- {reason}" for reason in reasons)]
-    return "\n".join(lines) + "\n"
-
-
-CSV_COLUMNS = (
-    "line",
-    "row",
-    "test_set",
-    "category",
-    "alpha",
-    "paper",
-    "measured",
-    "low",
-    "high",
-    "difference",
-    "seeds",
-)
-
-
-def to_csv(filled: Filled) -> str:
-    """One row per number; empty fields where there is none, "not run" in `measured`."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for block in filled.blocks:
-        for column, cell in zip(filled.columns, block.cells, strict=True):
-            if cell is None:
-                continue
-            bounds = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
-            numbers = [cell.paper, cell.measured, *bounds, cell.difference if filled.comparable else None]
-            texts = ["" if value is None else f"{value:.4f}" for value in numbers]
-            texts[1] = texts[1] or NOT_RUN
-            key = block.line.rows[column.test_on].key
-            where = [block.line.label, key, column.test_on, column.category, f"{column.alpha:g}"]
-            writer.writerow([*where, *texts, cell.seeds])
-    return file.getvalue()
-
-
-LATEX = str.maketrans({"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "–": "--", '"': "''"})
-
-
-def to_latex(filled: Filled) -> str:
-    """A table* for booktabs; intervals in small type."""
-    first = [f"\\multicolumn{{{count}}}{{c}}{{{title}}}" for title, count in filled.groups]
-    rules, start = [], 3
-    for _, count in filled.groups:
-        rules.append(f"\\cmidrule(lr){{{start}-{start + count - 1}}}")
-        start += count
-    lines = [
-        r"\begin{table*}\centering\small",
-        f"\\caption{{{filled.table.title.translate(LATEX)}. {describe_measure(filled).translate(LATEX)}.}}",
-        f"\\begin{{tabular}}{{ll*{{{len(filled.columns)}}}{{c}}}}\\toprule",
-        " & & " + " & ".join(first) + r" \\ " + " ".join(rules),
-        " & & " + " & ".join(column.title.translate(LATEX) for column in filled.columns) + r" \\ \midrule",
-    ]
-    for block in filled.blocks:
-        for number, (kind, cells) in enumerate(list_lines(block, filled, r"{{\scriptsize[{:.1f}, {:.1f}]}}")):
-            label = block.line.label.translate(LATEX) if number == 0 else ""
-            texts = [cell.replace(MISSING, "--") for cell in cells]
-            lines.append(f"{label} & {kind} & " + " & ".join(texts) + r" \\")
-        lines.append(r"\addlinespace")
-    lines[-1] = r"\bottomrule\end{tabular}"
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
-
-
-FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+FORMATS = {"md": write_markdown, "csv": write_csv, "tex": write_latex}
