@@ -23,7 +23,6 @@ from pathlib import Path
 from engine.entry import entry_point
 from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SETTINGS = ("timestep", "ensemble", "layer", "localiser", "image_size")
 
 
@@ -88,8 +87,12 @@ def choose_output(source: str, target: str) -> Path:
 
 def check_output(output: Path, sources: tuple[str, str]) -> None:
     """OutputError if the picture would be no picture, or would replace one of the images."""
-    if output.suffix.lower() not in FORMATS:
-        raise OutputError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
+    from utils.draw import find_format
+
+    try:
+        find_format(output, pixels_only=True)
+    except ValueError as error:
+        raise OutputError(f"--output {error}") from error
     if output.is_dir():
         raise OutputError(f"--output {output} is a folder; name a file in it")
     if output.exists() and any(os.path.samefile(output, source) for source in sources):
@@ -98,11 +101,9 @@ def check_output(output: Path, sources: tuple[str, str]) -> None:
 
 def match(args: argparse.Namespace) -> None:
     """Match the two images, print the result, write the picture."""
-    from PIL import Image
-
     from sd4match import Matcher
+    from utils.draw import save_figure
     from utils.image import read_image
-    from utils.store import atomic_path
 
     output = Path(args.output) if args.output else choose_output(args.source, args.target)
     pictures = read_image(args.source), read_image(args.target)  # before the networks are loaded
@@ -114,8 +115,7 @@ def match(args: argparse.Namespace) -> None:
     pair = matcher.pair(*pictures, category=args.category)
     found = pair.match(args.points) if args.points else pair.match_mutual(args.count)
     if not args.no_picture:
-        with atomic_path(output) as temporary:
-            Image.fromarray(pair.draw(found)).save(temporary, format=FORMATS[output.suffix.lower()])
+        save_figure(output, pair.draw(found))
         print(f"written: {output}", file=sys.stderr)
     print(json.dumps(describe(matcher, pair, found), indent=2) if args.json else format_table(found))
 

@@ -273,7 +273,14 @@ def test_equal_features_have_equal_colours_across_maps():
 
 def test_the_suffix_decides_the_format_and_the_same_figure_gives_the_same_bytes(tmp_path):
     figure = plot_matches([{"text": make_pair()}])
-    heads = {"png": b"\x89PNG", "jpg": b"\xff\xd8\xff", "jpeg": b"\xff\xd8\xff", "pdf": b"%PDF", "svg": b"<?xml"}
+    heads = {
+        "png": b"\x89PNG",
+        "jpg": b"\xff\xd8\xff",
+        "jpeg": b"\xff\xd8\xff",
+        "webp": b"RIFF",
+        "pdf": b"%PDF",
+        "svg": b"<?xml",
+    }
     for suffix, head in heads.items():
         paths = tmp_path / "new" / f"a.{suffix}", tmp_path / f"b.{suffix}"
         for path in paths:
@@ -285,9 +292,9 @@ def test_the_suffix_decides_the_format_and_the_same_figure_gives_the_same_bytes(
             assert Image.open(tmp_path / f"pixels.{suffix}").info["dpi"][0] >= 150
     assert "true position" in (tmp_path / "b.svg").read_text()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pixels.png")), render(figure))
-    with pytest.raises(ValueError, match=r"a\.svg: this picture is made of pixels"):
+    with pytest.raises(ValueError, match=r"a\.svg: the name must end in \.png, \.jpg, \.jpeg, \.webp$"):
         save_figure(tmp_path / "a.svg", render(figure))
-    with pytest.raises(ValueError, match=r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg"):
+    with pytest.raises(ValueError, match=r"must end in \.png, \.jpg, \.jpeg, \.webp, \.pdf, \.svg"):
         find_format("figure.gif")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(f"a.{suffix}" for suffix in heads)
 

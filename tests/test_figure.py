@@ -53,7 +53,7 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompts", "text", "--output", "a.gif"], "--output a.gif: a picture's name must end in"),
+        (["--prompts", "text", "--output", "a.gif"], "--output a.gif: the name must end in"),
         ([], "nothing to show: give --prompts or --column"),
         (["--prompts", "text", "text"], "two columns have the same title"),
         (["--prompts", "text", "--pair_ids", "nothing"], "no pair nothing in this split; one is 000001-"),

@@ -50,7 +50,8 @@ CHECKS, CHECK_DEPTH = 8, 0.16  # squares along each side of a box, and how much 
 CONFIDENCE = "cividis"  # tells its ends apart for colour-blind readers and in grey
 NUMBERED = 30  # at most so many matches carry their number
 SHOWN_SIDE = 1600  # px; larger photos are shown reduced
-FORMATS = ("png", "jpg", "jpeg", "pdf", "svg")
+PIXELS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}  # Pillow's names
+VECTORS = ("pdf", "svg")
 Picture = Tensor | np.ndarray | Image.Image  # (3, H, W) in [-1, 1], (H, W, 3) uint8, or RGB
 Panel = tuple[Size, Picture]  # the size (H, W) whose aspect ratio it is shown in
 Shown = TypeVar("Shown", bound="ImagePair")
@@ -379,24 +380,21 @@ def paint(image: Tensor, points_px: Tensor, box: Tensor, keep: Tensor | None = N
 def save_figure(path: str | os.PathLike, picture: Figure | np.ndarray) -> None:
     """Write a figure, or pixels (H, W, 3) uint8, in the format of the path's suffix, in one step.
 
-    The same figure gives the same bytes; text stays text in vector formats. ValueError for another suffix, and for
-    pixels that should become vectors.
+    The same figure gives the same bytes; text stays text in vector formats. ValueError for another suffix.
     """
-    suffix = find_format(path)
+    suffix = find_format(path, pixels_only=isinstance(picture, np.ndarray))
     with atomic_path(path) as temporary:
         if isinstance(picture, np.ndarray):
-            if suffix in ("pdf", "svg"):
-                raise ValueError(f"{path}: this picture is made of pixels; its name must end in .png or .jpg")
-            Image.fromarray(picture).save(temporary, "PNG" if suffix == "png" else "JPEG", dpi=(DPI, DPI), quality=92)
+            Image.fromarray(picture).save(temporary, PIXELS[suffix], dpi=(DPI, DPI), quality=92)
         else:
             _write_figure(picture, temporary, suffix)
 
 
-def find_format(path: str | os.PathLike) -> str:
+def find_format(path: str | os.PathLike, pixels_only: bool = False) -> str:
     """The format that a picture's file name asks for; ValueError lists the known ones."""
-    suffix = os.path.splitext(path)[1].lstrip(".").lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"{path}: a picture's name must end in {', '.join(f'.{name}' for name in FORMATS)}")
+    suffix, known = os.path.splitext(path)[1].lstrip(".").lower(), [*PIXELS, *(() if pixels_only else VECTORS)]
+    if suffix not in known:
+        raise ValueError(f"{path}: the name must end in {', '.join(f'.{name}' for name in known)}")
     return suffix
 
 
