@@ -44,7 +44,8 @@ def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -
     scores = evaluate(matcher, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
     scores = gather_scores(scores)
     summary = summarise(scores, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
-    return {**summary, "category": cfg.DATASET.CATEGORY}, scores
+    left_out = len(pairs.benchmark.left_out)
+    return {**summary, "category": cfg.DATASET.CATEGORY, "pairs_left_out": left_out}, scores
 
 
 def build_result_name(cfg) -> str:

@@ -110,6 +110,16 @@ def test_category_is_selected_by_name(world, tmp_path):
         evaluate(world, tmp_path, "text", "DATASET.CATEGORY", "ca")
 
 
+def test_pairs_without_a_threshold_are_left_out_and_counted_in_the_result(world, tmp_path, capsys, caplog):
+    shutil.copytree(world.root / "data", tmp_path / "data")
+    path = next((tmp_path / "data/SPair-71k/PairAnnotation/test").glob("*:cat.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trg_bndbox": [5, 2, 5, 9]}))
+    summary = evaluate(world, tmp_path, "text", "DATASET.ROOT", str(tmp_path / "data"))["summary"]
+    assert (summary["pairs"], summary["pairs_left_out"]) == (3, 1)
+    assert "3 pairs" in (printed := capsys.readouterr().out) and "(1 more left out)" in printed
+    assert f"1 of 4 pairs are left out, for they have no threshold; the first is {path}" in caplog.text
+
+
 def test_prompt_trained_on_one_benchmark_runs_on_another(world, tmp_path):
     run(world, tmp_path, "TRAIN.MAX_STEPS", "1")
     assert evaluate(world, tmp_path, NAME, dataset="pfwillow")["summary"]["pairs"] == 4
