@@ -23,7 +23,6 @@ from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
 from app.session import Session, Settings  # noqa: E402
 from engine.errors import USER_ERRORS, explain  # noqa: E402
-from sd4match.source import MINI_NOTE  # noqa: E402
 from utils.image import ImageError  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
 
@@ -63,9 +62,9 @@ class Choices:
     max_upload_mb: int = 20
 
 
-def build_page(engine: Engine, choices: Choices, rendered_only: bool = False, max_sessions: int = 32) -> gr.Blocks:
-    """The app, to be mounted. rendered_only: the network knows no photos, which is said when one comes."""
-    actions = Actions(engine, rendered_only, max_sessions)
+def build_page(engine: Engine, choices: Choices, photo_note: str = "", max_sessions: int = 32) -> gr.Blocks:
+    """The app, to be mounted. photo_note: what is said when a photo comes that was not rendered."""
+    actions = Actions(engine, photo_note, max_sessions)
     with gr.Blocks(title="SD4Match", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             f"## SD4Match: the same point in two photos\n**1.** Choose two images. **2.** Click on the source. "
@@ -140,8 +139,8 @@ class Sessions(LRUCache):
 class Actions:
     """What the page's events do. Each gets the browser's request, and gives what the stage shows."""
 
-    def __init__(self, engine: Engine, rendered_only: bool = False, max_sessions: int = 32) -> None:
-        self.engine, self.rendered_only = engine, rendered_only
+    def __init__(self, engine: Engine, photo_note: str = "", max_sessions: int = 32) -> None:
+        self.engine, self.photo_note = engine, photo_note
         self.sessions = Sessions(max_sessions)
         self._lock = threading.Lock()  # of the sessions
         self._decoding = threading.Lock()  # one at a time: large images need memory
@@ -253,7 +252,7 @@ class Actions:
         failure = self._try(lambda: heats.append(self.engine.heat(session)))
         with session.lock:
             photos = (session.source, session.target)
-            note = MINI_NOTE if self.rendered_only and not all(p is None or p.rendered for p in photos) else ""
+            note = "" if all(p is None or p.rendered for p in photos) else self.photo_note
             value = describe_session(session, next(iter(heats), None), problem or failure, note)
         if not pictures:
             return value

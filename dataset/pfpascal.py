@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +24,8 @@ PASCAL_CLASSES = (
 )
 COLUMNS = ("source_image", "target_image", "class")
 ALIASES = {"trn_pairs.csv": "train_pairs.csv"}  # the pair lists of NCNet
+_MATRIX, _COMPRESSED = 14, 15
+_MAT_TYPES = {*range(1, 8), 9, *range(12, 19)}  # of elements of a MAT file, version 5
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,9 @@ def read_mat(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
     from scipy.io import loadmat
 
     try:
-        with open(path, "rb") as file:
-            content = loadmat(file, variable_names=("kps", "bbox"))
+        data = path.read_bytes()
+        _require_known_types(data)
+        content = loadmat(io.BytesIO(data), variable_names=("kps", "bbox"))
     except FileNotFoundError:
         raise MissingDataError(f"{path}: no such file ({where})") from None
     except Exception as error:  # scipy raises whatever the damaged bytes lead it to
@@ -129,6 +135,27 @@ def read_mat(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise DatasetError(f"{path}: key 'kps' has an infinite value ({where})")
     refuse_marks(kps, str(path), range(len(kps)), "NaN")
     return kps, bbox.reshape(4)
+
+
+def _require_known_types(data: bytes) -> None:
+    """ValueError if an element of a MAT file is of no type that the format has: scipy would end the process."""
+    if (order := {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(data[124:128])) is None:
+        return  # another version of the format
+    pending = [data[128:]]
+    while pending:
+        part, place = pending.pop(), 0
+        while place + 8 <= len(part):
+            kind, size = struct.unpack_from(f"{order}II", part, place)
+            if kind >> 16:  # a small element: its size beside its type, its value in the same 8 bytes
+                kind, step = kind & 0xFFFF, 8
+            else:
+                step = 8 + size if kind == _COMPRESSED else 8 + -(-size // 8) * 8
+            if kind not in _MAT_TYPES:
+                raise ValueError(f"element of the unknown type {kind}")
+            if kind in (_MATRIX, _COMPRESSED):
+                inner = part[place + 8 : place + step]
+                pending.append(inner if kind == _MATRIX else zlib.decompress(inner))
+            place += step
 
 
 def _mat_array(content: dict[str, np.ndarray], key: str, path: Path, where: str) -> np.ndarray:

@@ -85,11 +85,13 @@ def build_app(args: argparse.Namespace):
     from app.guard import Guard
     from app.page import STYLE, build_page, gr
     from sd4match import Matcher
+    from sd4match.source import MINI_NOTE
 
     first = Matcher.from_pretrained(args.network, args.prompt, args.device)
     logging.getLogger("sd4match").setLevel(logging.ERROR)  # the page itself says what mini is good for
     choices = find_choices(first.config, args.network, args.max_upload_mb)
-    page = build_page(build_engine(args, first), choices, not first.knows_photos, args.max_sessions)
+    note = "" if first.knows_photos else MINI_NOTE
+    page = build_page(build_engine(args, first), choices, note, args.max_sessions)
     plain = {"show_error": False, "ssr_mode": False, "footer_links": [], "run_history": False}
     app = gr.mount_gradio_app(FastAPI(openapi_url=None), page, "/", **plain, **STYLE)
     return Guard(app, args.host, max_body=args.max_upload_mb * 2**20 * 4 // 3 + 2**16)  # base64, and what is around it

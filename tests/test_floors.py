@@ -43,9 +43,7 @@ def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "package", [pytest.param(name, marks=pytest.mark.xfail(name == "app", reason="app/example.py")) for name in BELOW]
-)
+@pytest.mark.parametrize("package", BELOW)
 def test_a_package_imports_from_the_floors_below(package):
     assert files(package), f"{package} is gone: mend this table"
     allowed = BELOW[package] | {package} | (COMMANDS if package == "tests" else set())

@@ -477,3 +477,18 @@ def test_no_pickle_is_executed(tmp_path):
     with pytest.raises(PromptError, match="caption.pt"):
         read_prompt(folder)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_mat_file_with_an_unknown_type_is_refused(tmp_path):
+    """SciPy's reader would end the process."""
+    from dataset import DatasetError
+    from dataset.pfpascal import read_mat
+    from tests.fixtures_dataset import write_mat
+
+    path = write_mat(tmp_path, "cat", "x", np.ones((6, 2)), (1, 2, 3, 4))
+    data = bytearray(path.read_bytes())
+    assert data[176] == 9  # double: the type of the values of kps
+    data[176] = 41
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="x.mat: .*unknown type 41"):
+        read_mat(path, "here")

@@ -184,7 +184,6 @@ ACCEPTED = {
     "GENERATE.STEPS": "7",
     "GENERATE.GUIDANCE": "2.0",
     "EVAL.BATCH_SIZE": "7",
-    "EVAL.MAX_ROWS": "7",
     "EVAL.FEATURE_GIB": "7.0",
     "EVAL.PICTURE_LOCALISER": "nn",
     "EVAL.PICTURE_ALPHA": "0.2",
@@ -382,7 +381,6 @@ def scaler(monkeypatch):
     return overflow
 
 
-@later
 def test_a_step_that_the_scaler_skips_is_no_step(train, tmp_path, scaler):
     more = (*PAIR, "TRAIN.EPOCHS", "2", "TRAIN.MAX_STEPS", "4", "TRAIN.SCHEDULER", "linear")
     train(tmp_path / "plain", *more)
@@ -445,7 +443,6 @@ def test_two_processes_go_on_where_one_was_and_the_other_way_round(world, train,
 # ---- rows of a Class prompt -----------------------------------------------------------------------------------
 
 
-@later
 def test_a_category_that_a_batch_lacks_keeps_still(train, tmp_path):
     """As one parameter per category would: Adam's momentum does not move it."""
     more = ("PROMPT.KIND", "Class", "PROMPT.LENGTH", "5", "TRAIN.BATCH_SIZE", "1", "TRAIN.EPOCHS", "2")
