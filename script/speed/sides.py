@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,7 +180,7 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
         "loss, relative": (relative(loss, plain_loss), GRADIENT[world.dtype]),
         "gradient, relative": (relative(flat, plain_flat), GRADIENT[world.dtype]),
     }
-    batches, plain_batches = (read_endlessly(cfg, pairs, world.device) for pairs in (world.pairs, world.plain_pairs))
+    batches, plain_batches = (read_endlessly(cfg, pairs) for pairs in (world.pairs, world.plain_pairs))
     work, units = make_work(cfg, world.ensemble), STEPS * size
     ours = Side(step, units, [method], flops.count_training_pair(work) / flops.TERA)
     plain = Side(plain_step, units, [world.extractor], flops.count_reference_training_pair(work) / flops.TERA)
@@ -197,7 +198,7 @@ def compare_testing(cfg, args: argparse.Namespace) -> Comparison:
     @torch.no_grad()
     def score_plainly() -> dict:
         hits = Counter()
-        for batch in build_loader(world.plain_pairs, world.device, batch_size=1):
+        for batch in build_loader(world.plain_pairs):
             batch = move_batch(batch, world.device)
             maps = world.extract_plainly(batch, 0, world.method.prompt)
             judge_plainly(
@@ -280,7 +281,7 @@ def compare_loaders(cfg, args: argparse.Namespace) -> Comparison:
         pairs.caches[key] = FeatureCache(root / key, {"what": key}, shape)
         for ref in unique_images([pairs]):
             pairs.caches[key].put(ref.identifier, "0", torch.randn(shape, generator=generator))
-    plain_pairs, device = with_images(pairs, root / "features.pt"), resolve_device(cfg.DEVICE)
+    plain_pairs = with_images(pairs, root / "features.pt")
     different = not torch.equal(pairs[0]["src_condition"], plain_pairs[0]["src_condition"])
     n_batches = -(-args.pairs // cfg.TRAIN.BATCH_SIZE)
 
@@ -288,7 +289,7 @@ def compare_loaders(cfg, args: argparse.Namespace) -> Comparison:
         for _ in range(n_batches):
             next(batches)
 
-    streams = (read_endlessly(cfg, data, device) for data in (pairs, plain_pairs))
+    streams = (read_endlessly(cfg, data) for data in (pairs, plain_pairs))
     ours, plain = (Side(partial(read, stream), n_batches * cfg.TRAIN.BATCH_SIZE) for stream in streams)
     return Comparison("pairs", ours, plain, {"arrays that differ": (float(different), 0.0)})
 
@@ -367,13 +368,11 @@ def with_images(pairs: PairDataset, path: Path) -> PairDataset:
     return PairDataset(pairs.benchmark, pairs.frame, caches, with_images=True)
 
 
-def read_endlessly(cfg, pairs: PairDataset, device: torch.device) -> Iterator[dict]:
-    """Batches of TRAIN.BATCH_SIZE pairs, one pass after the other; the loader's workers outlast a pass."""
-    size, n_pairs, workers = cfg.TRAIN.BATCH_SIZE, len(pairs), cfg.DATASET.NUM_WORKERS
-    batches = [[(first + i) % n_pairs for i in range(size)] for first in range(0, n_pairs, size)]
-    loader = build_loader(pairs, device, workers, batch_sampler=batches, persistent_workers=workers > 0)
-    while True:
-        yield from loader
+def read_endlessly(cfg, pairs: PairDataset) -> Iterator[dict]:
+    """Batches of TRAIN.BATCH_SIZE pairs, again and again."""
+    size = cfg.TRAIN.BATCH_SIZE
+    batches = ([(first + i) % len(pairs) for i in range(size)] for first in itertools.count(step=size))
+    return iter(build_loader(pairs, cfg.DATASET.NUM_WORKERS, batches=batches))
 
 
 def share_of_hits(scores, protocol: Protocol) -> dict:
