@@ -15,7 +15,7 @@ USER_ROOT = Path(os.environ.get("SD4MATCH_HOME") or Path.home() / ".sd4match") i
 def resolve_path(path: str) -> str:
     """The path as an absolute one."""
     path = os.path.expanduser(path)
-    return str((ROOT if (ROOT / path).exists() else USER_ROOT) / path)
+    return str((ROOT if os.path.exists(ROOT / path) else USER_ROOT) / path)
 
 
 def resolve_network(folder: str) -> str:

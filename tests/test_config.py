@@ -88,6 +88,8 @@ def test_wrong_settings_name_the_key(opts, message):
         (["TRAIN.TIMESTEP", "1000"], r"TRAIN.TIMESTEP must be in 0..999"),
         (["TRAIN.STEP_RULES", "x", "TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES must be like"),
         (["NETWORK.NAME", "my_net"], r"NETWORK.NAME must be a word.*got 'my_net'"),
+        (["NETWORK.FOLDER", "x" * 5000], r"NETWORK.FOLDER x+: not a diffusers folder"),
+        (["NETWORK.UNET", "x/" * 3000], r"NETWORK.UNET .*: no UNet folder"),
         (["NETWORK.NAME", "sd2-1"], r"NETWORK.NAME sd2-1 has cross_attention_dim 1024, but the network in"),
         (["NETWORK.INIT", "random", "NETWORK.ARCHITECTURE", "sd9"], r"NETWORK: .*sd9"),
         (["DEVICE", "gpu"], r"DEVICE must be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,11 +106,11 @@ def find_configs(
     """The configurations of "vae", "unet", "text_encoder" and "scheduler"; None as `network_facts`."""
     if init == "random":
         return get_architecture(STABLE_DIFFUSION, architecture)
-    root = local_folder(folder) or Path(folder)
-    paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
-    paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
-    if all(path.is_file() for path in paths.values()):
-        return {name: read_config(path) for name, path in paths.items()}
+    if root := local_folder(folder):
+        paths = {name: root / name / "config.json" for name in ("vae", "unet", "text_encoder")}
+        paths["scheduler"] = root / "scheduler" / "scheduler_config.json"
+        if all(path.is_file() for path in paths.values()):
+            return {name: read_config(path) for name, path in paths.items()}
     return STABLE_DIFFUSION.get(HUB_IDS.get(folder, ""))
 
 
@@ -184,9 +185,9 @@ def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) 
     if init == "random":
         entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
         return entry["config"], entry["preprocessor"]
-    root = local_folder(folder) or Path(folder)
-    files = root / "config.json", root / "preprocessor_config.json"
-    if not all(path.is_file() for path in files):
+    root = local_folder(folder)
+    files = [root / name for name in ("config.json", "preprocessor_config.json")] if root else []
+    if not files or not all(path.is_file() for path in files):
         entry = VISION.get(HUB_IDS.get(folder, ""), {"config": None, "preprocessor": {}})
         return entry["config"], entry["preprocessor"]
     config, preprocessor = (read_config(path) for path in files)
@@ -223,20 +224,19 @@ def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[
 
 def is_hub_id(folder: str) -> bool:
     """Whether `folder` has the form owner/name of a hub id (and is no existing folder)."""
-    return bool(re.fullmatch(_HUB_ID, folder)) and not Path(folder).exists()
+    return bool(re.fullmatch(_HUB_ID, folder)) and not os.path.exists(folder)
 
 
 def split_hub_file(text: str) -> tuple[str, str] | None:
     """(hub id, file) of owner/name/file.safetensors, or None."""
     match = re.fullmatch(rf"({_HUB_ID})/([\w.-]+\.safetensors)", text)
-    return None if match is None or Path(text).exists() else (match[1], match[2])
+    return None if match is None or os.path.exists(text) else (match[1], match[2])
 
 
 def local_folder(folder: str) -> Path | None:
     """The folder itself, or where the hub's cache keeps an id owner/name; None if not on this machine."""
-    path = Path(folder).expanduser()
-    if path.is_dir():
-        return path
+    if os.path.isdir(path := os.path.expanduser(folder)):
+        return Path(path)
     if not is_hub_id(folder):
         return None
     from huggingface_hub import snapshot_download  # half a second, which only hub ids need
@@ -248,9 +248,8 @@ def local_folder(folder: str) -> Path | None:
 
 def find_unet(unet: str) -> Path | None:
     """The UNet folder or weight file itself, or where the hub's cache keeps it; None if not on this machine."""
-    path = Path(unet).expanduser()
-    if path.exists():
-        return path
+    if os.path.exists(path := os.path.expanduser(unet)):
+        return Path(path)
     repository, name = split_hub_file(unet) or (unet, "")
     folder = local_folder(repository)
     return folder / name if folder and (folder / name).exists() else None

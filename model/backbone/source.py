@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class NetworkSource:
 
         Raises NetworkNotFoundError if the download fails, or a folder does not exist or lacks one of `required`.
         """
-        path, reason = Path(self.folder).expanduser(), "the folder"
-        if not path.exists():
+        path, reason = Path(os.path.expanduser(self.folder)), "the folder"
+        if not os.path.exists(path):
             repository, name = split_hub_file(self.folder) or (self.folder, "")
             if not is_hub_id(repository):
                 raise NetworkNotFoundError(self.explain("there is no such folder"))
