@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from config import ConfigError
 from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_generator
 from engine.evaluate import match_pairs
@@ -25,7 +27,7 @@ from utils.draw import (
     render,
 )
 from utils.geometry import cell_to_px, px_to_cell
-from utils.localise import localise
+from utils.localise import FeatureSimilarity, Similarity, localise
 from utils.pck import compute_hits
 from utils.plot import FeaturePair
 
@@ -50,9 +52,9 @@ def choose_point(pairs: Mapping[str, MatchedPair]) -> int:
 
 
 @torch.no_grad()
-def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> MatchedPair:
+def match_pair(cfg, method, dataset: PairDataset, position: int, device: torch.device) -> MatchedPair:
     """Run the method on one pair, with the noise that `evaluate` uses: the picture shows what was scored."""
-    batch, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
+    batch, similarity = next(match_pairs(method, dataset, [position], cfg.SEED, device))
     batch = move_batch(batch, device)
     n = int(batch["kps_mask"].sum())
     size, src_kps = dataset.image_size, batch["src_kps"][:, :n]
@@ -70,11 +72,11 @@ def match_pair(cfg, matcher, dataset: PairDataset, position: int, device: torch.
 
 
 @torch.no_grad()
-def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device: torch.device, grid: int) -> DensePair:
+def match_pair_densely(cfg, method, dataset: PairDataset, position: int, device: torch.device, grid: int) -> DensePair:
     """Match every place of a grid x grid over the source image, by EVAL.PICTURE_LOCALISER."""
-    _, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
+    _, similarity = next(match_pairs(method, dataset, [position], cfg.SEED, device))
     size, record, section = dataset.image_size, dataset.benchmark[position], cfg.EVAL
-    finer = [resize_features(feat[0], (grid, grid)) for feat in (similarity.src_feat, similarity.trg_feat)]
+    finer = [resize_features(feat, (grid, grid)) for feat in _find_maps(cfg, similarity)]
     sigma = section.SIGMA * grid / max(similarity.src_size)
     field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
     return DensePair(
@@ -86,11 +88,11 @@ def match_pair_densely(cfg, matcher, dataset: PairDataset, position: int, device
 
 
 @torch.no_grad()
-def extract_features(cfg, matcher, dataset: PairDataset, position: int, device: torch.device) -> FeaturePair:
+def extract_features(cfg, method, dataset: PairDataset, position: int, device: torch.device) -> FeaturePair:
     """Both feature maps of one pair."""
-    _, similarity = next(match_pairs(matcher, dataset, [position], cfg.SEED, device))
-    maps = {"src_feat": similarity.src_feat[0].cpu(), "trg_feat": similarity.trg_feat[0].cpu()}
-    return FeaturePair(**_load_images(dataset, position), **maps)
+    _, similarity = next(match_pairs(method, dataset, [position], cfg.SEED, device))
+    src_feat, trg_feat = (feat.cpu() for feat in _find_maps(cfg, similarity))
+    return FeaturePair(**_load_images(dataset, position), src_feat=src_feat, trg_feat=trg_feat)
 
 
 class PairGenerator:
@@ -118,12 +120,12 @@ class PairGenerator:
 
 
 def draw_pairs(
-    cfg, matcher, dataset: PairDataset, positions: Sequence[int], title: str, device: torch.device
+    cfg, method, dataset: PairDataset, positions: Sequence[int], title: str, device: torch.device
 ) -> list[dict[str, Figure]]:
     """{"matches": figure, "correlation": figure} of each pair under the method, which is called `title`."""
     pictures = []
     for position in positions:
-        row = {title: match_pair(cfg, matcher, dataset, position, device)}
+        row = {title: match_pair(cfg, method, dataset, position, device)}
         correlation = plot_correlations([row], [choose_point(row)], WIDE_PANEL)
         pictures.append({"matches": plot_matches([row], WIDE_PANEL), "correlation": correlation})
     return pictures
@@ -135,19 +137,26 @@ class Preview:
     def __init__(self, cfg, device: torch.device) -> None:
         self._cfg, self._device, self._generator = cfg, device, PairGenerator(cfg, device)
 
-    def draw(self, matcher, dataset: PairDataset, positions: Sequence[int], title: str) -> list[dict[str, np.ndarray]]:
-        """{kind: RGB (H, W, 3) uint8} of the pairs under the matcher's prompt, which is called `title`."""
+    def draw(self, method, dataset: PairDataset, positions: Sequence[int], title: str) -> list[dict[str, np.ndarray]]:
+        """{kind: RGB (H, W, 3) uint8} of the pairs under the method's prompt, which is called `title`."""
         cfg, device = self._cfg, self._device
-        pictures = draw_pairs(cfg, matcher, dataset, positions, title, device)
+        pictures = draw_pairs(cfg, method, dataset, positions, title, device)
         for picture, position in zip(pictures, positions, strict=True):
             if cfg.VAL.DENSE:
-                pair = match_pair_densely(cfg, matcher, dataset, position, device, cfg.VAL.DENSE)
+                pair = match_pair_densely(cfg, method, dataset, position, device, cfg.VAL.DENSE)
                 picture["dense"] = plot_dense([{title: pair}])
             if cfg.VAL.GENERATE:
                 seeds = range(cfg.SEED, cfg.SEED + cfg.VAL.GENERATE)
-                pair = self._generator.generate(matcher.prompt, dataset, position, seeds)
+                pair = self._generator.generate(method.prompt, dataset, position, seeds)
                 picture["generated"] = plot_generated([{title: pair}])
         return [{kind: render(figure) for kind, figure in picture.items()} for picture in pictures]
+
+
+def _find_maps(cfg, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """The feature maps (C, h, w) of a pair; ConfigError if the method has none."""
+    if not isinstance(similarity, FeatureSimilarity):
+        raise ConfigError(f"METHOD.NAME {cfg.METHOD.NAME} matches point by point and has no feature maps to show")
+    return similarity.src_feat[0], similarity.trg_feat[0]
 
 
 def _load_images(dataset: PairDataset, position: int) -> dict:

@@ -59,11 +59,11 @@ def draw_generated(args: argparse.Namespace, columns: dict):
 
     generators = {}
 
-    def generate(cfg, matcher, pairs, position: int, device):
-        if getattr(matcher, "prompt", None) is None:
+    def generate(cfg, method, pairs, position: int, device):
+        if getattr(method, "prompt", None) is None:
             raise ConfigError(f"METHOD.NAME {cfg.METHOD.NAME} takes no prompt, so there is nothing to generate from")
         generator = generators.setdefault(id(cfg), PairGenerator(cfg, device))
-        return generator.generate(matcher.prompt, pairs, position, args.seeds)
+        return generator.generate(method.prompt, pairs, position, args.seeds)
 
     return plot_generated(collect(columns, build_choice(args), generate))
 
@@ -143,13 +143,13 @@ def add_pair_arguments(parser: argparse.ArgumentParser, n_pairs: int) -> None:
 
 
 def load_columns(args: argparse.Namespace) -> dict:
-    """{title: checked config} of the columns that the arguments ask for; a matcher without a prompt is one itself."""
+    """{title: checked config} of the columns that the arguments ask for; a method without a prompt is one itself."""
     from model.method import METHODS
 
     asked = [(name, ["PROMPT.TYPE", name]) for name in getattr(args, "prompts", [])]
-    matcher = load_config(args.config_file, args.opts).METHOD.NAME
-    if matcher in METHODS and not METHODS[matcher].takes_prompt and hasattr(args, "prompts"):
-        asked = [(matcher, opts) for _, opts in asked] or [(matcher, [])] * (not args.column)
+    method = load_config(args.config_file, args.opts).METHOD.NAME
+    if method in METHODS and not METHODS[method].takes_prompt and hasattr(args, "prompts"):
+        asked = [(method, opts) for _, opts in asked] or [(method, [])] * (not args.column)
     asked += [(title, opts) for title, *opts in getattr(args, "column", [])]
     columns = {title: load_config(args.config_file, [*args.opts, *opts]) for title, opts in asked}
     if hasattr(args, "prompts") and not columns:
@@ -177,15 +177,15 @@ def find_ids(pairs, wanted: Sequence[str]) -> list[int]:
 
 
 def collect(columns: dict, choose: Callable[[object], Sequence[int]], extract: Callable) -> list[dict]:
-    """For each pair that `choose` picks, {title: extract(config, matcher, pairs, position, device)}."""
+    """For each pair that `choose` picks, {title: extract(config, method, pairs, position, device)}."""
     from engine.build import build_test
     from utils.progress import progress
 
     rows: dict[int, dict] = {}
     for title, cfg in columns.items():
-        accelerator, pairs, matcher = build_test(cfg, choose)
+        accelerator, pairs, method = build_test(cfg, choose)
         for position in progress(range(len(pairs)), f"drawing pairs under {title}", unit="pair"):
-            found = extract(cfg, matcher, pairs, position, device=accelerator.device)
+            found = extract(cfg, method, pairs, position, device=accelerator.device)
             rows.setdefault(position, {})[title] = found
     return list(rows.values())
 

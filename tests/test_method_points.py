@@ -12,7 +12,7 @@ from torch import nn
 
 import test as test_script
 import train as train_script
-from config import load_config
+from config import ConfigError, load_config
 from engine.check import check_config
 from engine.report import build_result_stem
 from model.method import METHODS, Entry
@@ -89,3 +89,15 @@ def test_it_is_tested_trained_and_tested_again(world, tmp_path):
     untrained, learned = score(world, tmp_path), score(world, tmp_path, "METHOD.WEIGHTS", "points_spair_tiny")
     assert set(learned[0]["pck"]) == {"nn", "bilinear", "softmax", "kernelsoftmax"} and learned[0]["pairs"] == 4
     assert learned[1] != untrained[1]
+
+
+def test_its_pictures_are_drawn_and_those_it_has_not_are_refused(world, tmp_path):
+    from engine.build import build_test
+    from engine.picture import draw_pairs, match_pair_densely
+
+    cfg = settings(world, tmp_path)
+    accelerator, pairs, method = build_test(cfg, lambda pairs: [0])
+    (pictures,) = draw_pairs(cfg, method, pairs, [0], "points", accelerator.device)
+    assert set(pictures) == {"matches", "correlation"}
+    with pytest.raises(ConfigError, match="METHOD.NAME points matches point by point and has no feature maps"):
+        match_pair_densely(cfg, method, pairs, 0, accelerator.device, grid=4)
