@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from app.photo import shrink, to_data_url
-from utils.dense import resize_features
 from utils.draw import warp_image
-from utils.geometry import cell_to_px
+from utils.frame import build_sampling_grid
+from utils.geometry import cell_to_px, rescale_kps
 
 SIDE = 512  # px of the longer side
 RETURNS = 1.5  # cells: a place counts as matched both ways if its match's match lies this near
@@ -25,17 +26,18 @@ def build_overlay(pair: Any) -> dict[str, Any]:
     `warped` where the way back ends near its beginning, transparent elsewhere, `share` the part of the source
     where it does.
     """
-    field = pair.dense()
+    field, frame = pair.dense(), pair.setting.frame
     source = shrink(pair.src.image, SIDE)
     target = torch.from_numpy(np.array(shrink(pair.trg.image, SIDE))).permute(2, 0, 1).float()
-    size = (source.height, source.width)
-    cells = resize_features(field.points.permute(2, 0, 1).cpu(), size).permute(1, 2, 0)
-    warped = warp_image(target, cell_to_px(cells, pair.trg_feat.shape[-2:], target.shape[-2:]))
+    grid = build_sampling_grid(frame, pair.src.size, (source.height, source.width))
     returns = (field.cycle <= RETURNS).float().cpu()
-    mask = resize_features(returns[None], size)[0] > 0.5
+    maps = torch.cat([field.points.permute(2, 0, 1).cpu(), returns[None]])
+    *cells, mask = F.grid_sample(maps[None], grid[None], padding_mode="border", align_corners=True)[0]
+    px = cell_to_px(torch.stack(cells, dim=-1), pair.trg_feat.shape[-2:], frame.image_size)
+    warped = warp_image(target, rescale_kps(frame.to_orig(px, pair.trg.size), pair.trg.size, target.shape[-2:]))
     picture = _to_image(warped)
     masked = picture.copy()
-    masked.putalpha(Image.fromarray(mask.numpy()))
+    masked.putalpha(Image.fromarray((mask > 0.5).numpy()))
     return {
         "source": to_data_url(source),
         "warped": to_data_url(picture),

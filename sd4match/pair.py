@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd4match.error import PointError
-from utils.dense import DenseField, match_densely
-from utils.frame import Frame
+from utils.dense import DenseField, match_densely, split_query
+from utils.frame import Frame, build_sampling_grid
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
 from utils.image import Picture
-from utils.localise import LOCALISERS, FeatureSimilarity, Query, argmax_cell, check_localisers
+from utils.localise import LOCALISERS, Query, check_localisers
 
-CHUNK = 256  # points whose correlation maps are in memory at a time
 NEAR = 0.1  # "near" in a confidence: within this share of the longer side
 BORDER = 0.5  # px that a point may lie outside the centres of the border pixels: the pixels' own area
 
@@ -84,10 +83,20 @@ class Pair:
         PointError (a ValueError) for points that are not (x, y) inside the image.
         """
         points = self._check_points(points)
-        pair = self._with(localiser)
-        parts = [pair._match_some(points[i : i + CHUNK]) for i in range(0, max(len(points), 1), CHUNK)]
-        columns = zip(*parts, strict=True)
-        return Matches(points, *(np.concatenate(column) for column in columns))
+        localiser = localiser or self.setting.localiser
+        check_localisers([localiser])
+        parts = []
+        for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points)):
+            cells, sim = LOCALISERS[localiser](query)[0], query.sim[0]
+            parts.append((cells, sim.flatten(1).amax(dim=1), _mass_near(sim, cells, query.beta)))
+        cells, similarity, mass = map(torch.cat, zip(*parts, strict=True))
+        queries = self._ask(self.trg_feat, self.src_feat, cells)
+        back = torch.cat([LOCALISERS[localiser](query)[0] for query in queries])
+        cycle = np.linalg.norm(self._to_original(back, self.src, self.src_feat) - points, axis=1)
+        agreement = np.exp(-((cycle / (NEAR * max(self.src.size))) ** 2))
+        columns = mass.cpu().numpy() * agreement, similarity.cpu().numpy(), cycle
+        found = self._to_original(cells, self.trg, self.trg_feat)
+        return Matches(points, found, *(column.astype(np.float32) for column in columns))
 
     def match_mutual(self, count: int | None = 50, localiser: str | None = None, spread: float = 0.05) -> Matches:
         """Up to `count` points (None: all) chosen by the pair itself, the most confident first.
@@ -96,13 +105,9 @@ class Pair:
         nearest cell of the nearest cell is the cell itself or one beside it. Points keep a distance of `spread`
         of the source's longer side.
         """
-        height, width = self.src_feat.shape[-2:]
-        cells = cell_grid((height, width), self.src_feat)
-        forth = self._nearest(cells, self.src_feat, self.trg_feat)
-        back = self._nearest(forth, self.trg_feat, self.src_feat)
-        mutual = (back - cells).abs().amax(dim=-1) <= 1
-        candidates = self._to_original(cells[mutual], self.src, (height, width))
-        found = self.match(candidates, localiser)
+        mutual = match_densely(self.src_feat, self.trg_feat, "nn").cycle.flatten() < 1.5
+        cells = cell_grid(self.src_feat.shape[-2:], self.src_feat)[mutual]
+        found = self.match(self._to_original(cells, self.src, self.src_feat), localiser)
         order = np.argsort(-found.confidence, kind="stable")
         kept = _spread_out(found.source[order], spread * max(self.src.size), count)
         return found[order[kept]]
@@ -116,13 +121,14 @@ class Pair:
         sim = self.correlation(point)[0]
         low, high = sim.min(), sim.max()
         stretched = (sim - low) / (high - low).clamp(min=1e-12)
-        whole = F.interpolate(stretched[None, None], size or self.trg.size, mode="bilinear", align_corners=True)
+        grid = build_sampling_grid(self.setting.frame, self.trg.size, size or self.trg.size).to(sim.device)
+        whole = F.grid_sample(stretched[None, None], grid[None], padding_mode="border", align_corners=True)
         return whole[0, 0].clamp(0, 1).cpu().numpy()
 
     def correlation(self, points: Sequence | np.ndarray | Tensor) -> Tensor:
         """Cosine similarity (N, h, w) of each source point with every cell of the target's feature map."""
         cells = self._to_cells(self._check_points(points))
-        return self._query(self.src_feat, self.trg_feat, cells).sim[0]
+        return torch.cat([query.sim[0] for query in self._ask(self.src_feat, self.trg_feat, cells)])
 
     def dense(self) -> DenseField:
         """The place of every source cell on the target and the way back, in cells."""
@@ -143,12 +149,6 @@ class Pair:
         Under a prompt that is made from the pair, matcher.pair(b, a) makes another prompt; this does not.
         """
         return Pair(self.trg, self.src, self.trg_feat, self.src_feat, self.setting)
-
-    def _with(self, localiser: str | None) -> Pair:
-        if localiser is None:
-            return self
-        check_localisers([localiser])
-        return replace(self, setting=replace(self.setting, localiser=localiser))
 
     def _check_points(self, points: Sequence | np.ndarray | Tensor) -> np.ndarray:
         """(N, 2) float32, inside the source image."""
@@ -180,34 +180,15 @@ class Pair:
         px = frame.clamp(frame.to_px(torch.from_numpy(points), self.src.size))
         return px_to_cell(px.to(self.src_feat.device), frame.image_size, self.src_feat.shape[-2:])
 
-    def _to_original(self, cells: Tensor, picture: Picture, map_size: tuple[int, int]) -> np.ndarray:
-        """Cells (N, 2) -> original px of a picture, (N, 2) float32, inside it."""
+    def _to_original(self, cells: Tensor, picture: Picture, feat: Tensor) -> np.ndarray:
+        """Cells (N, 2) of a picture's map -> its original px, (N, 2) float32, inside it."""
         frame = self.setting.frame
-        px = cell_to_px(cells, map_size, frame.image_size).cpu()
+        px = cell_to_px(cells, feat.shape[-2:], frame.image_size).cpu()
         last = np.array([picture.size[1] - 1, picture.size[0] - 1], np.float32)
         return np.clip(frame.to_orig(px, picture.size).numpy(), 0, last).astype(np.float32)
 
-    def _query(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> Query:
-        similarity = FeatureSimilarity(from_feat[None], to_feat[None])
-        return Query(similarity, cells[None], self.setting.beta, self.setting.sigma)
-
-    def _nearest(self, cells: Tensor, from_feat: Tensor, to_feat: Tensor) -> Tensor:
-        """The nearest cell (N, 2) of each of `cells` (N, 2)."""
-        return torch.cat([argmax_cell(self._query(from_feat, to_feat, part).sim)[0] for part in cells.split(CHUNK)])
-
-    def _match_some(self, points: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What `Matches` holds of a few points, but the points themselves."""
-        locate = LOCALISERS[self.setting.localiser]
-        query = self._query(self.src_feat, self.trg_feat, self._to_cells(points))
-        cells = locate(query)[0]
-        back = locate(self._query(self.trg_feat, self.src_feat, cells))[0]
-        found = self._to_original(cells, self.trg, self.trg_feat.shape[-2:])
-        returned = self._to_original(back, self.src, self.src_feat.shape[-2:])
-        cycle = np.linalg.norm(returned - points, axis=1)
-        agreement = np.exp(-((cycle / (NEAR * max(self.src.size))) ** 2))
-        mass = _mass_near(query.sim[0], cells, self.setting.beta)
-        similarity = query.sim[0].flatten(1).amax(dim=1) if len(points) else query.sim[0, :, 0, 0]
-        return found, (mass * agreement).astype(np.float32), similarity.cpu().numpy(), cycle.astype(np.float32)
+    def _ask(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> Iterator[Query]:
+        return split_query(from_feat, to_feat, cells, self.setting.beta, self.setting.sigma)
 
 
 def _printable(name: str) -> str:
@@ -216,12 +197,12 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
-def _mass_near(sim: Tensor, cells: Tensor, beta: float) -> np.ndarray:
+def _mass_near(sim: Tensor, cells: Tensor, beta: float) -> Tensor:
     """Share (N,) of softmax(sim / beta), sim (N, h, w), within NEAR of the map's longer side around cells (N, 2)."""
     height, width = sim.shape[-2:]
     p = (sim.flatten(1) / beta).softmax(dim=1)
     distance = torch.cdist(cells, cell_grid((height, width), sim))
-    return (p * (distance <= NEAR * max(height, width))).sum(dim=1).clamp(0, 1).cpu().numpy()
+    return (p * (distance <= NEAR * max(height, width))).sum(dim=1).clamp(0, 1)
 
 
 def _spread_out(points: np.ndarray, distance: float, count: int | None) -> list[int]:

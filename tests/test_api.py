@@ -79,7 +79,7 @@ def test_a_point_maps_to_itself_in_the_same_image(matcher, photos):
     found = pair.match(GRID, "nn")
     cell = np.array([160, 120]) / pair.trg_feat.shape[:0:-1]
     assert (np.abs(found.points - GRID) <= cell * 0.75).all()
-    assert np.allclose(found.similarity, 1, atol=0.1) and (found.cycle <= cell.max()).all()
+    assert np.allclose(found.similarity, 1, atol=0.2) and (found.cycle <= cell.max()).all()
 
 
 def test_sizes_and_types(matcher, photos):
@@ -153,6 +153,19 @@ def test_the_heat_map_is_highest_at_the_nearest_neighbour(matcher, photos):
     assert pair.heatmap((70, 40), size=(30, 20)).shape == (30, 20)
 
 
+def test_in_a_padded_frame_everything_is_in_pixels_of_the_photo(build, photos):
+    padded = build("text", **{"DATASET.FRAME": "pad"})
+    pair = padded.pair(photos["a"], photos["a"], "cat")
+    points = np.array([(30, 20), (80, 60), (130, 100)])
+    cell = 160 / pair.trg_feat.shape[-1]
+    assert np.abs(pair.match(points, "nn").points - points).max() <= cell
+    for point in points:
+        heat = pair.heatmap(point)
+        assert heat.shape == (120, 160)
+        y, x = np.unravel_index(heat.argmax(), heat.shape)
+        assert np.abs(point - (x, y)).max() <= cell
+
+
 def test_swapping_runs_no_network_and_swaps_back(matcher, photos):
     pair = matcher.pair(photos["a"], photos["b"])
     rows = count_calls(matcher)
@@ -160,7 +173,8 @@ def test_swapping_runs_no_network_and_swaps_back(matcher, photos):
     back = swapped.match([(50, 70)])
     assert rows == [] and swapped.src.size == (150, 100)
     np.testing.assert_array_equal(swapped.swap().match(GRID).points, pair.match(GRID).points)
-    np.testing.assert_array_equal(matcher.pair(photos["b"], photos["a"]).match([(50, 70)]).points, back.points)
+    again = matcher.pair(photos["b"], photos["a"]).match([(50, 70)])
+    np.testing.assert_allclose(again.points, back.points, atol=1e-2)
 
 
 def test_features_are_computed_once(matcher, photos):

@@ -1,5 +1,6 @@
 """Dense matching of two feature maps: where every source cell lies on the target, and whether it comes back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,12 @@ def match_densely(
         raise ValueError(f"expected maps (C, h, w) and (C, h', w') with the same C, got {shapes}")
     if budget_mib < 1:
         raise ValueError(f"budget_mib must be at least 1, got {budget_mib}")
-    src_feat, trg_feat = at_least_float32(src_feat), at_least_float32(trg_feat)
-    settings = {"localiser": localiser, "beta": beta, "sigma": sigma, "budget": budget_mib * MIB}
-    cells = cell_grid(src_feat.shape[-2:], like=src_feat)
-    points, similarity = _match(src_feat, trg_feat, cells, **settings)
-    back, _ = _match(trg_feat, src_feat, points, **settings)
-    cycle = (back - cells).norm(dim=-1)
+    locate, cells = LOCALISERS[localiser], cell_grid(src_feat.shape[-2:], like=at_least_float32(src_feat))
+    forth = split_query(src_feat, trg_feat, cells, beta, sigma, budget_mib)
+    parts = [(locate(query)[0], query.sim[0].flatten(1).amax(dim=1)) for query in forth]
+    points, similarity = map(torch.cat, zip(*parts, strict=True))
+    back = split_query(trg_feat, src_feat, points, beta, sigma, budget_mib)
+    cycle = (torch.cat([locate(query)[0] for query in back]) - cells).norm(dim=-1)
     return DenseField(*(values.unflatten(0, src_feat.shape[-2:]) for values in (points, similarity, cycle)))
 
 
@@ -63,14 +64,12 @@ def resize_features(feat: Tensor, size: Size) -> Tensor:
     return F.interpolate(at_least_float32(feat)[None], tuple(size), mode="bilinear", align_corners=True)[0]
 
 
-def _match(
-    src_feat: Tensor, trg_feat: Tensor, cells: Tensor, *, localiser: str, beta: float, sigma: float, budget: int
-) -> tuple[Tensor, Tensor]:
-    """Places (n, 2) on the target of source positions (n, 2), and similarities (n,), within `budget` bytes."""
+def split_query(
+    src_feat: Tensor, trg_feat: Tensor, cells: Tensor, beta: float, sigma: float, budget_mib: int = 512
+) -> Iterator[Query]:
+    """Queries of parts of source positions (n, 2), each within `budget_mib`, but of at least one position."""
+    src_feat, trg_feat = at_least_float32(src_feat), at_least_float32(trg_feat)
     per_query = trg_feat.element_size() * (MAPS_PER_QUERY * trg_feat[0].numel() + FEATURES_PER_QUERY * len(trg_feat))
-    found, similarity = [], FeatureSimilarity(src_feat[None], trg_feat[None])
-    for part in cells.split(max(1, budget // per_query)):
-        query = Query(similarity, part[None], beta, sigma)
-        found.append((LOCALISERS[localiser](query)[0], query.sim[0].flatten(1).amax(dim=1)))
-    points, highest = zip(*found, strict=True)
-    return torch.cat(points), torch.cat(highest)
+    similarity = FeatureSimilarity(src_feat[None], trg_feat[None])
+    for part in cells.split(max(1, budget_mib * MIB // per_query)):
+        yield Query(similarity, part[None], beta, sigma)

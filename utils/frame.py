@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.geometry import Size, rescale_kps
+from utils.geometry import Size, px_to_cell, rescale_kps
 
 EPS = 1e-4  # px that clamped points keep from the border
 
@@ -141,3 +141,13 @@ def as_size(image_size: int | Size) -> Size:
     if not (height >= 1 and width >= 1):
         raise ValueError(f"image size must be positive pixels (H, W), got {image_size}")
     return int(height), int(width)
+
+
+def build_sampling_grid(frame: Frame, picture_size: Size, size: Size) -> Tensor:
+    """Where the pixels of a picture of `picture_size`, shown in `size` (H, W), lie on maps of the frame.
+
+    (H, W, 2) in [-1, 1] for `grid_sample(map, grid[None], padding_mode="border", align_corners=True)`.
+    """
+    axes = [(torch.arange(n) + 0.5) * (whole / n) - 0.5 for n, whole in zip(size, picture_size, strict=True)]
+    px = frame.to_px(torch.cartesian_prod(*axes).flip(-1), picture_size)
+    return (px_to_cell(px, frame.image_size, (2, 2)) * 2 - 1).unflatten(0, size)
