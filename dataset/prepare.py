@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
-from PIL import Image
-
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
+from utils.image import ImageError, read_image
 from utils.progress import progress
 
 ASSET = Path(__file__).resolve().parents[1] / "asset" / "dataset"
@@ -296,12 +295,9 @@ def find_bad_images(sizes: Mapping[str, tuple[int, int]]) -> list[str]:
     bad = []
     for path, size in progress(sizes.items(), "decoding the images"):
         try:
-            with Image.open(path) as image:
-                found = image.height, image.width
-                image.draft("L", (1, 1))  # reads every byte of a JPEG, but computes an eighth of the resolution
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{path} cannot be decoded ({error})")
+            found = read_image(path).size
+        except (ImageError, OSError) as error:
+            bad.append(str(error))
             continue
         if found != size:
             bad.append(f"{path} has size (H, W) = {found}, its annotation says {size}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +295,14 @@ def test_install_is_idempotent_and_protects_other_folders(spair):
     (root / "other" / "SPair-71k" / "mini.json").write_text("{}")
     assert install(root / "other", "spair", **smaller)["images"] == 4
     assert not (root / "other" / ".SPair-71k.partial").exists()
+
+
+def test_command_says_in_one_line_that_a_folder_is_not_its_own(tmp_path):
+    (tmp_path / "SPair-71k").mkdir()
+    command = [sys.executable, "-m", "mini.render", "--root", str(tmp_path), "--only", "spair"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{tmp_path / 'SPair-71k'} exists but mini.json is missing" in done.stderr
 
 
 def test_too_many_pairs_are_refused(tmp_path):

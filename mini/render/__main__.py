@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,10 @@ def main() -> None:
     Path(args.root).mkdir(parents=True, exist_ok=True)
     for name in [args.only] if args.only else WRITERS:
         start = time.perf_counter()
-        counts = install(args.root, name)
+        try:
+            counts = install(args.root, name)
+        except OSError as error:
+            sys.exit(f"mini.render: {error}")
         place = Path(args.root) / WRITERS[name][0]
         if counts is None:
             print(f"{name}: already there ({place})")

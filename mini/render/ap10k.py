@@ -15,6 +15,7 @@ from PIL import Image
 from mini.render.categories import FAMILIES, SPECIES, keypoint_tables
 from mini.render.files import save, write_json
 from mini.render.render import Scene, instance_seed, random_size, render_scene
+from utils.progress import progress
 
 IMAGES = {"train": 40, "val": 20, "test": 30}  # per species
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
@@ -31,7 +32,8 @@ def write_ap10k(
     """Write `root`/ap-10k with `images` per species and split; returns the numbers written."""
     base = Path(root) / "ap-10k"
     records: dict[str, list[tuple[dict, dict]]] = {split: [] for split in images}
-    for number, (category_id, split, scene) in enumerate(_scenes(images, species), start=1):
+    scenes = progress(_scenes(images, species), "rendering", len(species) * sum(images.values()), unit=" images")
+    for number, (category_id, split, scene) in enumerate(scenes, start=1):
         records[split].append(_write_image(base, number, category_id, scene))
     categories = [_category_record(i, name) for i, name in enumerate(species, start=1)]
     for split, rows in records.items():

@@ -14,6 +14,7 @@ from mini.render.categories import CATEGORIES
 from mini.render.files import save, write_csv
 from mini.render.relation import RELATIONS, describe
 from mini.render.render import Scene, instance_seed, random_size, render_scene
+from utils.progress import progress
 
 ITEMS = {"trn": 100, "test": 100}  # of each kind of change
 CHANGES = ("subject", "verb", "object")
@@ -47,7 +48,7 @@ def write_comvg(root: str | Path, items: Mapping[str, int] = ITEMS) -> dict[str,
         rng = np.random.default_rng([400, list(items).index(split)])
         table, folder = _FILES[split]
         rows = []
-        for number in range(count * len(CHANGES)):
+        for number in progress(range(count * len(CHANGES)), f"rendering {split}", unit=" sentences"):
             change = CHANGES[number % len(CHANGES)]
             said = draw_statement(rng)
             other = change_statement(rng, said, change)

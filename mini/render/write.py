@@ -21,6 +21,7 @@ from mini.render.categories import CATEGORIES, keypoint_tables
 from mini.render.comvg import write_comvg
 from mini.render.files import save, write_csv, write_json, write_lines
 from mini.render.render import GENERATOR_VERSION, Scene, SceneObject, instance_seed, random_size, render_scene
+from utils.progress import progress
 
 SPAIR_CLASSES = tuple(c for c in PASCAL_CLASSES if c not in ("diningtable", "sofa"))
 SPAIR_IMAGES = {"trn": 60, "val": 20, "test": 30}  # per category
@@ -78,7 +79,7 @@ def write_spair(
     counts = {"images": 0}
     for split in images:
         rows = []
-        for category in categories:
+        for category in progress(categories, f"rendering {split}", unit=" categories"):
             pictures = _pictures("spair", split, category, images[split])
             for picture in pictures:
                 _write_spair_image(base, picture)
@@ -105,7 +106,7 @@ def write_pfpascal(
     counts = {"images": 0}
     for split in images:
         rows = []
-        for category in categories:
+        for category in progress(categories, f"rendering {split}", unit=" categories"):
             pictures = _pictures("pfpascal", split, category, images[split])
             for picture in pictures:
                 _write_pfpascal_image(base, picture)
