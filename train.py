@@ -36,7 +36,7 @@ def train(cfg, overwrite: bool) -> int:
     trn, val = build_pairs(cfg, cfg.TRAIN.SPLIT), build_pairs(cfg, cfg.VAL.SPLIT)
     method = build_method(cfg, accelerator.device, trn.benchmark.categories, training=True)
     build_caches(cfg, (trn, val), method, accelerator)  # what is computed once per image
-    run = TrainingRun(cfg, accelerator, method, trn, overwrite)
+    run = TrainingRun(cfg, accelerator, method, trn, val, overwrite)
 
     with StopRequest().listening() as stop:
         while not run.done:

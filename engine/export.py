@@ -1,13 +1,12 @@
 """A learned prompt's own folder, for keeping and passing on: safetensors, metadata, results, model card."""
 
-import json
 from pathlib import Path
 
 from config import ConfigError
 from engine.result import read_summary
 from model.prompt.card import format_card
 from model.prompt.store import StoredPrompt, write_prompt
-from utils.store import read_json, write_text
+from utils.store import digest, read_json, write_json, write_text
 
 METRICS_FILE, CARD_FILE = "metrics.json", "README.md"
 
@@ -15,7 +14,7 @@ METRICS_FILE, CARD_FILE = "metrics.json", "README.md"
 def write_own(target: Path, stored: StoredPrompt, metrics: dict) -> list[str]:
     """Write the prompt, metrics.json and the model card into a folder; the names of the last two."""
     write_prompt(target, stored, "own")
-    write_text(target / METRICS_FILE, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_json(target / METRICS_FILE, metrics)
     write_text(target / CARD_FILE, format_card(stored, metrics))
     return [METRICS_FILE, CARD_FILE]
 
@@ -26,5 +25,11 @@ def read_metrics(source: Path, stored: StoredPrompt) -> dict:
     metrics = read_json(known, ConfigError, "delete it, or write it again") if known.is_file() else {}
     if validation := stored.meta.get("metrics", {}).get("validation"):
         metrics["validation"] = validation
-    tests = {path.stem: read_summary(path)["summary"] for path in sorted(source.glob("*_result_*.json"))}
+    now = digest({}, stored.tensors)
+    results = {path.stem: read_summary(path) for path in sorted(source.glob("*_result_*.json"))}
+    tests = {
+        name: result["summary"]
+        for name, result in results.items()
+        if result.get("made_by", {}).get("weights", now) == now  # not of the prompt before it was trained again
+    }
     return {**metrics, "tests": {**metrics.get("tests", {}), **tests}}

@@ -12,7 +12,7 @@ from config import resolve_path
 from dataset import ImageRef
 from dataset.pair_dataset import PairDataset, load_pil
 from model.method.base import Method
-from model.source import SOURCES, Source, condition_source
+from model.source import Source, find_sources
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_images
 from utils.progress import progress
 
@@ -22,18 +22,10 @@ def find_caches(cfg) -> Path:
     return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))
 
 
-def find_sources(cfg, method: Method) -> dict[str, Source]:
-    """What the method reads of each image, by its key in a batch."""
-    return {
-        key: condition_source(cfg, method.condition) if key == "condition" else SOURCES[key](cfg)
-        for key in method.reads
-    }
-
-
 def build_caches(cfg, datasets: Sequence[PairDataset], method: Method, accelerator: Accelerator) -> None:
     """Fill the caches that the method reads, and give them to the datasets."""
     refs = unique_images(datasets)
-    for key, source in find_sources(cfg, method).items():
+    for key, source in find_sources(cfg, method.reads, method.condition).items():
         cache = fill_from_source(cfg, source, refs, accelerator)
         for data in datasets:
             data.caches[key] = cache

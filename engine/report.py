@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from config import ConfigError, dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
+from engine.identity import place_result, what_makes_result
 from engine.picture import choose_pairs, draw_pairs
 from engine.process import describe_environment, gather_scores
 from engine.result import (
@@ -108,11 +109,12 @@ def report(cfg, summary: dict, scores: pd.DataFrame, matcher, pairs: PairDataset
     """Print the tables; write them as text, pairs and predicted points as CSV, the summary as JSON, and pictures."""
     table = format_category_table(summary)
     print(f"\n{table}\n{format_overview(summary)}")
-    stem = build_result_stem(cfg)
+    made_by = what_makes_result(cfg, pairs)
+    stem = place_result(build_result_stem(cfg), made_by)
     write_text(f"{stem}.txt", table)
     write_scores(f"{stem}{PAIRS}", scores)
     write_predictions(f"{stem}{PREDICTIONS}", scores)
-    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device))
+    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device), made_by)
     write_text(f"{stem}.yaml", dump_config(cfg))
     positions = choose_pairs(pairs, cfg.TEST.PICTURES)
     for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):

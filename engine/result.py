@@ -248,9 +248,10 @@ def write_summary(
     summary: Mapping[str, Any],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,  # of engine.identity
 ) -> None:
-    """Write {"summary", "config", "provenance"} as JSON."""
-    write_json(path, {"summary": summary, "config": config, "provenance": provenance})
+    """Write what was measured, the config, the machine, and what decides the numbers, by content."""
+    write_json(path, {"summary": summary, "config": config, "provenance": provenance, "made_by": made_by or {}})
 
 
 def read_summary(path: str | os.PathLike) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from config import WITHOUT_EFFECT, ConfigError, dump_config, iter_keys
+from config import ConfigError, dump_config
 from dataset.pair_dataset import PairDataset
 from engine.build import find_output
+from engine.identity import differences, may_go_on, what_makes_weights
 from engine.learner import Learner
 from engine.monitor import Monitor
 from engine.picture import Preview, choose_pairs
-from engine.precompute import find_sources
 from engine.process import write_provenance
 from engine.report import evaluate_split
 from engine.result import format_overview
@@ -22,36 +22,25 @@ from engine.sampler import EpochPairs, StepBatches
 from engine.transfer import build_loader, move_batch
 from model.method.base import Method
 from utils.checkpoint import NAME as CHECKPOINT
-from utils.checkpoint import CheckpointError, changed_keys, load_checkpoint, save_checkpoint
+from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.noise import noise_seeds
 from utils.pck import alpha_key
 from utils.progress import progress
 from utils.store import write_text
 
-MAY_DIFFER = (  # settings that do not change what is learned
-    *WITHOUT_EFFECT,
-    "NETWORK.FOLDER",  # its weights are compared instead
-    "PROMPT.TYPE",
-    "PROMPT.TEMPLATE",
-    "TEST.SPLIT",
-    "TEST.TIMESTEP",
-    "TEST.ENSEMBLE",
-)
-LENGTH = (
-    "TRAIN.EPOCHS",
-    "TRAIN.MAX_STEPS",
-)  # a run may be made longer, unless its schedule depends on the length
-
 
 class TrainingRun:
     """What a method learns, from the first step or a checkpoint to the last. Only the main process writes."""
 
-    def __init__(self, cfg, accelerator: Accelerator, method: Method, trn: PairDataset, overwrite: bool):
+    def __init__(
+        self, cfg, accelerator: Accelerator, method: Method, trn: PairDataset, val: PairDataset, overwrite: bool
+    ):
         self.cfg, self.accelerator, self.method = cfg, accelerator, method
         self.name = method.name_learned(cfg)
         folder = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
         self.folder = find_output(cfg) / "log" / cfg.DATASET.NAME / folder
         self.weights_folder = find_output(cfg) / "prompt" / self.name
+        self.made_by = what_makes_weights(cfg, trn, val)
         if overwrite:
             self._forget()
         state = load_checkpoint(self.folder)
@@ -115,7 +104,9 @@ class TrainingRun:
         self._note({"step": self.learner.step, "score": score, "pck": summary["pck"]})
         if best:
             metrics = {"step": self.learner.step, "validation": summary}
-            self.method.save(self.weights_folder, {**self._made_by(), "metrics": metrics})
+            self.method.save(
+                self.weights_folder, {**self.method.describe(self.cfg), "made_by": self.made_by, "metrics": metrics}
+            )
             write_text(self.weights_folder / "config.yaml", dump_config(self.cfg))
             self.print(f"best so far: saved to {self.weights_folder}")
 
@@ -124,7 +115,7 @@ class TrainingRun:
         self.monitor.flush(time.monotonic())
         self.learner.check_finite()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, {"settings": self._settings(), "learner": self.learner.state_dict()})
+            save_checkpoint(self.folder, {"made_by": self.made_by, "learner": self.learner.state_dict()})
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
@@ -198,36 +189,23 @@ class TrainingRun:
     def _forget(self) -> None:
         """Remove what an earlier run of the same name left, so that nothing can go on from it."""
         if self.accelerator.is_main_process:
-            for pattern in (CHECKPOINT, "metrics.jsonl", "events.out.*"):
-                for path in self.folder.glob(pattern):
-                    path.unlink()
+            for path in self.folder.glob("events.out.*"):
+                path.unlink()
+            for path in (self.folder / CHECKPOINT, self.folder / "metrics.jsonl"):
+                path.unlink(missing_ok=True)
+            for name in self.method.FILES:
+                (self.weights_folder / name).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 
-    def _made_by(self) -> dict[str, object]:
-        """What the learned weights are kept with."""
-        return {
-            "method": self.cfg.METHOD.NAME,
-            **self.method.describe(self.cfg),
-            "layer": self.cfg.METHOD.LAYER,
-            "train_timestep": self.cfg.TRAIN.TIMESTEP,
-        }
-
-    def _settings(self) -> dict[str, object]:
-        """What a run must have in common with the checkpoint it goes on from."""
-        return {
-            **dict(iter_keys(self.cfg)),
-            "training pairs": self.sampler.n_pairs,
-            "networks": self.method.fingerprint(self.cfg),
-            **{key: source.stamp for key, source in find_sources(self.cfg, self.method).items()},
-        }
-
     def _refuse_other_run(self, state: dict | None) -> None:
-        if state is not None:
-            may_differ = MAY_DIFFER if self.cfg.TRAIN.SCHEDULER == "linear" else (*MAY_DIFFER, *LENGTH)
-            if changed := changed_keys(state["settings"], self._settings(), may_differ):
+        """Nothing goes on from a checkpoint, or takes the place of weights, that something else made."""
+        kept = {self.folder: None if state is None else state.get("made_by", {})}
+        kept[self.weights_folder] = self.method.made_by(self.weights_folder)
+        for folder, made_by in kept.items():
+            if made_by is not None and (changed := differences(made_by, self.made_by, may_go_on(self.cfg))):
                 raise CheckpointError(
-                    f"{self.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
-                    "go on with the old settings, start anew with --overwrite, or choose another OUTPUT_ROOT"
+                    f"{folder} holds what other settings, networks or data made:\n  " + "\n  ".join(changed) + "\n"
+                    "go on with the old ones, start anew with --overwrite, or choose another OUTPUT_ROOT"
                 )
         steps = gather_object([state["learner"]["counters"]["step"] if state else 0])
         if len(set(steps)) > 1:

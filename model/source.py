@@ -191,7 +191,12 @@ def dino_source(cfg) -> Source:
     return Source("DINOv2-map", stamp, facts.feature_shape(section.DINO_SIZE), load)
 
 
-SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a matcher may read of each image
+SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a method may read of each image
+
+
+def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:
+    """What a method reads of each image, by its key in a batch; "condition" is that of its prompt."""
+    return {key: condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg) for key in reads}
 
 
 def _fit(images: Sequence[Image], frame: Frame) -> Tensor:

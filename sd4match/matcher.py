@@ -17,12 +17,12 @@ from torch import Tensor
 from config import ConfigError, change_config, load_config, resolve_path
 from engine.build import build_method
 from engine.check import check_config
-from engine.precompute import find_sources
 from engine.transfer import move_batch
 from model.backbone.device import check_finite, resolve_device
 from model.method.base import Method
 from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
+from model.source import find_sources
 from sd4match.error import KEYS, CategoryError
 from sd4match.pair import Pair, Setting
 from sd4match.source import MINI_NOTE, find_prompt, find_settings
@@ -108,7 +108,9 @@ class Matcher:
         check_config(cfg, training=False)
         device = resolve_device(cfg.DEVICE)
         method = build_method(cfg, device, None, folder=prompt_folder)
-        sources = {key: source.load(device) for key, source in find_sources(cfg, method).items()}
+        sources = {
+            key: source.load(device) for key, source in find_sources(cfg, method.reads, method.condition).items()
+        }
         return cls(cfg, method, sources, device)
 
     @property
@@ -180,7 +182,7 @@ class Matcher:
         other = self._copy({"PROMPT.TYPE": name})
         other._method = self._method.under(build_prompt(other.config, None, False, folder).to(self.device)).eval()
         other._owner = object()
-        needed = find_sources(other.config, other._method)
+        needed = find_sources(other.config, other._method.reads, other._method.condition)
         kept = {key: compute for key, compute in self._sources.items() if key != "condition"}
         kept["condition"] = self._conditions.get(other._method.condition)
         other._sources = {key: kept.get(key) or source.load(self.device) for key, source in needed.items()}

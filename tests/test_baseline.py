@@ -317,7 +317,7 @@ def test_a_prompt_is_learned_on_fused_features(world, tmp_path):
     dino = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "METHOD.DINO_SIZE", "[56, 56]")
     run(world, tmp_path, "METHOD.NAME", "sd_dino", *dino, "TRAIN.MAX_STEPS", "1")
     (folder,) = (tmp_path / "prompt").iterdir()
-    assert json.loads((folder / "prompt.json").read_text())["method"] == "sd_dino"
+    assert json.loads((folder / "prompt.json").read_text())["made_by"]["METHOD.NAME"] == "sd_dino"
     assert run_test(settings_of(world, tmp_path, "METHOD.NAME", "sd_dino", "PROMPT.TYPE", folder.name))["pairs"] == 4
 
 

@@ -73,7 +73,7 @@ def test_prompts_of_the_release_are_tested_by_name_in_both_formats(world, tmp_pa
 @pytest.mark.parametrize("name", NAMES)
 def test_conversion_there_and_back_keeps_every_bit(text, tmp_path, name):
     prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE, seed=3)
-    source = save_prompt(tmp_path / "in" / name, prompt, {"network_fingerprint": "abc", "layer": 1})
+    source = save_prompt(tmp_path / "in" / name, prompt, {"made_by": {"networks": "abc", "METHOD.LAYER": 1}})
     (source / "config.yaml").write_text("SEED: 1\n")
     own = convert(source, tmp_path / "own", "own", None)
     assert sorted(path.name for path in own.iterdir()) == [
@@ -86,7 +86,7 @@ def test_conversion_there_and_back_keeps_every_bit(text, tmp_path, name):
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert json.loads((back / "prompt.json").read_text()) == json.loads((source / "prompt.json").read_text())
     assert (back / "config.yaml").read_text() == "SEED: 1\n" and not (back / "README.md").exists()
-    loaded = load_prompt(own, text, backbone="tiny", categories=CATEGORIES, fingerprint="abc")
+    loaded = load_prompt(own, text, backbone="tiny", categories=CATEGORIES, setting={"networks": "abc"})
     assert loaded.state_dict().keys() == prompt.state_dict().keys()
     assert list_prompts(tmp_path / "own") == list_prompts(tmp_path / "in") == [name]
 
@@ -100,7 +100,8 @@ def make_summary(value):
 
 def test_the_card_tells_origin_and_results(text, tmp_path):
     prompt = new_prompt(NAMES[2], text, categories=CATEGORIES)
-    meta = {"network": "owner/network", "network_fingerprint": "abc", "train_timestep": 261, "init": "random"}
+    made_by = {"networks": "abc", "TRAIN.TIMESTEP": 261, "PROMPT.INIT": "random"}
+    meta = {"network": "owner/network", "made_by": made_by}
     source = save_prompt(tmp_path / NAMES[2], prompt, {**meta, "metrics": {"validation": make_summary(0.5)}})
     (source / f"spair_result_{NAMES[2]}_all_test.json").write_text(
         json.dumps({"summary": make_summary(0.25), "config": {}})
@@ -118,9 +119,10 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
 
     bare = convert(drop_release_prompt(tmp_path / "bare", CPM), tmp_path / "own", "own", None)
     assert "No result is known" in (bare / "README.md").read_text()
-    assert json.loads((bare / "prompt.json").read_text()) == {
+    assert read_prompt(bare).meta == {
         **{"name": CPM, "kind": "CPM", "dataset": "spair", "backbone": "tiny", "space": "token"},
         **{"learnable_tokens": 5, "width": D, "condition": "DINO-Feat"},
+        "tensors": read_prompt(bare).meta["tensors"],
     }
 
 
@@ -130,7 +132,8 @@ def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeyp
     prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
     training = "PROMPT.KIND", parse_prompt_name(name).method, "METHOD.LAYER", "0"
     cfg = load_config(None, world.opts(tmp_path, *training))
-    meta = {**SD4Match.describe(cfg), "layer": cfg.METHOD.LAYER}
+    made_by = {"METHOD.LAYER": cfg.METHOD.LAYER, "networks": SD4Match.fingerprint(cfg)}
+    meta = {**SD4Match.describe(cfg), "made_by": made_by}
     convert(save_prompt(tmp_path / "in" / name, prompt, meta), tmp_path / "prompt", "own", None)
     card = (tmp_path / "prompt" / name / "README.md").read_text()
     _, *command = shlex.split(re.search(r"```sh\n(.*)\n```", card)[1])
@@ -156,7 +159,7 @@ def test_one_folder_holds_one_prompt(text, tmp_path):
     (folder / "ckpt.pt").unlink()
     whole = (folder / "prompt.safetensors").read_bytes()
     (folder / "prompt.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PromptError, match=r"prompt.safetensors cannot be read"):
+    with pytest.raises(PromptError, match=r"prompt.safetensors is corrupt"):
         read_prompt(folder)
     with pytest.raises(ValueError, match="format must be one of release, own"):
         write_prompt(folder, stored, "pickle")

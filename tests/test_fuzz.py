@@ -438,12 +438,7 @@ def budget(request) -> tuple[float, int]:
     return minutes * 60 / len(KINDS) if minutes else SECONDS, request.config.getoption("--fuzz-seed") * 1_000_000
 
 
-LATER = {"released-prompt", "forged-prompt", "own-prompt"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(name in LATER, reason="not mended yet")) for name in KINDS]
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_file_is_read_or_refused(name, tmp_path, budget, request):
     seconds, first = budget
     fuzzer = Fuzzer(name, tmp_path / name)

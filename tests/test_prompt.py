@@ -398,13 +398,14 @@ def test_prompts_round_trip(text, tmp_path, name, file):
     parsed = parse_prompt_name(name)
     shape = SHAPES.get(parsed.condition)
     prompt = new_prompt(name, text, categories=["dog", "cat"], condition_shape=shape)
-    folder = save_prompt(tmp_path / name, prompt, {"metrics": {"pck": 0.5}, "network_fingerprint": "abc"})
+    folder = save_prompt(tmp_path / name, prompt, {"metrics": {"pck": 0.5}, "made_by": {"networks": "abc"}})
     assert sorted(path.name for path in folder.iterdir()) == sorted([file, "prompt.json"])
     meta = json.loads((folder / "prompt.json").read_text())
     assert (meta["name"], meta["backbone"], meta["width"]) == (name, "tiny", D)
     assert meta["metrics"] == {"pck": 0.5}
 
-    loaded = load_prompt(folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, fingerprint="abc")
+    same = {"setting": {"networks": "abc"}}
+    loaded = load_prompt(folder, text, backbone="tiny", categories=["cat"], condition_shape=shape, **same)
     assert type(loaded) is type(prompt) and loaded.name == parsed
     batch = {"category": ["cat", "dog"], **(make_pairs(2, shape) if shape else {})}
     assert torch.equal(loaded(batch), prompt(batch))
@@ -474,19 +475,20 @@ def test_missing_prompts_are_answered_with_those_there_are(text, tmp_path):
 def test_mismatches_are_refused(text, tmp_path):
     name = "Class_spair_tiny_TokenEmbeds9"
     prompt = new_prompt(name, text, categories=["dog", "cat"])
-    folder = save_prompt(tmp_path / name, prompt, {"network_fingerprint": "abc"})
+    folder = save_prompt(tmp_path / name, prompt, {"made_by": {"networks": "abc"}})
     with pytest.raises(PromptError, match=r"backbone tiny \(says its name\), but NETWORK.NAME is sd2-1"):
         load_prompt(folder, text, backbone="sd2-1")
     with pytest.raises(PromptError, match="no prompt for bus; it has: cat, dog"):
         load_prompt(folder, text, backbone="tiny", categories=["bus", "cat"])
-    with pytest.warns(UserWarning, match=r"trained with other weights of tiny \(abc, now xyz\)"):
-        load_prompt(folder, text, backbone="tiny", fingerprint="xyz")
+    with pytest.raises(PromptError, match="trained under other settings: networks 'abc', now 'xyz'"):
+        load_prompt(folder, text, backbone="tiny", setting={"networks": "xyz"})
 
     renamed = tmp_path / "Class_spair_sd2-1_TokenEmbeds9"
     folder.rename(renamed)
     with pytest.raises(PromptError, match="holds the prompt Class_spair_tiny_TokenEmbeds9"):
         load_prompt(renamed, text, backbone="sd2-1")
     meta = json.loads((renamed / "prompt.json").read_text())
+    meta.pop("digest")
     (renamed / "prompt.json").write_text(json.dumps({**meta, "name": renamed.name}))
     with pytest.raises(PromptError, match=r"backbone tiny \(says prompt.json\), but NETWORK.NAME is sd2-1"):
         load_prompt(renamed, text, backbone="sd2-1")

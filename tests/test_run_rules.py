@@ -92,7 +92,6 @@ def test_a_validation_without_points_keeps_nothing(train, tmp_path):
     assert status == 0 and "no validation pair has keypoints" in out
 
 
-@later
 def test_another_run_does_not_replace_the_prompt(train, tmp_path):
     """With another learning rate it is another run: it goes elsewhere, or it is refused."""
     train(tmp_path, *SINGLE, "TRAIN.MAX_STEPS", "1")
@@ -247,7 +246,6 @@ def test_a_longer_run_is_refused_where_the_schedule_knows_the_length(train, tmp_
     assert status == 1 and "TRAIN.MAX_STEPS: 1 -> 2" in err
 
 
-@later
 def test_copies_of_the_same_files_are_the_same(resume, started, world, tmp_path):
     places = {"DATASET.ROOT": "data", "NETWORK.FOLDER": "sd", "CONDITION.DINO_FOLDER": "dino"}
     shutil.copytree(started / "SPair-71k", tmp_path / "data" / "SPair-71k")
@@ -273,7 +271,6 @@ def test_other_weights_are_refused(resume, tmp_path, name, key, folder):
     assert status == 1 and "--overwrite" in err
 
 
-@later
 def test_networks_that_are_not_read_may_change(resume, tmp_path):
     from tests.tiny import build_tiny_clip_vision, build_tiny_dinov2
 
@@ -299,7 +296,6 @@ def change_validation(root):
     path.write_text(path.read_text().splitlines(keepends=True)[0])
 
 
-@later
 @pytest.mark.parametrize("change", [change_annotation, change_order, change_validation])
 def test_other_pairs_are_refused(resume, started, tmp_path, change):
     change(shutil.copytree(started / "SPair-71k", tmp_path / "data" / "SPair-71k"))
@@ -307,7 +303,6 @@ def test_other_pairs_are_refused(resume, started, tmp_path, change):
     assert status == 1 and "pairs" in err and "--overwrite" in err
 
 
-@later
 def test_a_key_that_the_run_did_not_know_is_no_hindrance(resume, monkeypatch):
     """The program has been updated since."""
     import config.default
@@ -459,7 +454,6 @@ def test_a_category_that_a_batch_lacks_keeps_still(train, tmp_path):
 # ---- what a result says of itself, and whom a prompt belongs to -----------------------------------------------
 
 
-@later
 def test_a_result_tells_its_precision(world, tmp_path):
     for precision, told in (("auto", "fp32"), ("bf16", "bf16")):
         output = tmp_path / precision
@@ -468,7 +462,6 @@ def test_a_result_tells_its_precision(world, tmp_path):
         assert told in json.dumps({key: value for key, value in content.items() if key != "summary"})
 
 
-@later
 def test_a_prompt_runs_only_where_it_was_trained_for(train, world, tmp_path, capsys):
     """Another layer, posterior or method is refused or said, never taken in silence."""
     train(tmp_path, *SINGLE, "TRAIN.MAX_STEPS", "1")

@@ -153,7 +153,7 @@ def test_resume_notices_other_data_and_other_networks(world, tmp_path):
 
     run(world, tmp_path / "run", "TRAIN.MAX_STEPS", "1")
     tiny_spair(tmp_path, ("bird",))
-    with pytest.raises(CheckpointError, match="training pairs: 6 -> 3"):
+    with pytest.raises(CheckpointError, match="training pairs: number: 6 -> 3"):
         run(world, tmp_path / "run", "DATASET.ROOT", str(tmp_path))
     build_tiny_stable_diffusion(tmp_path / "sd", seed=5)
     with pytest.raises(CheckpointError, match="networks: "):

@@ -42,12 +42,6 @@ def load_checkpoint(folder: str | Path) -> dict | None:
         raise CheckpointError(f"{path} holds no training state; {remedy}") from error
 
 
-def changed_keys(old: dict[str, object], new: dict[str, object], may_differ: tuple[str, ...]) -> list[str]:
-    """`key: old -> new` for the settings that differ between a checkpoint's run and this one."""
-    keys = [key for key in {**old, **new} if key not in may_differ]
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
-
-
 def _pack(node: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """JSON values for a nested state: every container says its kind, tensors are moved to `tensors` by name."""
     if isinstance(node, Tensor):

@@ -43,7 +43,9 @@ def network_fingerprint(
 def _describe(folder: Path, part: str) -> list[str]:
     """Name and digest of every file that counts; FileNotFoundError if one is missing."""
     names = _WITHOUT_WEIGHTS.get(part)
-    if names is None:
+    if part == "tokenizer" and not (folder / names[0]).is_file():
+        names = ("tokenizer.json",)
+    elif names is None:
         weights = sorted(path.name for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
         if not weights:
             raise FileNotFoundError(f"no network at {folder}: its safetensors weights are missing")

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.localise import FeatureSimilarity, Similarity
+from utils.store import StoreError, read_tensors, write_tensors
 
 Batch = Mapping[str, Any]
 WEIGHTS_FILE = "weights.safetensors"
+_REMEDY = "copy or train the weights again"
 
 
 class Method(nn.Module):
@@ -23,6 +25,7 @@ class Method(nn.Module):
     comes from its seed: int64, (n,) for images, (B, 2) for the sources and targets of pairs.
     """
 
+    FILES = (WEIGHTS_FILE,)  # of its learned weights, in a folder of their own
     reads: tuple[str, ...] = ()  # arrays of each image that batches must carry, "src_..." and "trg_..." in pairs
     condition: str | None = None  # which condition "condition" among them is
     block, precision = "the feature map", "fp32"  # what gives the features, and in which precision: for messages
@@ -63,7 +66,7 @@ class Method(nn.Module):
 
     @classmethod
     def describe(cls, cfg) -> dict[str, Any]:
-        """What its weights are kept with, besides the config: JSON values."""
+        """What its weights are kept with, besides what made them: JSON values."""
         return {}
 
     @property
@@ -90,18 +93,24 @@ class Method(nn.Module):
         other.timestep, other.ensemble = timestep, ensemble
         return other
 
-    def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
-        """Write the learnable part, with what made it, into a folder of its own."""
-        from utils.store import write_tensors
-
-        write_tensors(folder / WEIGHTS_FILE, self.trainable.state_dict(), dict(made_by))
+    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Write the learnable part into a folder of its own, with JSON values `about` it: "made_by", ..."""
+        write_tensors(folder / WEIGHTS_FILE, self.trainable.state_dict(), about, durable=True)
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`, strict."""
-        from utils.store import read_tensors
+        """The inverse of `save`, strict. StoreError for a damaged file."""
+        tensors, _ = read_tensors(folder / WEIGHTS_FILE, remedy=_REMEDY)
+        try:
+            self.trainable.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise StoreError(f"{folder / WEIGHTS_FILE} does not fit the method ({reason}); {_REMEDY}") from error
 
-        tensors, _ = read_tensors(folder / WEIGHTS_FILE)
-        self.trainable.load_state_dict(tensors)
+    @classmethod
+    def made_by(cls, folder: Path) -> dict[str, Any] | None:
+        """What made the weights in a folder; {} if they do not say, None if there are none."""
+        path = folder / WEIGHTS_FILE
+        return read_tensors(path, remedy=_REMEDY)[1].get("made_by", {}) if path.is_file() else None
 
 
 class FeatureMethod(Method):

@@ -17,9 +17,8 @@ from model.backbone.text import PromptEncoder
 from model.backbone.vae import draw_latents
 from model.method.base import Batch, FeatureMethod, join_sides
 from model.prompt.base import Prompt
-from model.prompt.build import build_prompt, load_diffusion, name_trained
-from model.prompt.store import save_prompt
-from model.source import fingerprint_stable_diffusion
+from model.prompt.build import build_prompt, fingerprint_diffusion, load_diffusion, name_trained
+from model.prompt.store import META_FILE, TENSOR_FILES, read_made_by, save_prompt
 from utils.noise import derive_seeds, draw_noise
 
 
@@ -28,6 +27,8 @@ class SD4Match(FeatureMethod):
 
     reads: the VAE's posterior of each image, and the condition of a conditional prompt.
     """
+
+    FILES = (META_FILE, *TENSOR_FILES)
 
     def __init__(
         self,
@@ -116,9 +117,13 @@ class SD4Match(FeatureMethod):
         other._modules = {**self._modules, "prompt": prompt}
         return other
 
-    def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
         """As the release keeps prompts, with prompt.json beside."""
-        save_prompt(folder, self.prompt, made_by)
+        save_prompt(folder, self.prompt, about)
+
+    @classmethod
+    def made_by(cls, folder: Path) -> dict[str, Any] | None:
+        return read_made_by(folder)
 
     @classmethod
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
@@ -137,12 +142,11 @@ class SD4Match(FeatureMethod):
 
     @classmethod
     def fingerprint(cls, cfg) -> str:
-        return fingerprint_stable_diffusion(cfg, ("unet", "text_encoder"))
+        return fingerprint_diffusion(cfg)
 
     @classmethod
     def describe(cls, cfg) -> dict[str, Any]:
-        described = {"network": cfg.NETWORK.FOLDER, "network_fingerprint": cls.fingerprint(cfg)}
-        described["init"] = cfg.PROMPT.INIT
+        described = {"network": cfg.NETWORK.FOLDER}
         if condition := name_trained(cfg).condition:
             described["condition_network"] = cfg.CONDITION[f"{get_condition(condition).network}_FOLDER"]
         return described

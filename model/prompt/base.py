@@ -33,6 +33,10 @@ class Prompt(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         raise NotImplementedError
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What a file keeps of it, under the release's names."""
+        return {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
+
     def param_groups(self, lr: float, linear_scale: float = 0.1) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; linear layers, if there are any, learn at linear_scale * lr."""
         linear, others = [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,15 @@ from model.prompt.base import Prompt
 from model.prompt.name import BASELINES, PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
 from model.prompt.text_prompt import OpenTextPrompt, category_word
-from model.source import condition_shape, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
+from model.source import (
+    condition_shape,
+    condition_source,
+    find_stable_diffusion,
+    find_unet,
+    fingerprint_stable_diffusion,
+)
+
+PARTS = ("unet", "scheduler", "text_encoder", "tokenizer")  # of Stable Diffusion, that run under a prompt
 
 
 def name_trained(cfg) -> PromptName:
@@ -47,7 +56,7 @@ def build_prompt(cfg, categories: Sequence[str] | None, training: bool, folder: 
         backbone=cfg.NETWORK.NAME,
         categories=categories or (),
         condition_shape=_condition_shape(cfg, name),
-        fingerprint=fingerprint_stable_diffusion(cfg, ("unet", "text_encoder")),
+        setting=_find_setting(cfg, name),
         name=str(name),
     )
 
@@ -62,7 +71,7 @@ def load_diffusion(cfg, device: torch.device) -> StableDiffusion:
     """What features under a prompt need: UNet, scheduler, text model and tokenizer, frozen, in PRECISION."""
     dtype = resolve_dtype(cfg.PRECISION, device)
     networks = load_stable_diffusion(
-        parts=("unet", "scheduler", "text_encoder", "tokenizer"),
+        parts=PARTS,
         dtype=dtype,
         device=device,
         seed=cfg.SEED,
@@ -71,6 +80,20 @@ def load_diffusion(cfg, device: torch.device) -> StableDiffusion:
     )
     speed_up(networks.unet, cfg.NETWORK.MEMORY_FORMAT, cfg.NETWORK.COMPILE)
     return networks
+
+
+def fingerprint_diffusion(cfg) -> str:
+    """Hash of all of the networks that features under a prompt come from."""
+    return fingerprint_stable_diffusion(cfg, ("vae", *PARTS))
+
+
+def _find_setting(cfg, name: PromptName) -> dict[str, Any]:
+    """What must be as it was when a prompt was learned, as entries of engine.identity.what_makes_weights."""
+    setting = {f"METHOD.{key}": cfg.METHOD[key] for key in ("NAME", "LAYER", "POSTERIOR")}
+    setting["networks"] = fingerprint_diffusion(cfg)
+    if name.condition:
+        setting["condition"] = condition_source(cfg, name.condition).stamp
+    return setting
 
 
 def _build_fresh(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:

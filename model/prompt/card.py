@@ -49,19 +49,19 @@ def _format_front(network: str) -> list[str]:
 
 def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
     """Rows of the card's table; None: not known, or of no meaning for this prompt."""
-    name, meta = stored.name, stored.meta
-    network = meta.get("network", "")
+    name, made_by = stored.name, stored.made_by
+    network = stored.meta.get("network", "")
     return {
         "method": f"SD4Match-{name.method}: {_METHODS[name.method]}",
         "variant": name.variant,
         "trained on": name.dataset,
         "backbone": f"{name.backbone}" + (f" ({network})" if network else ""),
-        "backbone's fingerprint": meta.get("network_fingerprint"),
+        "backbone's fingerprint": made_by.get("networks"),
         "condition": name.condition,
-        "features": meta.get("method"),
-        "layer": meta.get("layer"),
-        "training timestep": meta.get("train_timestep"),
-        "start": meta.get("init"),
+        "features": made_by.get("METHOD.NAME"),
+        "layer": made_by.get("METHOD.LAYER"),
+        "training timestep": made_by.get("TRAIN.TIMESTEP"),
+        "start": made_by.get("PROMPT.INIT"),
         "categories": ", ".join(sorted(stored.tensors)) if name.method == "Class" else None,
         "parameters": f"{sum(value.numel() for value in stored.tensors.values()):,}",
     }
@@ -90,13 +90,13 @@ def _format_use(stored: StoredPrompt) -> list[str]:
 
 
 def _list_settings(stored: StoredPrompt) -> list[str]:
-    """KEY VALUE words that give test.py the networks and the layer of the training, as far as they are known."""
+    """KEY VALUE words that give test.py the networks and the method of the training, as far as they are known."""
     name, meta = stored.name, stored.meta
     released = default_hub_id(name.backbone) if name.backbone in STABLE_DIFFUSION else None
     settings = {"NETWORK.NAME": name.backbone, "NETWORK.FOLDER": meta.get("network", released)}
     if name.condition:
         settings[f"CONDITION.{get_condition(name.condition).network}_FOLDER"] = meta.get("condition_network")
-    settings["METHOD.LAYER"] = meta.get("layer")
+    settings |= {key: stored.made_by.get(key) for key in ("METHOD.NAME", "METHOD.LAYER", "METHOD.POSTERIOR")}
     return [word for key, value in settings.items() if value is not None for word in (key, str(value))]
 
 

@@ -107,3 +107,45 @@ def parameter_shapes(variant: CPMVariant, width: int, n_tokens: int, feature_wid
     for key, (n_out, n_in) in linears.items():
         shapes |= {f"{key}.weight": (n_out, n_in), f"{key}.bias": (n_out,)}
     return shapes
+
+
+def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for tensors of a file that are not those of the name's variant, whatever networks it was made for."""
+    width = next(iter(tensors["alpha_cond"].shape[-1:]), 0) if "alpha_cond" in tensors else 0
+    _check(name, tensors, width, _infer_condition_shape(name, tensors))
+
+
+def restore(
+    name: PromptName,
+    tensors: Mapping[str, Tensor],
+    text: PromptEncoder,
+    _: Any,
+    condition_shape: tuple[int, int] | None,  # of the configured network; None: as the tensors say
+) -> ConditionalPrompt:
+    """The prompt of a file's tensors; ValueError if the text model or the condition's network is another."""
+    condition_shape = condition_shape or _infer_condition_shape(name, tensors)
+    _check(name, tensors, text.width, condition_shape)
+    prompt = ConditionalPrompt(name, text, *condition_shape)
+    prompt.load_state_dict(tensors)
+    return prompt
+
+
+def _check(name: PromptName, tensors: Mapping[str, Tensor], width: int, condition_shape: tuple[int, int]) -> None:
+    expected = parameter_shapes(name.cpm, width, *condition_shape)
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if wrong := [key for key in sorted(expected | found) if expected.get(key) != found.get(key)]:
+        shapes = "; ".join(
+            f"{key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}" for key in wrong
+        )
+        made_for = f"text width {width} and conditions {condition_shape} (tokens, features)"
+        raise ValueError(f"the file does not fit {name} with {made_for}: {shapes}")
+
+
+def _infer_condition_shape(name: PromptName, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(tokens, features) by the linear layers' shapes; the number of tokens shows in Pair-Feat only."""
+    weight = tensors.get("linear_C.weight", tensors.get("linear.weight"))
+    if weight is None or weight.ndim != 2:
+        raise ValueError(f"the file has no linear layer, so it is no CPM prompt; keys: {', '.join(tensors)}")
+    n_patches = tensors["linear_N.bias"].numel() if "linear_N.bias" in tensors else 256
+    n_tokens = 1 if name.cpm.condition == "CLIP-Head" else 1 + n_patches
+    return n_tokens, weight.shape[1] // (2 if name.cpm.scope == "Pair" else 1)

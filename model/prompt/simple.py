@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt, index_categories
-from model.prompt.name import PromptName
+from model.prompt.name import MAX_TOKENS, PromptName
 from utils.noise import seeded
 
 SINGLE_KEY = "dataset"  # the one row of a Single prompt, as its file calls it
@@ -42,6 +42,10 @@ class SimplePrompt(Prompt):
             return self.sequences()
         return self.sequences(index_categories(batch, self._index, str(self.name)))
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        sequences = self.sequences().detach().cpu()
+        return {row: sequences[i : i + 1].clone() for i, row in enumerate(self.rows)}
+
     def sequences(self, rows: Sequence[int] | None = None) -> Tensor:
         """Sequences (R, L, D) of some rows, or of all."""
         rows = range(len(self.rows)) if rows is None else rows
@@ -51,6 +55,31 @@ class SimplePrompt(Prompt):
 def build(name: PromptName, text: PromptEncoder, *, categories, init, seed, category_words, **_: Any) -> SimplePrompt:
     """See model.prompt.new_prompt."""
     return SimplePrompt(name, start_sequences(name, text, categories, init, seed, category_words))
+
+
+def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for tensors of a file that are not whole sequences, or of another kind than the name's."""
+    if not tensors or (name.method == "Single") != (set(tensors) == {SINGLE_KEY}):
+        raise ValueError(f"named as a {name.method} prompt, but its file holds: {', '.join(sorted(tensors))}")
+    width = max((value.shape[-1] for value in tensors.values() if value.ndim), default=0)
+    for key, value in tensors.items():
+        if tuple(value.shape) != (1, MAX_TOKENS + 2, width):
+            raise ValueError(f"{key!r} is {tuple(value.shape)}, expected (1, {MAX_TOKENS + 2}, {width})")
+
+
+def restore(
+    name: PromptName, tensors: Mapping[str, Tensor], text: PromptEncoder, categories: Sequence[str], _: Any
+) -> SimplePrompt:
+    """The prompt of a file's tensors; ValueError if the text model or the categories are others."""
+    for key, value in tensors.items():
+        if tuple(value.shape) != (1, text.n_positions, text.width):
+            raise ValueError(
+                f"{key!r} is {tuple(value.shape)}, but this backbone takes (1, {text.n_positions}, {text.width}); "
+                "the prompt belongs to another Stable Diffusion version"
+            )
+    if missing := sorted(set(categories) - set(tensors)) if name.method == "Class" else []:
+        raise ValueError(f"no prompt for {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
+    return SimplePrompt(name, {key: tensors[key][0] for key in sorted(tensors)})
 
 
 def start_sequences(

@@ -3,38 +3,49 @@
 Format "release", which training writes and the authors use: ckpt.pt, CPM's state dict, or caption.pt, which is
 {"dataset": (1, 77, D)} for Single and {category: (1, 77, D)} for Class, always whole sequences. Format "own", for
 keeping and passing on: the same tensors under the same names in prompt.safetensors. In both, prompt.json says what
-the prompt belongs to; the authors' prompts have none.
+the prompt belongs to and what made it, and has a digest of the tensors; the authors' prompts have none.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
-import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
+from model.prompt import KINDS as KIND_MODULES
 from model.prompt.base import Prompt
-from model.prompt.cpm import ConditionalPrompt, parameter_shapes
-from model.prompt.name import KINDS, MAX_TOKENS, PromptName, parse_prompt_name
-from model.prompt.simple import SINGLE_KEY, SimplePrompt
-from utils.store import atomic_path, read_json
+from model.prompt.name import KINDS, PromptName, parse_prompt_name
+from utils.store import (
+    StoreError,
+    atomic_path,
+    digest,
+    read_json,
+    read_tensors,
+    require_finite,
+    write_json,
+    write_tensors,
+)
 
 META_FILE = "prompt.json"
 OWN_FILE = "prompt.safetensors"
 TENSOR_FILES = (OWN_FILE, "ckpt.pt", "caption.pt")
 FORMATS = ("release", "own")
+TENSORS = "tensors"  # the entry of prompt.json with the digest of the tensors
+RELEASED_LAYER = 1  # up-block that the authors' prompts were trained for
 _TEXT_MODEL = "text_model_embeddings."
+_REMEDY = "copy or train the prompt again"
+_TYPES = {"name": str, "backbone": str, "network": str, "metrics": dict, "made_by": dict, TENSORS: str}
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class StoredPrompt:
     name: PromptName
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """Settings, networks and data of its training, by content; {} if they are not known."""
+        return self.meta.get("made_by") or ({"METHOD.LAYER": self.meta["layer"]} if "layer" in self.meta else {})
 
 
 def tensor_file(name: PromptName, form: str = "release") -> str:
@@ -58,30 +74,33 @@ def tensor_file(name: PromptName, form: str = "release") -> str:
 def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | None = None) -> Path:
     """Write the prompt into `folder`, whose last part is the prompt's name, over an earlier one; returns it.
 
-    meta: what else prompt.json should say (network fingerprint, init, metrics, ...), JSON values.
+    meta: what else prompt.json should say, JSON values: "made_by" (the settings and digests of its training),
+    "metrics", ... StoreError for tensors that are not finite; then the earlier prompt is still whole.
     """
     if prompt.name.method not in KINDS:
         raise ValueError(f"the prompt {prompt.name} has nothing to save")
-    shape = {"condition_shape": list(prompt.condition_shape)} if isinstance(prompt, ConditionalPrompt) else {}
-    return write_prompt(folder, StoredPrompt(prompt.name, _tensors(prompt), {**shape, **(meta or {})}))
+    return write_prompt(folder, StoredPrompt(prompt.name, prompt.to_tensors(), dict(meta or {})))
 
 
 def write_prompt(folder: str | Path, stored: StoredPrompt, form: str = "release") -> Path:
     """Write the files of one of FORMATS into `folder`, over an earlier prompt of either; returns the folder.
 
-    Each file is written under a temporary name and then moved, the tensors first, so that a crash leaves the old
-    prompt or the new one, never half of one.
+    Each file is written under a temporary name and then moved, the tensors first. A crash between the two leaves
+    tensors that prompt.json does not describe: they are refused, and training, which goes on from before, mends it.
     """
-    folder = Path(folder)
-    content = {**_describe(stored.name, stored.tensors), **stored.meta}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with atomic_path(folder / tensor_file(stored.name, form)) as temporary:
-        if form == "own":
-            save_file({key: value.contiguous() for key, value in stored.tensors.items()}, temporary)
-        else:
-            torch.save(stored.tensors, temporary)
-    with atomic_path(folder / META_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    folder, tensors = Path(folder), stored.tensors
+    try:
+        require_finite(tensors)
+    except ValueError as error:
+        raise StoreError(f"{folder} was not written: {error}") from error
+    path = folder / tensor_file(stored.name, form)
+    if form == "own":
+        write_tensors(path, tensors, durable=True)
+    else:
+        with atomic_path(path, durable=True) as temporary:
+            torch.save(dict(tensors), temporary)
+    content = {**_describe(stored.name, tensors), **stored.meta, TENSORS: digest({}, tensors)}
+    write_json(folder / META_FILE, content, durable=True)
     for other in set(FORMATS) - {form}:
         (folder / tensor_file(stored.name, other)).unlink(missing_ok=True)
     return folder
@@ -98,11 +117,12 @@ def read_prompt(folder: str | Path, name: str | None = None) -> StoredPrompt:
     meta = _read_meta(folder)
     if (stored := meta.get("name", str(parsed))) != str(parsed):
         raise PromptError(f"{folder} holds the prompt {stored} (says its {META_FILE}); rename the folder to that")
-    tensors = _read_tensors(_find_tensors(folder, parsed), parsed)
-    if parsed.method == "CPM":
-        _check_cpm(folder, parsed, tensors, tensors.get("alpha_cond", torch.empty(0)).shape[-1], None)
-    else:
-        _check_sequences(folder, parsed, tensors)
+    path = _find_tensors(folder, parsed)
+    tensors = _read_tensors(path, parsed)
+    if meta.get(TENSORS, expected := digest({}, tensors)) != expected:
+        raise PromptError(f"{path} is not what {META_FILE} beside it describes (its digest differs); {_REMEDY}")
+    with _naming(folder):
+        _kind(parsed).check(parsed, tensors)
     return StoredPrompt(parsed, tensors, meta)
 
 
@@ -113,19 +133,26 @@ def load_prompt(
     backbone: str,  # its name, such as "sd2-1"
     categories: Sequence[str] = (),  # those that will be asked of a Class prompt
     condition_shape: tuple[int, int] | None = None,  # (tokens, features) of the configured condition network, for CPM
-    fingerprint: str | None = None,  # of the configured backbone; a difference from prompt.json's is warned about
+    setting: Mapping[str, Any] | None = None,  # what must be as in its training: entries of prompt.json's "made_by"
     name: str | None = None,  # if the folder is not called so
 ) -> Prompt:
     """The prompt in `folder`, ours or the authors'; strict, on the CPU.
 
-    Raises what `read_prompt` does, and PromptError for another backbone or width and for missing categories.
+    Raises what `read_prompt` does, and PromptError for another backbone, width or setting and for missing categories.
     """
     folder = Path(folder)
     stored = read_prompt(folder, name)
-    _check_origin(folder, stored, backbone, fingerprint)
-    if stored.name.method == "CPM":
-        return _build_cpm(folder, stored, text, condition_shape)
-    return _build_simple(folder, stored, text, categories)
+    _check_origin(folder, stored, backbone, setting or {})
+    with _naming(folder):
+        return _kind(stored.name).restore(stored.name, stored.tensors, text, categories, condition_shape)
+
+
+def read_made_by(folder: str | Path) -> dict[str, Any] | None:
+    """What made the prompt in `folder`; {} if it does not say, None if there is no prompt."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in TENSOR_FILES):
+        return None
+    return _read_meta(folder).get("made_by", {})
 
 
 def find_name(folder: str | Path) -> str:
@@ -157,11 +184,18 @@ def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     return content
 
 
-def _tensors(prompt: Prompt) -> dict[str, Tensor]:
-    if isinstance(prompt, SimplePrompt):
-        sequences = prompt.sequences().detach().cpu()
-        return {row: sequences[i : i + 1].clone() for i, row in enumerate(prompt.rows)}
-    return {key: value.detach().cpu().clone() for key, value in prompt.state_dict().items()}
+def _kind(name: PromptName) -> Any:
+    """The module of the prompt's kind."""
+    return importlib.import_module(KIND_MODULES[name.method])
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Errors about what a prompt holds name its folder."""
+    try:
+        yield
+    except ValueError as error:
+        raise PromptError(f"{folder}: {error}") from error
 
 
 def _read_name(folder: Path, text: str) -> PromptName:
@@ -175,10 +209,8 @@ def _read_name(folder: Path, text: str) -> PromptName:
                 else "that folder holds no prompts: train one with train.py first"
             )
         )
-    try:
+    with _naming(folder):
         name = parse_prompt_name(text)
-    except ValueError as error:
-        raise PromptError(f"{folder}: {error}") from error
     if name.method not in KINDS:
         raise PromptError(f"{folder}: {name} is a prompt in words, not a learned one")
     return name
@@ -198,10 +230,15 @@ def _find_tensors(folder: Path, name: PromptName) -> Path:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
-    return read_json(path, PromptError, "delete it, or train the prompt again") if path.is_file() else {}
+    meta = read_json(path, PromptError, "delete it, or train the prompt again") if path.is_file() else {}
+    for key, kind in _TYPES.items():
+        if not isinstance(meta.get(key, kind()), kind):
+            raise PromptError(f"{path}: {key!r} is no {kind.__name__}; delete the file, or train the prompt again")
+    return meta
 
 
-def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, fingerprint: str | None) -> None:
+def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, setting: Mapping[str, Any]) -> None:
+    """Refuse a prompt that was trained for something else."""
     name, meta = stored.name, stored.meta
     for trained, source in ((name.backbone, "its name"), (meta.get("backbone", name.backbone), META_FILE)):
         if trained != backbone:
@@ -209,94 +246,51 @@ def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, fingerprint
                 f"{folder} was trained for the backbone {trained} (says {source}), but NETWORK.NAME is "
                 f"{backbone}: choose a prompt of {backbone}, or the configuration of {trained}"
             )
-    trained = meta.get("network_fingerprint")
-    if fingerprint and trained and trained != fingerprint:
+    setting = json.loads(json.dumps(dict(setting)))
+    made_by = stored.made_by
+    if wrong := [key for key, value in setting.items() if key in made_by and made_by[key] != value]:
+        raise PromptError(
+            f"{folder} was trained under other settings: "
+            + "; ".join(f"{key} {made_by[key]!r}, now {setting[key]!r}" for key in wrong)
+            + "; set them so, or choose another prompt"
+        )
+    if not made_by and setting.get("METHOD.LAYER", RELEASED_LAYER) != RELEASED_LAYER:
         warnings.warn(
-            f"{folder} was trained with other weights of {backbone} ({trained}, now {fingerprint})",
+            f"{folder} does not say for which layer it was trained; the released prompts are for METHOD.LAYER "
+            f"{RELEASED_LAYER}, not {setting['METHOD.LAYER']}",
             stacklevel=3,
         )
 
 
 def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
-    try:
-        own = path.name == OWN_FILE
-        tensors = load_file(path) if own else torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PromptError(f"{path} cannot be read ({reason}); copy or train the prompt again") from error
+    """Float32 tensors; PromptError for a file that is damaged, holds anything else, or values that are not finite."""
+    if path.name == OWN_FILE:
+        tensors, _ = read_tensors(path, PromptError, _REMEDY)
+    else:
+        tensors = _read_released(path)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise PromptError(f"{path} holds no table of tensors, so it is no {name.method} prompt")
     # the authors' files may hold a buffer of the text model; a prompt without global tokens an empty tensor
-    return {
-        str(key): value.float()
+    kept = {
+        str(key): value
         for key, value in tensors.items()
         if not (str(key).startswith(_TEXT_MODEL) or (key == "global_embeds" and value.numel() == 0))
     }
+    if odd := [key for key, value in kept.items() if value.layout != torch.strided or not value.is_floating_point()]:
+        raise PromptError(f"{path}: {odd[0]!r} is no dense tensor of floating-point numbers; {_REMEDY}")
+    kept = {key: value.float() for key, value in kept.items()}
+    with _naming(path):
+        require_finite(kept)
+    return kept
 
 
-def _check_sequences(folder: Path, name: PromptName, tensors: dict[str, Tensor]) -> None:
-    if (name.method == "Single") != (set(tensors) == {SINGLE_KEY}):
-        raise PromptError(
-            f"{folder} is named as a {name.method} prompt, but its file holds: {', '.join(sorted(tensors))}"
-        )
-    width = next(iter(tensors.values())).shape[-1] if tensors else 0
-    for key, value in tensors.items():
-        if tuple(value.shape) != (1, MAX_TOKENS + 2, width):
-            raise PromptError(f"{folder}: {key!r} is {tuple(value.shape)}, expected (1, {MAX_TOKENS + 2}, {width})")
-
-
-def _build_simple(folder: Path, stored: StoredPrompt, text: PromptEncoder, categories: Sequence[str]) -> SimplePrompt:
-    name, tensors = stored.name, stored.tensors
-    for key, value in tensors.items():
-        if tuple(value.shape) != (1, text.n_positions, text.width):
-            raise PromptError(
-                f"{folder}: {key!r} is {tuple(value.shape)}, but this backbone takes (1, {text.n_positions}, "
-                f"{text.width}); the prompt belongs to another Stable Diffusion version"
-            )
-    if missing := sorted(set(categories) - set(tensors)) if name.method == "Class" else []:
-        raise PromptError(f"{folder} has no prompt for {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
-    return SimplePrompt(name, {key: tensors[key][0] for key in sorted(tensors)})
-
-
-def _build_cpm(
-    folder: Path, stored: StoredPrompt, text: PromptEncoder, condition_shape: tuple[int, int] | None
-) -> ConditionalPrompt:
-    name, tensors = stored.name, stored.tensors
-    _check_cpm(folder, name, tensors, text.width, condition_shape)
-    prompt = ConditionalPrompt(name, text, *(condition_shape or _infer_condition_shape(folder, name, tensors)))
-    prompt.load_state_dict(tensors)
-    return prompt
-
-
-def _check_cpm(
-    folder: Path, name: PromptName, tensors: dict[str, Tensor], width: int, condition_shape: tuple[int, int] | None
-) -> None:
-    """Refuse tensors that are not those of the name's variant; condition_shape None: whatever they were made for."""
-    condition_shape = condition_shape or _infer_condition_shape(folder, name, tensors)
-    expected = parameter_shapes(name.cpm, width, *condition_shape)
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    if wrong := [key for key in sorted(expected | found) if expected.get(key) != found.get(key)]:
-        raise PromptError(
-            f"{folder}: the file does not fit {name} with text width {width} and conditions "
-            f"{condition_shape} (tokens, features): "
-            + "; ".join(f"{key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}" for key in wrong)
-        )
-
-
-def _infer_condition_shape(folder: Path, name: PromptName, tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """(tokens, features) by the linear layers' shapes; the number of tokens shows in Pair-Feat only."""
-    weight = tensors.get("linear_C.weight", tensors.get("linear.weight"))
-    if weight is None or weight.ndim != 2:
-        raise PromptError(f"{folder}: the file has no linear layer, so it is no CPM prompt; keys: {', '.join(tensors)}")
-    n_patches = len(tensors.get("linear_N.bias", ())) or 256
-    n_tokens = 1 if name.cpm.condition == "CLIP-Head" else 1 + n_patches
-    return n_tokens, weight.shape[1] // (2 if name.cpm.scope == "Pair" else 1)
+def _read_released(path: Path) -> Any:
+    """What torch.save wrote, without unpickling code; PyTorch does not look at the archive's checksums itself."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"its checksum of {damaged} differs")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PromptError(f"{path} cannot be read ({reason}); {_REMEDY}") from error

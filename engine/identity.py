@@ -1,0 +1,150 @@
+"""What makes learned weights, and what makes a result: settings, networks and data, by content.
+
+The same networks, data and settings give the same description wherever they lie. It is kept with everything that is
+written, so that nothing goes on from, or takes the place of, what was made of something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config import WITHOUT_EFFECT, get_default_config, iter_keys, resolve_path
+from dataset.pair_dataset import PairDataset
+from model.backbone.device import resolve_precision
+from model.method import METHODS, find_method
+from model.method.base import WEIGHTS_FILE
+from model.prompt.build import name_trained
+from model.prompt.name import BASELINES, parse_prompt_name
+from model.prompt.store import read_prompt
+from model.source import find_sources
+from utils.cache import hash_images
+from utils.store import StoreError, digest, read_json, read_tensors
+
+MadeBy = dict[str, Any]  # JSON values
+
+BY_CONTENT = (
+    "PRECISION",
+    "NETWORK.FOLDER",
+    "NETWORK.UNET",
+    "CONDITION.",
+    "METHOD.DINO_FOLDER",
+    "METHOD.WEIGHTS",
+    "PROMPT.",
+)
+OF_TRAINING = ("TRAIN.", "VAL.", "LOSS.")
+LENGTH = ("TRAIN.EPOCHS", "TRAIN.MAX_STEPS")  # a run may be made longer, unless its schedule depends on the length
+
+
+def what_makes_weights(cfg, trn: PairDataset, val: PairDataset) -> MadeBy:
+    """All that decides what a training learns and keeps."""
+    content = {"training pairs": digest_pairs(trn), "validation pairs": digest_pairs(val)}
+    condition = None
+    if METHODS[cfg.METHOD.NAME].takes_prompt:
+        name = name_trained(cfg)
+        content |= {"prompt": str(name), "PROMPT.INIT": cfg.PROMPT.INIT}
+        condition = name.condition
+    return _describe(cfg, (*BY_CONTENT, "TEST."), condition) | content
+
+
+def what_makes_result(cfg, pairs: PairDataset) -> MadeBy:
+    """All that decides the numbers of a test."""
+    content, condition = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}, None
+    if METHODS[cfg.METHOD.NAME].takes_prompt:
+        content["prompt"], condition = cfg.PROMPT.TYPE, parse_prompt_name(cfg.PROMPT.TYPE).condition
+        content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
+    return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition) | content
+
+
+def digest_learned(cfg) -> str:
+    """Of the learned weights, or prompt, that the config tests; "" if there are none."""
+    root = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt"
+    if cfg.METHOD.WEIGHTS:
+        return digest({}, read_tensors(root / cfg.METHOD.WEIGHTS / WEIGHTS_FILE)[0])
+    if METHODS[cfg.METHOD.NAME].takes_prompt and cfg.PROMPT.TYPE not in BASELINES:
+        return digest({}, read_prompt(root / cfg.PROMPT.TYPE).tensors)
+    return ""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Sequence[str] = ()) -> list[str]:
+    """`entry: old -> new` for all that is not the same.
+
+    A setting that `old` does not know, since its key is younger, was what is now its default.
+    """
+    defaults = json.loads(json.dumps(dict(iter_keys(get_default_config()))))
+    before, now = dict(_flatten(old)), dict(_flatten(new))
+    before = {key: value for key, value in defaults.items() if key in now} | before
+    return [
+        f"{key}: {before.get(key)!r} -> {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value and key not in may_differ
+    ]
+
+
+def place_result(stem: Path, made_by: MadeBy) -> Path:
+    """The stem for a result's files: `stem`, or a name of its own if a result that something else made is there."""
+    return stem if _result_made_by(stem) in (None, made_by) else _own_stem(stem, made_by)
+
+
+def find_result(stem: Path, made_by: MadeBy) -> Path | None:
+    """The stem of the result that all of this made; None if there is none."""
+    return next((place for place in (stem, _own_stem(stem, made_by)) if _result_made_by(place) == made_by), None)
+
+
+def _own_stem(stem: Path, made_by: MadeBy) -> Path:
+    return stem.with_name(f"{stem.name}-{digest(made_by)[:8]}")
+
+
+def _result_made_by(stem: Path) -> MadeBy | None:
+    """What made the result there; {} if it does not say, None if there is none that can be read."""
+    try:
+        return read_json(f"{stem}.json").get("made_by", {})
+    except (OSError, StoreError):
+        return None
+
+
+def may_go_on(cfg) -> tuple[str, ...]:
+    """The entries in which a run may differ from the checkpoint that it goes on from."""
+    return () if cfg.TRAIN.SCHEDULER == "linear" else LENGTH
+
+
+def digest_pairs(data: PairDataset) -> dict[str, Any]:
+    """Number of pairs, and hashes of all that their records say, in order, and of their images' files."""
+    benchmark, records = data.benchmark, hashlib.sha256()
+    records.update(f"{benchmark.name} {benchmark.threshold_rule} {' '.join(benchmark.categories)}".encode())
+    for record in benchmark:
+        words = record.pair_id, record.category, record.kps_ids, sorted(record.flags.items())
+        sides = [(ref.identifier, ref.category, ref.size, ref.flip) for ref in (record.src, record.trg)]
+        records.update(repr((words, sides)).encode())
+        for array in (record.src_kps, record.trg_kps, record.src_bbox, record.trg_bbox):
+            records.update(array.tobytes())
+    refs = benchmark.images()
+    images = dict(zip((ref.identifier for ref in refs), hash_images([ref.path for ref in refs]), strict=True))
+    return {"number": len(benchmark), "annotations": records.hexdigest()[:16], "images": digest(images)[:16]}
+
+
+def _describe(cfg, left_out: tuple[str, ...], condition: str | None) -> MadeBy:
+    """Settings, networks, and what is computed once per image."""
+    entry = METHODS[cfg.METHOD.NAME]
+    unread = () if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")
+    settings = {
+        key: value for key, value in iter_keys(cfg) if not key.startswith((*WITHOUT_EFFECT, *left_out, *unread))
+    }
+    reads = (*entry.reads, "condition") if condition else entry.reads
+    sources = {key: source.stamp for key, source in find_sources(cfg, reads, condition).items()}
+    content = {
+        "PRECISION": resolve_precision(cfg),
+        "networks": find_method(cfg.METHOD.NAME).fingerprint(cfg),
+    }
+    return json.loads(json.dumps({**settings, **content, **sources}))
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}: ")
+        else:
+            yield f"{prefix}{name}", value
