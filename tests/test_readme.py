@@ -130,3 +130,10 @@ def test_setup_shares_a_pytorch_that_is_there(tmp_path):
     check = [venv / "bin" / "python", ROOT / "script/check_requirements.py", ROOT / "requirements.txt"]
     missing = subprocess.run(check, capture_output=True, text=True, check=False).stdout.split()
     assert "torchvision:" in missing and "torch:" not in missing
+
+
+def test_the_mini_world_is_not_rendered_over_other_data(tmp_path):
+    (tmp_path / "SPair-71k").mkdir()
+    command = [sys.executable, "-m", "mini.render", "--root", tmp_path, "--only", "spair"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Move it away" in done.stderr

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+from engine.entry import entry_point
 from mini.render.write import WRITERS, install
 
 
-def main() -> None:
+@entry_point()
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mini.render", description=__doc__)
     parser.add_argument("--root", default="asset/mini/data", help="folder that receives the benchmarks")
     parser.add_argument("--only", choices=tuple(WRITERS), help="write one benchmark (default: all)")
@@ -28,7 +30,8 @@ def main() -> None:
         else:
             text = ", ".join(f"{n} {what}" for what, n in counts.items())
             print(f"{name}: {text} in {time.perf_counter() - start:.1f} s ({place})")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
