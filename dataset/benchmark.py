@@ -60,7 +60,8 @@ class Benchmark(Sequence):
                 raise DatasetError(f"{self.split_files()[0]}: a category is called 'all', which stands for all of them")
             choose(category, ("all", *self.categories), f"category of {self.name}")
             self.category = category
-            self._table = open_table(self._index_path(index_root), self._stamp(), self.read)
+            stamp = make_stamp(f"{self.name} {split}", self.split_files(), self.annotation_folders())
+            self._table = open_table(self._index_path(index_root), stamp, self.read)
             self._images = [replace(ref, path=str(self.root / ref.path)) for ref in self._table.images]
             self._rows = self._select(category)
             self._check_images()
@@ -69,7 +70,11 @@ class Benchmark(Sequence):
             raise MissingDataError(f"{error}\n{layout}") from error
         except DatasetError as error:
             raise DatasetError(f"{error} (`{self.prepare}` makes and checks the data set)") from error
-        self._tell_left_out()
+        if reasons := self.left_out:
+            logger.warning(
+                "%s %s: %d of %d pairs are left out, for they have no threshold; the first is %s",
+                *(self.name, split, len(reasons), len(reasons) + len(self), reasons[0]),
+            )
 
     # What a benchmark has to say for itself.
 
@@ -121,13 +126,6 @@ class Benchmark(Sequence):
             raise DatasetError(f"{file}: split {self.split!r} has no pair of category {category!r}{why}")
         return rows
 
-    def _tell_left_out(self) -> None:
-        if reasons := self.left_out:
-            logger.warning(
-                "%s %s: %d of %d pairs are left out, for they have no threshold; the first is %s",
-                *(self.name, self.split, len(reasons), len(reasons) + len(self), reasons[0]),
-            )
-
     def _check_images(self) -> None:
         """One listing per folder instead of one look-up per image."""
         paths = [ref.path for ref in self.images()]
@@ -156,9 +154,6 @@ class Benchmark(Sequence):
             return self.root / ".index" / file_name
         digest = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]
         return Path(index_root) / f"{self.root.name}-{digest}" / file_name
-
-    def _stamp(self) -> str:
-        return make_stamp(f"{self.name} {self.split}", self.split_files(), self.annotation_folders())
 
 
 def fill_command(command: str, name: str, root: str | Path) -> str:

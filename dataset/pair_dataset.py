@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,13 +20,7 @@ from dataset.record import FLAGS, ImageRef, PairRecord, threshold
 from utils.frame import Frame, as_frame
 from utils.image import ImageError, read_image
 
-
-class Cache(Protocol):
-    """What was computed once per image: `identifier in cache`, `cache.get(identifier)` -> tensor."""
-
-    def __contains__(self, identifier: object) -> bool: ...
-
-    def get(self, identifier: str) -> torch.Tensor: ...
+Cache = Any  # what was computed once per image: `identifier in cache`, `cache.get(identifier)` -> tensor
 
 
 def load_pil(ref: ImageRef) -> Image.Image:
@@ -54,9 +48,7 @@ def load_image(ref: ImageRef, frame: Frame | int | tuple[int, int]) -> torch.Ten
 
 
 def pack_kps(kps: torch.Tensor, max_kps: int) -> torch.Tensor:
-    """(max_kps, 2): the points (N, 2), then zeros. ValueError if there are more."""
-    if len(kps) > max_kps:
-        raise ValueError(f"{len(kps)} keypoints do not fit into max_kps = {max_kps}")
+    """(max_kps, 2): the points (N, 2), then zeros."""
     return F.pad(kps, (0, 0, 0, max_kps - len(kps)))
 
 
@@ -68,7 +60,7 @@ class PairDataset(Dataset):
     with_images: also decode them.
 
     Keys of a batch (B pairs, N = benchmark.max_kps, padding is zero):
-        index (B,) int64, pair_id, category: lists; category_id (B,) int64, the place in benchmark.categories
+        index (B,) int64; pair_id, category: lists
         src_identifier, trg_identifier: lists; src_size, trg_size (B, 2) int64, original (H, W)
         src_kps, trg_kps (B, N, 2) float32, input px, clamped; kps_mask (B, N) bool
         trg_kps_orig (B, N, 2) float32, original px, not clamped
@@ -89,7 +81,6 @@ class PairDataset(Dataset):
         self.frame = as_frame(frame)
         self.caches = dict(caches or {})
         self.with_images = with_images
-        self._category_ids = {name: i for i, name in enumerate(benchmark.categories)}
         if self.caches:
             check_caches(self.caches, benchmark.images())
 
@@ -111,7 +102,6 @@ class PairDataset(Dataset):
             "index": index,
             "pair_id": record.pair_id,
             "category": record.category,
-            "category_id": self._category_ids[record.category],
             "flags": {name: record.flags.get(name, -1) for name in FLAGS},
             **self._points(record),
         }
@@ -140,30 +130,13 @@ class PairDataset(Dataset):
 
 
 class ImageDataset(Dataset):
-    """Single images as dicts of tensors; `collate` makes batches of them.
+    """What a method reads of single images; `collate` makes batches of them.
 
-    categories: gives `category_id`; by default the sorted categories of `refs`. Pass the benchmark's, so that
-    an id means the same in pairs and images.
-
-    Keys of a batch (B images):
-        index, category_id (B,) int64; identifier, category: lists; size (B, 2) int64, original (H, W)
-        img (B, 3, H', W') float32 in [-1, 1], only with_images; K (B, ...) for each cache K
+    Keys of a batch (B images): identifier, category: lists; K (B, ...) for each cache K.
     """
 
-    def __init__(
-        self,
-        refs: Sequence[ImageRef],
-        frame: Frame | int | tuple[int, int],
-        caches: Mapping[str, Cache] | None = None,
-        with_images: bool = True,
-        categories: Sequence[str] | None = None,
-    ) -> None:
-        self.refs = list(refs)
-        self.frame = as_frame(frame)
-        self.caches = dict(caches or {})
-        self.with_images = with_images
-        names = sorted({ref.category for ref in self.refs}) if categories is None else categories
-        self._category_ids = {name: i for i, name in enumerate(names)}
+    def __init__(self, refs: Sequence[ImageRef], caches: Mapping[str, Cache]) -> None:
+        self.refs, self.caches = list(refs), dict(caches)
         check_caches(self.caches, self.refs)
 
     def __len__(self) -> int:
@@ -171,16 +144,8 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         ref = self.refs[index]
-        item = {
-            "index": index,
-            "identifier": ref.identifier,
-            "category": ref.category,
-            "category_id": self._category_ids[ref.category],
-            "size": torch.tensor(ref.size),
-        }
-        if self.with_images:
-            item["img"] = load_image(ref, self.frame)
-        return item | {name: cache.get(ref.identifier) for name, cache in self.caches.items()}
+        values = {name: cache.get(ref.identifier) for name, cache in self.caches.items()}
+        return {"identifier": ref.identifier, "category": ref.category, **values}
 
 
 def check_caches(caches: Mapping[str, Cache], refs: Sequence[ImageRef]) -> None:

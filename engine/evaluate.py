@@ -118,7 +118,7 @@ def extract_images(
     method: Method, dataset: PairDataset, refs: list, seed: int, device: torch.device, batch_size: int
 ) -> Iterator[tuple[list[str], Tensor]]:
     """(identifiers, maps (n, C, h, w)) of the images, `batch_size` at a time."""
-    images = ImageDataset(refs, dataset.frame, dataset.caches, False, dataset.benchmark.categories)
+    images = ImageDataset(refs, dataset.caches)
     for batch in build_loader(images, batch_size=batch_size):
         seeds = torch.tensor([identifier_seed(seed, name) for name in batch["identifier"]])
         features = method.features(move_batch(batch, device), seeds)

@@ -36,7 +36,6 @@ def test_keys_shapes_and_types(spair):
     shapes = {key: (tuple(v.shape), v.dtype) for key, v in batch.items() if isinstance(v, torch.Tensor)}
     assert shapes == {
         "index": ((6,), torch.int64),
-        "category_id": ((6,), torch.int64),
         "src_kps": ((6, 30, 2), torch.float32),
         "trg_kps": ((6, 30, 2), torch.float32),
         "trg_kps_orig": ((6, 30, 2), torch.float32),
@@ -47,7 +46,6 @@ def test_keys_shapes_and_types(spair):
         "pck_threshold_orig": ((6,), torch.float32),
     }
     assert batch["index"].tolist() == list(range(6))
-    assert batch["category_id"].tolist() == [0, 0, 0, 1, 1, 1]
     assert set(batch["flags"]) == set(FLAGS) and batch["flags"]["truncation"].tolist() == [2] * 6
     assert batch["flags"]["mirror"].dtype == torch.int64
     assert batch["src_size"][:3].tolist() == [list(size) for size in SIZES]
@@ -76,8 +74,6 @@ def test_original_points_and_thresholds_are_not_clamped(spair):
 def test_pack_kps():
     assert pack_kps(torch.ones(2, 2), 3).tolist() == [[1, 1], [1, 1], [0, 0]]
     assert pack_kps(torch.zeros(0, 2), 2).shape == (2, 2)
-    with pytest.raises(ValueError, match="4 keypoints do not fit into max_kps = 3"):
-        pack_kps(torch.ones(4, 2), 3)
 
 
 def test_bbox_threshold_in_both_frames(spair):
@@ -203,19 +199,15 @@ def test_caches(spair):
     with pytest.raises(DatasetError, match="cache 'condition' lacks 1 of 6 images, for instance 'cat-2008_000001'"):
         PairDataset(spair, 32, {"condition": cache})
     with pytest.raises(DatasetError, match="cache 'condition' lacks 1 of 6"):
-        ImageDataset(spair.images(), 32, {"condition": cache})
+        ImageDataset(spair.images(), {"condition": cache})
 
 
 def test_image_dataset(spair):
     refs = spair.images()[3:]
     cache = {ref.identifier: torch.tensor([float(n)]) for n, ref in enumerate(refs)}
-    batch = batch_of(ImageDataset(refs, 32, {"posterior": cache}, categories=spair.categories))
+    batch = batch_of(ImageDataset(refs, {"moments": cache}))
     assert batch["identifier"] == [ref.identifier for ref in refs] and batch["category"] == ["cat"] * 3
-    assert batch["category_id"].tolist() == [1, 1, 1]
-    assert batch["size"].tolist() == [list(size) for size in SIZES]
-    assert batch["img"].shape == (3, 3, 32, 32) and batch["posterior"].tolist() == [[0], [1], [2]]
-    bare = batch_of(ImageDataset(refs, 32, with_images=False))
-    assert "img" not in bare and bare["category_id"].tolist() == [0, 0, 0]
+    assert batch["moments"].tolist() == [[0], [1], [2]]
 
 
 def test_drop_padding_keeps_every_point(tmp_path):

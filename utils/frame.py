@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -56,10 +56,6 @@ class Frame:
         height, width = self.image_size
         last = points.new_tensor([width - 1, height - 1]) - EPS
         return points.clamp(min=EPS).minimum(last)
-
-    def at(self, image_size: int | Size) -> Frame:
-        """The same kind of frame of another size."""
-        return replace(self, image_size=as_size(image_size))
 
 
 class Stretch(Frame):
