@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from dataset.error import DatasetError, MissingDataError, choose
 from utils.image import ImageError, read_size
+
+LARGEST = 1e9  # coordinate, px
 
 
 def read_text(path: str | Path) -> str:
@@ -30,46 +34,75 @@ def is_file_name(text: str) -> bool:
     return text.isprintable() and not set(text) & set("/\\") and text.strip() not in ("", ".", "..")
 
 
-class CsvRow:
-    """A row of a CSV file that knows where it stands."""
+class Fields:
+    """Named values of one record: a JSON object, a row of a CSV file, a MAT file.
 
-    def __init__(self, where: str, cells: dict[str, str]) -> None:
-        self.where, self.cells = where, cells
+    What is missing, or something else than asked for, is a DatasetError that names `where`, key and value.
+    """
 
-    def text(self, column: str) -> str:
-        value = self.cells[column].strip()
-        if not value:
-            raise DatasetError(f"{self.where}: column {column!r} is empty")
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        self.where, self.values = where, values
+
+    def get(self, key: str) -> Any:
+        if key not in self.values:
+            raise DatasetError(f"{self.where}: {key!r} is missing")
+        return self.values[key]
+
+    def wrong(self, key: str, expected: str) -> DatasetError:
+        value = self.values[key]
+        shown = (
+            f"{type(value).__name__} {value.shape} of {value.dtype}" if hasattr(value, "dtype") else reprlib.repr(value)
+        )
+        return DatasetError(f"{self.where}: {key!r} is {shown}, expected {expected}")
+
+    def file_name(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not is_file_name(value):
+            raise self.wrong(key, "the name of an image file, without a folder")
         return value
 
-    def integer(self, column: str, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
-        number = self.numbers([column])[0]
-        if not (number.is_integer() and low <= number <= high):
-            value = self.cells[column]
-            raise DatasetError(f"{self.where}: column {column!r} is {value!r}, expected a whole number {low}..{high}")
-        return int(number)
-
-    def numbers(self, columns: Sequence[str]) -> list[float]:
-        """A number per column, NaN where the cell is empty."""
-        values = []
-        for column in columns:
-            value = self.cells[column].strip()
-            try:
-                values.append(float(value or "nan"))
-            except ValueError:
-                raise DatasetError(f"{self.where}: column {column!r} is {value!r}, expected a number") from None
-        return values
-
-    def image_path(self, column: str) -> PurePosixPath:
-        """Path of an image below the root of the data set, in a folder."""
-        path = PurePosixPath(self.text(column))
+    def path(self, key: str) -> PurePosixPath:
+        """Path of a file in a folder below the root of the data set."""
+        path = PurePosixPath(self.get(key).strip())
         if len(path.parts) < 2 or not all(map(is_file_name, path.parts)):
-            raise DatasetError(f"{self.where}: column {column!r} is {str(path)!r}, expected a path below the root")
+            raise self.wrong(key, "a path below the root")
         return path
 
+    def number(self, key: str) -> float:
+        """NaN of an empty text."""
+        value = self.get(key)
+        try:
+            return float(value.strip() or "nan" if isinstance(value, str) else value)
+        except (OverflowError, TypeError, ValueError):
+            raise self.wrong(key, "a number") from None
 
-def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[str], list[CsvRow]]:
+    def whole(self, key: str, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+        number = self.number(key)
+        if isinstance(self.get(key), bool) or not (number.is_integer() and low <= number <= high):
+            raise self.wrong(key, f"a whole number {low}..{high}")
+        return int(number)
+
+    def array(self, key: str, shape: Sequence[int | None], expected: str, nan: bool = False) -> np.ndarray:
+        """Numbers in float64 of a shape, in which None is any length; nan: NaN is one of them."""
+        try:
+            array = np.array(self.get(key))
+        except (OverflowError, RecursionError, TypeError) as error:
+            raise self.wrong(key, expected) from error
+        except ValueError as error:  # rows of unequal length, too deep; or the key is missing
+            raise error if isinstance(error, DatasetError) else self.wrong(key, expected) from error
+        if array.size == 0 and shape[0] is None:
+            return np.zeros([n or 0 for n in shape])
+        fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+        if not fits or array.dtype.kind not in "iuf":
+            raise self.wrong(key, expected)
+        array = array.astype(np.float64)
+        if not (np.abs(array[~np.isnan(array)] if nan else array) < LARGEST).all():
+            raise self.wrong(key, f"{expected}, none infinite or beyond {LARGEST:g}")
+        return array
+
+
+def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[str], list[Fields]]:
     """(header, rows) of a CSV file that must have the `columns`, may have the `optional` ones, and no others."""
     try:
         lines = list(csv.reader(read_text(path).splitlines()))
@@ -91,7 +124,7 @@ def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
         if cells and len(cells) != len(header):
             raise DatasetError(f"{where}: {len(cells)} cells, but the header has {len(header)} columns")
         if cells:
-            rows.append(CsvRow(where, dict(zip(header, cells, strict=True))))
+            rows.append(Fields(where, dict(zip(header, cells, strict=True))))
     return header, rows
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import CsvRow, measure_image, read_csv, refuse_marks
+from dataset.parse import Fields, measure_image, read_csv, refuse_marks
 from dataset.record import ImageRef, mirror_bbox, mirror_kps
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
@@ -72,9 +72,9 @@ pf-pascal/
         may_flip = self.split == "trn" and "flip" in header
         known: dict[tuple[PurePosixPath, str], AnnotatedImage] = {}
         for number, row in enumerate(progress(rows, f"indexing {self.name} {self.split}", unit="pairs"), start=1):
-            category = PASCAL_CLASSES[row.integer("class", 1, len(PASCAL_CLASSES)) - 1]
-            flip = bool(may_flip and row.integer("flip", 0, 1))
-            keys = [(row.image_path(column), category) for column in COLUMNS[:2]]
+            category = PASCAL_CLASSES[row.whole("class", 1, len(PASCAL_CLASSES)) - 1]
+            flip = bool(may_flip and row.whole("flip", 0, 1))
+            keys = [(row.path(column), category) for column in COLUMNS[:2]]
             for key in keys:
                 if key not in known:
                     known[key] = self._load_image(*key, row.where)
@@ -87,7 +87,7 @@ pf-pascal/
 
 
 def add_row(
-    builder: TableBuilder, number: int, row: CsvRow, category: str, flip: bool, sides: list[AnnotatedImage]
+    builder: TableBuilder, number: int, row: Fields, category: str, flip: bool, sides: list[AnnotatedImage]
 ) -> None:
     """Adds pair `number` of the list and its images (source, target), mirrored if `flip`."""
     stems = [side.path.stem for side in sides]
@@ -126,15 +126,11 @@ def read_mat(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise MissingDataError(f"{path}: no such file ({where})") from None
     except Exception as error:  # scipy raises whatever the damaged bytes lead it to
         raise DatasetError(f"{path}: not a readable MAT file ({error}; {where})") from error
-    kps, bbox = (_mat_array(content, key, path, where) for key in ("kps", "bbox"))
-    if kps.ndim != 2 or kps.shape[1] != 2:
-        raise DatasetError(f"{path}: key 'kps' has shape {kps.shape}, expected (N, 2) ({where})")
-    if bbox.size != 4 or not (np.abs(bbox) < 1e9).all():
-        raise DatasetError(f"{path}: key 'bbox' has shape {bbox.shape}, expected (1, 4) finite numbers ({where})")
-    if np.isinf(kps).any():
-        raise DatasetError(f"{path}: key 'kps' has an infinite value ({where})")
+    values = {key: np.ravel(value) if key == "bbox" else value for key, value in content.items()}
+    fields = Fields(f"{path} ({where})", values)
+    kps = fields.array("kps", (None, 2), "an array (N, 2) of numbers", nan=True)
     refuse_marks(kps, str(path), range(len(kps)), "NaN")
-    return kps, bbox.reshape(4)
+    return kps, fields.array("bbox", (4,), "an array (1, 4) of numbers")
 
 
 def _require_known_types(data: bytes) -> None:
@@ -156,13 +152,3 @@ def _require_known_types(data: bytes) -> None:
                 inner = part[place + 8 : place + step]
                 pending.append(inner if kind == _MATRIX else zlib.decompress(inner))
             place += step
-
-
-def _mat_array(content: dict[str, np.ndarray], key: str, path: Path, where: str) -> np.ndarray:
-    if key not in content:
-        raise DatasetError(f"{path}: key {key!r} is missing ({where})")
-    value = content[key]
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
-        kind = getattr(value, "dtype", type(value).__name__) if isinstance(value, np.ndarray) else type(value).__name__
-        raise DatasetError(f"{path}: key {key!r} is of type {kind}, expected numbers ({where})")
-    return value.astype(np.float64)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dataset.benchmark import Benchmark
-from dataset.parse import CsvRow, measure_image, read_csv, refuse_marks
+from dataset.parse import Fields, measure_image, read_csv, refuse_marks
 from dataset.record import ImageRef
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
@@ -41,25 +41,25 @@ pf-willow/
 
     def find_categories(self) -> list[str]:
         """Folders of the images in the pair list, sorted."""
-        return sorted({row.image_path(column).parent.name for row in self._read_rows() for column in IMAGES})
+        return sorted({row.path(column).parent.name for row in self._read_rows() for column in IMAGES})
 
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
         sizes: dict[PurePosixPath, tuple[int, int]] = {}
         for number, row in enumerate(progress(self._read_rows(), f"indexing {self.name}", unit="pairs"), start=1):
-            paths = [row.image_path(column) for column in IMAGES]
+            paths = [row.path(column) for column in IMAGES]
             for path in paths:
                 if path not in sizes:
                     sizes[path] = measure_image(self.root / path, row.where)
             add_row(builder, number, row, paths, [sizes[path] for path in paths])
         return builder.build()
 
-    def _read_rows(self) -> list[CsvRow]:
+    def _read_rows(self) -> list[Fields]:
         return read_csv(self.split_files()[0], (*IMAGES, *COLUMNS["A"], *COLUMNS["B"]))[1]
 
 
 def add_row(
-    builder: TableBuilder, number: int, row: CsvRow, paths: list[PurePosixPath], sizes: list[tuple[int, int]]
+    builder: TableBuilder, number: int, row: Fields, paths: list[PurePosixPath], sizes: list[tuple[int, int]]
 ) -> None:
     """Adds pair `number` of the list and its images (source, target)."""
     categories = [path.parent.name for path in paths]
@@ -79,9 +79,13 @@ def add_row(
     )
 
 
-def common_points(row: CsvRow) -> tuple[np.ndarray, list[str]]:
+def common_points(row: Fields) -> tuple[np.ndarray, list[str]]:
     """Keypoints (source and target, N, 2) present in both images and their numbers 1..10 as in the column names."""
-    kps = np.array([row.numbers(COLUMNS[side]) for side in "AB"]).reshape(2, 2, POINTS).swapaxes(1, 2)
+    kps = (
+        np.array([[row.number(column) for column in COLUMNS[side]] for side in "AB"])
+        .reshape(2, 2, POINTS)
+        .swapaxes(1, 2)
+    )
     for side, points in zip("AB", kps, strict=True):
         refuse_marks(points, row.where, (f"{side}{n}" for n in range(1, POINTS + 1)), "an empty cell")
     common = np.flatnonzero(~np.isnan(kps).any(axis=(0, 2)))

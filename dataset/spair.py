@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import reprlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from dataset.benchmark import Benchmark, list_names
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import is_file_name, read_text
+from dataset.parse import Fields, read_text
 from dataset.record import FLAGS, ImageRef
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
@@ -55,9 +51,7 @@ SPair-71k/
             name = f"{line}.json"
             if name not in names and name.replace(":", "_") in names:  # disks of Windows have no colons
                 name = name.replace(":", "_")
-            annotation = PairAnnotation(f"{folder}/{name}")
-            annotation.expect("category", category)
-            add_annotation(builder, line, category, annotation)
+            add_annotation(builder, line, category, read_annotation(f"{folder}/{name}"))
         return builder.build()
 
     def _layout_file(self, split: str) -> Path:
@@ -81,107 +75,51 @@ def read_layout(path: Path) -> dict[str, str]:
     return {line: category for line, (_, category) in found.items()}
 
 
-def add_annotation(builder: TableBuilder, pair_id: str, category: str, annotation: PairAnnotation) -> None:
+def read_annotation(path: str) -> Fields:
+    """The JSON file of a pair."""
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise MissingDataError(f"{path}: no such file, but the layout lists it") from None
+    try:
+        data = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: holds a {type(data).__name__}, expected an object with the pair's keys")
+    return Fields(path, dict.fromkeys(FLAGS, -1) | data)
+
+
+def add_annotation(builder: TableBuilder, pair_id: str, category: str, pair: Fields) -> None:
     """Adds the pair of one annotation file and its two images."""
-    where, images = annotation.path, []
+    if pair.get("category") != category:
+        raise pair.wrong("category", f"{category!r} as its layout line says")
+    images = []
     for side in ("src", "trg"):
-        name = annotation.file_name(f"{side}_imname")
-        path, size = f"JPEGImages/{category}/{name}", annotation.size(f"{side}_imsize")
+        name = pair.file_name(f"{side}_imname")
+        identifier, path = f"{category}-{os.path.splitext(name)[0]}", f"JPEGImages/{category}/{name}"
         images.append(
-            builder.add_image(ImageRef(f"{category}-{os.path.splitext(name)[0]}", path, category, size), where)
+            builder.add_image(ImageRef(identifier, path, category, read_size(pair, f"{side}_imsize")), pair.where)
         )
+    names = pair.get("kps_ids")
+    if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
+        raise pair.wrong("kps_ids", 'a list of names such as ["0", "7"]')
     builder.add_pair(
         pair_id,
         category,
         images,
-        kps=(annotation.points("src_kps"), annotation.points("trg_kps")),
-        kps_ids=annotation.names("kps_ids"),
-        bbox=(annotation.box("src_bndbox"), annotation.box("trg_bndbox")),
-        where=where,
-        flags=[annotation.flag(name) for name in FLAGS],
+        kps=[pair.array(f"{side}_kps", (None, 2), "a list of [x, y] points") for side in ("src", "trg")],
+        kps_ids=list(map(str, names)),
+        bbox=[pair.array(f"{side}_bndbox", (4,), "[x1, y1, x2, y2]") for side in ("src", "trg")],
+        where=pair.where,
+        flags=[pair.whole(name, -1, 127) for name in FLAGS],
     )
 
 
-class PairAnnotation:
-    """One JSON file of a pair; its methods name file, key and value when they find something else."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            self._data = json.loads(read_text(path))
-        except FileNotFoundError:
-            raise MissingDataError(f"{path}: no such file, but the layout lists it") from None
-        except (RecursionError, ValueError) as error:
-            if isinstance(error, DatasetError):
-                raise
-            raise DatasetError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(self._data, dict):
-            raise DatasetError(f"{path}: holds a {type(self._data).__name__}, expected an object with the pair's keys")
-
-    def expect(self, key: str, value: str) -> None:
-        """Refuses another value than the one the layout line promises."""
-        if self._get(key) != value:
-            raise self._wrong(key, f"{value!r} as its layout line says")
-
-    def file_name(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str) or not is_file_name(value):
-            raise self._wrong(key, "the name of an image file, without a folder")
-        return value
-
-    def names(self, key: str) -> list[str]:
-        value = self._get(key)
-        if not isinstance(value, list) or not all(isinstance(name, (str, int)) for name in value):
-            raise self._wrong(key, 'a list of names such as ["0", "7"]')
-        return [str(name) for name in value]
-
-    def size(self, key: str) -> tuple[int, int]:
-        """(H, W) from the file's [W, H, channels]."""
-        numbers = self._numbers(key)
-        fits = numbers is not None and numbers.shape in ((2,), (3,))
-        if not fits or not all(1 <= side <= LONGEST_SIDE and side.is_integer() for side in numbers[:2].tolist()):
-            raise self._wrong(key, "[width, height, channels] in pixels")
-        return int(numbers[1]), int(numbers[0])
-
-    def points(self, key: str) -> np.ndarray:
-        """(N, 2) float."""
-        numbers = self._numbers(key)
-        if numbers is not None and numbers.size == 0:
-            return np.zeros((0, 2))
-        if numbers is None or numbers.ndim != 2 or numbers.shape[1] != 2:
-            raise self._wrong(key, "a list of [x, y] points")
-        return numbers
-
-    def box(self, key: str) -> np.ndarray:
-        """(4,) float."""
-        numbers = self._numbers(key)
-        if numbers is None or numbers.shape != (4,):
-            raise self._wrong(key, "[x1, y1, x2, y2]")
-        return numbers
-
-    def flag(self, key: str) -> int:
-        """-1 if the file does not say."""
-        value = self._data.get(key, -1)
-        if type(value) is not int or not -1 <= value <= 127:
-            raise self._wrong(key, "a small whole number")
-        return value
-
-    def _get(self, key: str) -> Any:
-        try:
-            return self._data[key]
-        except KeyError:
-            raise DatasetError(f"{self.path}: key {key!r} is missing") from None
-
-    def _numbers(self, key: str) -> np.ndarray | None:
-        """The value as a finite float array, None if it is none."""
-        value = self._get(key)
-        try:
-            numbers = np.array(value)
-        except ValueError:  # rows of unequal length, too deep
-            return None
-        if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-            return None
-        return numbers.astype(np.float64)
-
-    def _wrong(self, key: str, expected: str) -> DatasetError:
-        return DatasetError(f"{self.path}: key {key!r} is {reprlib.repr(self._data[key])}, expected {expected}")
+def read_size(pair: Fields, key: str) -> tuple[int, int]:
+    """(H, W) from the file's [W, H, channels]."""
+    expected = "[width, height, channels] in pixels"
+    width, height, *_ = pair.array(key, (None,), expected).tolist() + [0, 0]
+    if not all(1 <= side <= LONGEST_SIDE and side.is_integer() for side in (width, height)):
+        raise pair.wrong(key, expected)
+    return int(height), int(width)

@@ -34,9 +34,9 @@ class Dots(Benchmark):
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
         for row in read_csv(self.split_files()[0], ("a", "b", "xa", "ya", "xb", "yb"))[1]:
-            paths = [row.image_path(column) for column in "ab"]
+            paths = [row.path(column) for column in "ab"]
             refs = [ImageRef(p.stem, str(p), "dot", measure_image(self.root / p, row.where)) for p in paths]
-            kps = [np.array([row.numbers([f"x{column}", f"y{column}"])]) for column in "ab"]
+            kps = [np.array([[row.number(f"{axis}{column}") for axis in "xy"]]) for column in "ab"]
             images = [builder.add_image(ref, row.where) for ref in refs]
             builder.add_pair(
                 f"{paths[0].stem}-{paths[1].stem}", "dot", images, kps, ["dot"], np.zeros((2, 4)), row.where
