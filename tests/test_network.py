@@ -151,6 +151,10 @@ def test_broken_configurations_are_named(tmp_path, folders):
     config.write_text(json.dumps({**values, "block_out_channels": "many"}))
     with pytest.raises(NetworkError, match="holds an entry of the wrong kind"):
         network_facts(str(tmp_path / "sd"))
+    for wrong in ({"layers_per_block": 10**6}, {"block_out_channels": [2**31, 24, 32]}, {"sample_size": 1e300}):
+        config.write_text(json.dumps({**values, **wrong}))
+        with pytest.raises(NetworkError, match=f"config.json is corrupt .{next(iter(wrong))} "):
+            load_stable_diffusion(str(tmp_path / "sd"), parts=("vae",))
     del values["block_out_channels"]
     config.write_text(json.dumps(values))
     with pytest.raises(NetworkError, match="lacks the entry 'block_out_channels'"):
@@ -309,6 +313,15 @@ def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, folders):
     (tmp_path / "sd" / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(NetworkError, match="vocab"):
         load_stable_diffusion(str(tmp_path / "sd"), parts=("tokenizer",))
+
+
+def test_an_image_network_of_impossible_size_is_refused_before_it_is_made(tmp_path, folders):
+    for name in ("DINO", "CLIP"):
+        shutil.copytree(folders[name], tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "image_size": 2**31}))
+        with pytest.raises(NetworkError, match="config.json is corrupt .image_size"):
+            load_vision(name, str(tmp_path / name))
 
 
 def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):

@@ -14,6 +14,7 @@ from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_a
 from model.error import NetworkError
 from utils.store import read_json
 
+_LARGEST, _MOST_LAYERS = 2**20, 1000  # in any configuration; vocabularies have 49,408 entries
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
@@ -197,8 +198,21 @@ def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) 
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A network's JSON file; NetworkError names one that is corrupt."""
-    return read_json(path, NetworkError, "fetch the network again")
+    """A network's JSON file; NetworkError names one that is corrupt, or whose numbers would fill the memory."""
+    content = read_json(path, NetworkError, "fetch the network again")
+    for key, number in _iter_numbers(content):
+        if number > (_MOST_LAYERS if "layers" in key else _LARGEST):
+            raise NetworkError(f"{path} is corrupt ({key} {number:g}); fetch the network again")
+    return content
+
+
+def _iter_numbers(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else [(key, value) for value in content]
+        for name, value in items:
+            yield from _iter_numbers(value, name)
+    elif isinstance(content, int | float):
+        yield key, content
 
 
 @contextlib.contextmanager

@@ -215,6 +215,8 @@ def _random_stable_diffusion(configs: dict[str, dict], parts: Sequence[str], see
 def _pretrained_vision(network: str, source: NetworkSource, dtype: torch.dtype) -> VisionNetwork:
     required = ["config.json", "preprocessor_config.json"]
     path = source.fetch([*required, *(name.format("model") for name in _WEIGHTS)], required)
+    for name in required:
+        read_config(path / name)
     # PIL's resampling is what the networks were used with when the prompts were trained
     processor = source.attempt(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"))
     if network == "DINO":
