@@ -40,7 +40,7 @@ class NetworkSource:
             if not is_hub_id(repository):
                 raise NetworkNotFoundError(self.explain("there is no such folder"))
             if local_folder(repository) is None:
-                print(f"{self.key}: fetching {self.folder} from {constants.ENDPOINT}", file=sys.stderr)
+                print(f"fetching {self.folder} from {constants.ENDPOINT}", file=sys.stderr)
             try:
                 path = Path(snapshot_download(repository, allow_patterns=[name] if name else list(files))) / name
             except Exception as error:  # of the network, the hub or the disk
@@ -77,8 +77,8 @@ class NetworkSource:
         sentences = [
             f"cannot load the network {self.folder!r} ({self.key}): {reason}.",
             self.remark,
-            f"Name another folder or hub id in the config file or after the command ({self.key} /path/to/folder, "
-            "match.py: --network /path/to/folder), a mirror of the hub in the environment's HF_ENDPOINT. "
+            f"Name another folder or hub id in the config file or after the command ({self.key} /path/to/folder), a "
+            "mirror of the hub in the environment's HF_ENDPOINT. "
             "Only safetensors files are read.",
         ]
         return " ".join(sentence for sentence in sentences if sentence)
