@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +180,7 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
         "loss, relative": (relative(loss, plain_loss), GRADIENT[world.dtype]),
         "gradient, relative": (relative(flat, plain_flat), GRADIENT[world.dtype]),
     }
-    batches, plain_batches = (read_endlessly(cfg, pairs) for pairs in (world.pairs, world.plain_pairs))
+    batches, plain_batches = (read_batches(cfg, pairs, count()) for pairs in (world.pairs, world.plain_pairs))
     work, units = make_work(cfg, world.ensemble), STEPS * size
     ours = Side(step, units, [method], flops.count_training_pair(work) / flops.TERA)
     plain = Side(plain_step, units, [world.extractor], flops.count_reference_training_pair(work) / flops.TERA)
@@ -285,12 +285,11 @@ def compare_loaders(cfg, args: argparse.Namespace) -> Comparison:
     different = not torch.equal(pairs[0]["src_condition"], plain_pairs[0]["src_condition"])
     n_batches = -(-args.pairs // cfg.TRAIN.BATCH_SIZE)
 
-    def read(batches: Iterator[dict]) -> None:
-        for _ in range(n_batches):
-            next(batches)
+    def read(data: PairDataset) -> None:
+        for _ in read_batches(cfg, data, range(n_batches)):
+            pass
 
-    streams = (read_endlessly(cfg, data) for data in (pairs, plain_pairs))
-    ours, plain = (Side(partial(read, stream), n_batches * cfg.TRAIN.BATCH_SIZE) for stream in streams)
+    ours, plain = (Side(partial(read, data), n_batches * cfg.TRAIN.BATCH_SIZE) for data in (pairs, plain_pairs))
     return Comparison("pairs", ours, plain, {"arrays that differ": (float(different), 0.0)})
 
 
@@ -368,10 +367,10 @@ def with_images(pairs: PairDataset, path: Path) -> PairDataset:
     return PairDataset(pairs.benchmark, pairs.frame, caches, with_images=True)
 
 
-def read_endlessly(cfg, pairs: PairDataset) -> Iterator[dict]:
-    """Batches of TRAIN.BATCH_SIZE pairs, again and again."""
+def read_batches(cfg, pairs: PairDataset, numbers: Iterable[int]) -> Iterator[dict]:
+    """Batches of TRAIN.BATCH_SIZE pairs, which begin anew when all have been read."""
     size = cfg.TRAIN.BATCH_SIZE
-    batches = ([(first + i) % len(pairs) for i in range(size)] for first in itertools.count(step=size))
+    batches = ([(number * size + i) % len(pairs) for i in range(size)] for number in numbers)
     return iter(build_loader(pairs, cfg.DATASET.NUM_WORKERS, batches=batches))
 
 
