@@ -84,7 +84,15 @@ def test_sigterm_is_heard_while_waiting(stuck, monkeypatch, capsys):
     assert caught.value.code == 128 + signal.SIGTERM and StopRequest.heard() is None
 
 
-def test_ctrl_c_is_heard_while_waiting(stuck):
+@pytest.fixture
+def ctrl_c():
+    """A suite in the background inherits an ignored Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_heard_while_waiting(stuck, ctrl_c):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
