@@ -158,9 +158,10 @@ def test_what_is_no_text_is_refused(tmp_path):
 
 def test_summary_comes_back_and_nothing_else_passes_for_one(tmp_path):
     summary = summarise(make_scores(), NAMES, ALPHAS)
-    write_summary(tmp_path / "s.json", summary, {"DATASET.NAME": "spair"}, {"commit": "abc"})
+    parts = {"config": {"DATASET.NAME": "spair"}, "provenance": {"commit": "abc"}, "made_by": {"prompt": "text"}}
+    write_summary(tmp_path / "s.json", summary, *parts.values())
     content = read_summary(tmp_path / "s.json")
-    assert content == {"summary": summary, "config": {"DATASET.NAME": "spair"}, "provenance": {"commit": "abc"}}
+    assert content == {"summary": summary, **parts}
     with pytest.raises(ValueError):
         write_summary(tmp_path / "nan.json", {"pck": float("nan")}, {}, {})
     assert os.listdir(tmp_path) == ["s.json"]
