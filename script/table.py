@@ -64,14 +64,15 @@ def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], 
 
 
 def print_commands(args: argparse.Namespace, world: World, rows: list[Row]) -> None:
+    from script.tables.layout import group_reasons
     from script.tables.results import list_lines, list_pictures, make_jobs
 
     jobs, impossible = make_jobs(rows, world, args.seeds, args.opts)
     if args.pictures:
         print("\n".join(list_pictures(jobs, args.launcher)))
         return
-    for reason in dict.fromkeys(impossible.values()):
-        print(f"not run: {', '.join(k for k, why in impossible.items() if why == reason)}: {reason}", file=sys.stderr)
+    for reason, keys in group_reasons(impossible).items():
+        print(f"not run: {', '.join(keys)}: {reason}", file=sys.stderr)
     for line in list_lines(jobs, args.launcher):
         print(line)
 
@@ -83,7 +84,7 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     from utils.statistics import Measure
     from utils.store import write_text
 
-    rows = unique_rows(build_tables(world).values())
+    rows = [row for row in unique_rows(build_tables(world).values()) if not world.only or row.key in world.only]
     jobs, reasons = make_jobs(rows, world, args.seeds, args.opts)
 
     @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,19 +45,17 @@ class Filled:
     @property
     def notes(self) -> list[str]:
         """What the numbers are."""
-        measure = self.measure
+        measure, world = self.measure, self.world
         average = ", macro over categories" if measure.average == "category" else ""
-        paper = f"Paper: {PAPER['source']}"
+        other = "; the mini world is another world: no difference is given, and its numbers say nothing about them"
         return [
             f"PCK per {measure.by}{average}, {measure.localiser}, percent; 95 % intervals over pairs are bootstraps, "
             "those over seeds are Student's t.",
             *([self.table.note] if self.table.note else []),
-            *([f"{SMOKE}: a few steps on the category {self.world.category} alone."] if self.world.smoke else []),
-            f"{paper}."
-            if self.world.comparable
-            else f"{paper}; the mini world is another world: no difference is given, and its numbers say nothing "
-            "about them.",
-            *(f"Not run: {key}: {reason}." for key, reason in self.reasons.items()),
+            f"{SMOKE}: a few steps on the category {world.category} alone."
+            if world.smoke
+            else f"Paper: {PAPER['source']}{'' if world.comparable else other}.",
+            *(f"Not run: {', '.join(rows)}: {reason}." for reason, rows in group_reasons(self.reasons).items()),
         ]
 
     def group_title(self, group: str) -> str:
@@ -94,6 +92,14 @@ def _list_kinds(cell: pd.Series, comparable: bool) -> Iterator[tuple[str, str]]:
         yield "difference", f"{round(cell['difference'], 1) + 0.0:+.1f}"  # no -0.0
 
 
+def group_reasons(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Why rows are not run -> these rows."""
+    groups: dict[str, list[str]] = {}
+    for row, reason in reasons.items():
+        groups.setdefault(reason, []).append(row)
+    return groups
+
+
 def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measure: Measure) -> Filled:
     """Compute every number of the table from per-pair scores. reasons: row key -> why it was not run."""
     cells = []
@@ -103,7 +109,8 @@ def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measur
             for category in _list_categories(table, world, find):
                 for alpha in table.alphas[group]:
                     where = {"line": line, "group": group, "category": category, "alpha": alpha, "row": row.key}
-                    cells.append(where | _fill_cell(row.key, tables, category, replace(measure, alpha=alpha)))
+                    where["paper"] = None if world.smoke else _find_paper(row.key, category, alpha)
+                    cells.append(where | _fill_cell(tables, category, replace(measure, alpha=alpha)))
     numbers = dict.fromkeys(("paper", "measured", "low", "high"), float) | {"seeds": "Int64", "pairs": "Int64"}
     cells = pd.DataFrame(cells).astype(numbers)
     cells["difference"] = cells["measured"] - cells["paper"] if world.comparable else float("nan")
@@ -112,28 +119,32 @@ def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measur
 
 
 def _list_categories(table: Table, world: World, find: Find) -> list[str]:
-    """ "all", and the categories before it if the table is by category."""
-    if not table.by_category:
-        return ["all"]
+    """ "all", and the categories before it if the table is by category; the only one in its place."""
+    if world.smoke or not table.by_category:
+        return [world.category if table.by_category else "all"]
     found = {name for row in table.rows for scores in find(row) for name in scores["category"]}
     return [*(next(iter(PAPER["categories"].values())) if world.comparable else sorted(found)), "all"]
 
 
-def _fill_cell(key: str, tables: list[pd.DataFrame], category: str, measure: Measure) -> dict:
-    """The paper's number and the measured one, in percent, with the interval over seeds if there are several."""
-    numbers = PAPER["pck"] if category == "all" else PAPER["categories"]
-    cell = {"paper": numbers.get(key, {}).get(f"{measure.alpha:g}" if category == "all" else category)}
+def _find_paper(key: str, category: str, alpha: float) -> float | None:
+    if category == "all":
+        return PAPER["pck"].get(key, {}).get(f"{alpha:g}")
+    return PAPER["categories"].get(key, {}).get(category)
+
+
+def _fill_cell(tables: list[pd.DataFrame], category: str, measure: Measure) -> dict:
+    """The measured number, in percent, with the interval over seeds if there are several."""
     tables = [scores if category == "all" else scores[scores["category"] == category] for scores in tables]
     values = [100 * value for scores in tables if (value := compute_pck(scores, measure)) is not None]
     empty = dict.fromkeys(("measured", "low", "high", "over", "seeds", "pairs"))
     if not values:
-        return cell | empty
+        return empty
     found = spread(values)
     interval = found.interval or bootstrap(tables[0], measure)
     scale, over = (1, "seeds") if found.interval else (100, "pairs")
     bounds = {"low": scale * interval.low, "high": scale * interval.high, "over": over}
     pairs = int((tables[0]["n_points"] > 0).sum())
-    return cell | {"measured": found.mean, **bounds, "seeds": len(values), "pairs": pairs}
+    return {"measured": found.mean, **bounds, "seeds": len(values), "pairs": pairs}
 
 
 def to_markdown(table: pd.DataFrame) -> str:

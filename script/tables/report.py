@@ -76,7 +76,7 @@ def count_lines(filled: Filled) -> int:
 
 def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Measure) -> Iterator[Figure]:
     """Those figures whose rows have been run."""
-    where = filled[0].group_title("spair")
+    where, mark = filled[0].group_title("spair"), "smoke_" if filled[0].world.smoke else ""
     by_key = {row.key: row for table in filled for row in table.table.rows}
     found = {name: find(by_key[key]) for key, name in SHOWN.items() if key in by_key}
     results = {name: tables[0] for name, tables in found.items() if tables}
@@ -84,10 +84,11 @@ def draw_figures(folder: Path, filled: Sequence[Filled], find: Find, measure: Me
         if svg := draw_timesteps(table) if table.table.name == SWEEP else draw_intervals(table):
             yield Figure(f"figure_{table.name}", f"{table.title}: {where}, PCK@0.1.", svg)
     if results:
-        yield Figure("curve", f"Accuracy over the tolerance: {where} test pairs.", draw_pck_curves(results, measure))
+        caption = f"Accuracy over the tolerance: {where} test pairs."
+        yield Figure(f"{mark}curve", caption, draw_pck_curves(results, measure))
         if svg := draw_difficulty(results, measure):
             caption = f"Accuracy by difficulty: {where} test pairs by their flags; bars are 95 % intervals over pairs."
-            yield Figure("difficulty", caption, svg)
+            yield Figure(f"{mark}difficulty", caption, svg)
     for path in sorted((folder / "figure").glob("*.png"))[:PICTURES]:
         yield Figure(f"picture_{path.stem}", f"Picture {path.stem.replace('_', ' ')}", path.read_bytes(), "png")
 
@@ -98,7 +99,7 @@ def compare_methods(rows: dict[str, Row], find: Find, measure: Measure) -> pd.Da
     for first, second in COMPARED:
         paper = [PAPER["pck"].get(key, {}).get("0.1") for key in (first, second)]
         expected = f"{paper[1] - paper[0]:+.1f}" if None not in paper else MISSING
-        a, b = (find(rows[key]) for key in (first, second))
+        a, b = (find(rows[key]) if key in rows else [] for key in (first, second))
         if not a or not b:
             table.append([first, second, expected, NOT_RUN, MISSING, MISSING])
             continue
@@ -137,7 +138,7 @@ def _page(title: str, intro: str, filled: Sequence[Filled], figures: Sequence[Fi
 
 
 def _show_table(table: pd.DataFrame, notes: Sequence[str], index: bool = True) -> str:
-    text = table.to_html(border=0, index=index, classes="wide" if table.shape[1] > 12 else None)
+    text = table.to_html(border=0, index=index, classes=("wide" if table.shape[1] > 12 else "") if index else "plain")
     return f'<div class="scroll">{text}</div>' + "".join(f"<p class=note>{_escape(note)}</p>" for note in notes)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from config import WITHOUT_EFFECT, ConfigError, iter_keys
+from config import ROOT, WITHOUT_EFFECT, ConfigError, iter_keys
 from engine.build import find_folder, find_output
 from engine.check import check_config
 from engine.report import build_result_stem
@@ -86,7 +86,7 @@ def make_jobs(
                 _refuse_missing(job)
                 jobs.append(job)
             except ConfigError as error:
-                impossible[row.key] = " ".join(str(error).split())
+                impossible[row.key] = " ".join(str(error).replace(f"{ROOT}/", "").split())
     return jobs, impossible
 
 
