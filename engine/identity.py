@@ -6,6 +6,7 @@ written, so that nothing goes on from, or takes the place of, what was made of s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,6 +112,7 @@ def may_go_on(cfg) -> tuple[str, ...]:
     return () if cfg.TRAIN.SCHEDULER == "linear" else LENGTH
 
 
+@functools.lru_cache(maxsize=8)
 def digest_pairs(data: PairDataset) -> dict[str, Any]:
     """Number of pairs, and hashes of all that their records say, in order, and of their images' files."""
     benchmark, records = data.benchmark, hashlib.sha256()

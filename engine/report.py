@@ -1,6 +1,5 @@
 """From a matcher and pairs to printed tables and result files."""
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +24,7 @@ from engine.result import (
 from model.method import METHODS, find_method
 from utils.draw import save_figure
 from utils.pck import TOTAL, summarise
-from utils.store import write_text
+from utils.store import digest, write_text
 
 LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
 
@@ -55,54 +54,19 @@ def build_result_name(cfg) -> str:
 
 
 def build_result_stem(cfg) -> Path:
-    """Where the results of a test go, without suffix: beside the prompt. Whatever changes a number is in the name.
+    """Where the results of a test go, without suffix: beside the prompt. The release's name comes first.
 
-    The release's settings come first, as it names them; what it does not know appears only where it is not at its
-    default. The end of a name that is too long for a file is a digest of the whole.
+    Results that something else made get another name (engine.identity.place_result).
     """
-    name, height, width = build_result_name(cfg), *cfg.DATASET.IMAGE_SIZE
-    settings = [*_name_matcher(cfg), f"{height}x{width}", cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
-    settings += _name_rare_settings(cfg)
-    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(settings)}"
+    name, section, (height, width) = build_result_name(cfg), cfg.EVAL, cfg.DATASET.IMAGE_SIZE
+    words = [cfg.METHOD.NAME] if cfg.METHOD.NAME not in (name, get_default_config().METHOD.NAME) else []
+    if METHODS[cfg.METHOD.NAME].takes_prompt:
+        words += [f"Layer{cfg.METHOD.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
+    words += [f"Seed{cfg.SEED}", f"{height}x{width}", section.PROTOCOL, section.BY, section.AVERAGE]
+    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(words)}"
     if len(stem) > LONGEST_STEM:
-        stem = f"{stem[: LONGEST_STEM - 17]}-{hashlib.blake2b(stem.encode(), digest_size=8).hexdigest()}"
+        stem = f"{stem[: LONGEST_STEM - 9]}-{digest(stem)[:8]}"
     return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
-
-
-def _name_matcher(cfg) -> list[str]:
-    """The matcher and the settings that it reads; the default matcher's name is left out."""
-    entry, section, default = METHODS[cfg.METHOD.NAME], cfg.METHOD, get_default_config().METHOD
-    words = [section.NAME] if entry.takes_prompt and section.NAME != default.NAME else []
-    if entry.takes_prompt:
-        words += [f"Layer{section.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
-        words += [f"Seed{cfg.SEED}", cfg.NETWORK.NAME, section.POSTERIOR]
-        words += [f"UNet{Path(cfg.NETWORK.UNET).stem}{_hash(cfg.NETWORK.UNET)}"] if cfg.NETWORK.UNET else []
-    if "dino" in entry.reads:
-        words += [Path(section.DINO_FOLDER).name, "x".join(map(str, section.DINO_SIZE))]
-        words += [f"Block{section.DINO_LAYER}"] if section.DINO_LAYER != default.DINO_LAYER else []
-        words += [] if section.DINO_NORM else ["unnormed"]
-        words += [section.DINO_INPUT] if section.DINO_INPUT != default.DINO_INPUT else []
-    if {"dino", "posterior"} <= set(entry.reads):
-        words += [f"Weights{section.SD_WEIGHT:g}+{section.DINO_WEIGHT:g}"]
-    return words
-
-
-def _name_rare_settings(cfg) -> list[str]:
-    """Localiser, precision, start weights and template, where they are not the defaults."""
-    default = get_default_config()
-    words = [f"Beta{cfg.EVAL.BETA:g}"] if cfg.EVAL.BETA != default.EVAL.BETA else []
-    words += [f"Sigma{cfg.EVAL.SIGMA:g}"] if cfg.EVAL.SIGMA != default.EVAL.SIGMA else []
-    words += [cfg.DATASET.FRAME] if cfg.DATASET.FRAME != default.DATASET.FRAME else []
-    words += [cfg.PRECISION] if cfg.PRECISION != default.PRECISION else []
-    words += [f"init{cfg.NETWORK.INIT}"] if cfg.NETWORK.INIT != default.NETWORK.INIT else []
-    if build_result_name(cfg) == "text" and cfg.PROMPT.TEMPLATE != default.PROMPT.TEMPLATE:
-        words.append(f"Template{_hash(cfg.PROMPT.TEMPLATE)}")
-    return words
-
-
-def _hash(text: str) -> str:
-    """Tells texts apart that are too long for a name: 8 hex digits."""
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def report(cfg, summary: dict, scores: pd.DataFrame, matcher, pairs: PairDataset, device: torch.device) -> None:

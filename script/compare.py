@@ -28,16 +28,20 @@ def compare_scores(configs: dict) -> str:
     """A line for each prompt: PCK in percent at each alpha, of the localiser of config section EVAL."""
     import pandas as pd
 
+    from engine.build import build_pairs
+    from engine.identity import find_result, what_makes_result
     from engine.report import build_result_stem
     from engine.result import PAIRS, describe, read_scores
     from utils.pck import TOTAL, summarise
     from utils.statistics import select_common
 
-    paths = {name: Path(f"{build_result_stem(cfg)}{PAIRS}") for name, cfg in configs.items()}
-    for name, path in paths.items():
-        if not path.is_file():
-            raise ConfigError(f"{path} is not there; run test.py --prompt_type {name} with the same settings first")
-    tables = [read_scores(path) for path in paths.values()]
+    tables = []
+    for name, cfg in configs.items():
+        stem = find_result(build_result_stem(cfg), what_makes_result(cfg, build_pairs(cfg, cfg.TEST.SPLIT)))
+        if stem is None:
+            wanted = f"{build_result_stem(cfg)}.json is not there, or something else made it"
+            raise ConfigError(f"{wanted}; run test.py --prompt_type {name} with the same settings first")
+        tables.append(read_scores(f"{stem}{PAIRS}"))
     common = select_common(tables)
     if any(len(table) > len(common[0]) for table in tables):
         raise ConfigError(f"the prompts were tested on different pairs: run test.py again for {', '.join(configs)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +14,13 @@ from typing import Any
 import pandas as pd
 
 from config import ROOT, WITHOUT_EFFECT, ConfigError, iter_keys
-from engine.build import find_folder, find_output
+from dataset.pair_dataset import PairDataset
+from engine.build import build_pairs, find_folder, find_output
 from engine.check import check_config
+from engine.errors import USER_ERRORS
+from engine.identity import find_result, what_makes_result
 from engine.report import build_result_stem
-from engine.result import PAIRS, ResultError, read_scores, read_summary
+from engine.result import PAIRS, read_scores, read_summary
 from model.prompt.store import META_FILE, TENSOR_FILES
 from script.tables.rows import SHOWN, Row, World, list_settings, list_test_settings, load_row
 
@@ -46,25 +50,22 @@ class Job:
 
     @cached_property
     def scores(self) -> pd.DataFrame | None:
-        """What the row's test has found, if it is finished: made with these settings, of the prompt that is there."""
+        """What the row's test has found, if it is finished: made by these settings, networks, data and weights."""
         stem = build_result_stem(self.test)
-        table, summary = Path(f"{stem}{PAIRS}"), Path(f"{stem}.json")
-        if not (table.is_file() and summary.is_file()):
-            return None
-        prompts = (self.prompt_folder / name for name in TENSOR_FILES)
-        if any(path.is_file() and path.stat().st_mtime_ns > table.stat().st_mtime_ns for path in prompts):
+        if not list(stem.parent.glob(f"{glob.escape(stem.name)}*.json")):  # nothing to compare with
             return None
         try:
-            found = read_summary(summary)["config"]
-            wanted = json.loads(json.dumps(dict(iter_keys(self.test))))
-            if any(found.get(key) != value for key, value in wanted.items() if self._matters(key)):
+            place = find_result(stem, what_makes_result(self.test, _open_pairs(self.test)))
+            if place is None or (self.is_learned and not self._learned_alike(read_summary(f"{place}.json")["config"])):
                 return None
-            return read_scores(table)
-        except ResultError:
+            return read_scores(f"{place}{PAIRS}")
+        except USER_ERRORS:  # a result that is damaged, or something of it that is not here
             return None
 
-    def _matters(self, key: str) -> bool:
-        return key not in WITHOUT_EFFECT and (self.training is not None or not key.startswith(OF_TRAINING))
+    def _learned_alike(self, config: dict[str, Any]) -> bool:
+        wanted = json.loads(json.dumps(dict(iter_keys(self.test))))
+        read = [key for key in wanted if key.startswith(OF_TRAINING) and key not in WITHOUT_EFFECT]
+        return all(config.get(key) == wanted[key] for key in read)
 
     def list_commands(self) -> list[list[str]]:
         """The training, if there is one, and the test."""
@@ -72,6 +73,17 @@ class Job:
         train = ["train.py", *file, *list_settings(self.row, *settings)]
         test = ["test.py", *file, *list_test_settings(self.row, *settings), "PROMPT.TYPE", self.test.PROMPT.TYPE]
         return [train, test] if self.is_learned else [test]
+
+
+_OPEN: dict[tuple, PairDataset] = {}
+
+
+def _open_pairs(cfg) -> PairDataset:
+    """The tested pairs; rows of the same share them, so that they are read once."""
+    key = (str(find_folder(cfg)), cfg.TEST.SPLIT, cfg.DATASET.CATEGORY, str(cfg.DATASET))
+    if key not in _OPEN:
+        _OPEN[key] = build_pairs(cfg, cfg.TEST.SPLIT)
+    return _OPEN[key]
 
 
 def make_jobs(
