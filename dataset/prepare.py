@@ -22,6 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
+from dataset.pfpascal import ALIASES
 from utils.image import ImageError, read_image
 from utils.progress import progress
 
@@ -31,7 +32,6 @@ PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)  # 0: not said
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError)
 DAMAGED += (RuntimeError, ValueError)  # encrypted or of an unknown compression, odd names
 M = TypeVar("M")
-ALIASES = {"trn_pairs.csv": "train_pairs.csv"}  # the pair lists of NCNet
 
 
 class PrepareError(Exception):

@@ -7,8 +7,11 @@ from PIL import Image
 
 from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset, collate
+from sd4match.pair import Pair, Setting
 from tests.fixtures_dataset import tiny_spair
 from utils.frame import EPS, FRAMES, Pad, Stretch, as_frame, build_frame
+from utils.geometry import cell_grid, cell_to_px
+from utils.image import read_image
 from utils.pck import PCKEvaluator, compute_errors
 
 SIZES = [(48, 64), (72, 56), (60, 60), (333, 500), (500, 331)]
@@ -105,3 +108,15 @@ def test_batches_and_scores_follow_the_frame(tmp_path):
     evaluator = PCKEvaluator(["nn"], [0.1], frame=pairs.frame)
     evaluator.update(batch, {"nn": batch["trg_kps"]})
     np.testing.assert_allclose(evaluator.scores().at[0, "point:nn"], benchmark[0].trg_kps, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_points_of_photos_follow_the_frame(name):
+    """Equal feature maps send the centres of cells that lie in the photo to themselves."""
+    frame, picture = build_frame(name, 64), read_image(np.zeros((30, 60, 3), np.uint8))
+    feat = torch.randn(64, 8, 8, generator=torch.Generator().manual_seed(0))
+    pair = Pair(picture, picture, feat, feat, Setting("nn", 0.04, 7.0, frame))
+    centres = frame.to_orig(cell_to_px(cell_grid((8, 8), feat), (8, 8), (64, 64)), picture.size)
+    inside = centres[((centres >= 0) & (centres <= torch.tensor([59, 29]))).all(dim=1)]
+    assert len(inside) == {"stretch": 49, "pad": 28}[name]
+    np.testing.assert_allclose(pair.match(inside).points, inside, atol=1e-3)
