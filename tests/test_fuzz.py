@@ -7,6 +7,7 @@ names kind and seed, and `--fuzz-only KIND:SEED` repeats it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import shutil
@@ -331,6 +332,69 @@ def read_index(folder: Path) -> Any:
 
 
 KINDS["index"] = Kind(write_index, read_index, "cache/**/*", checked=True)
+
+
+# ---- results and runs -----------------------------------------------------------------------------------------
+
+
+def write_result(folder: Path) -> None:
+    from engine.result import write_predictions, write_scores, write_summary
+    from tests.test_result import ALPHAS, NAMES, make_scores
+    from utils.pck import POINT, summarise
+
+    scores = make_scores()
+    for name in NAMES:
+        scores[POINT + name] = [np.ones((count, 2)) * 3.25 for count in scores["n_points"]]
+    write_scores(folder / "text_pairs.csv", scores)
+    write_predictions(folder / "text_predictions.csv", scores)
+    write_summary(folder / "text.json", summarise(scores, NAMES, ALPHAS), {"SEED": 0}, {"commit": "x"})
+
+
+def read_result(folder: Path) -> Any:
+    from engine.result import read_predictions, read_scores, read_summary
+    from tests.test_result import ALPHAS, NAMES
+    from utils.pck import summarise
+
+    read_predictions(folder / "text_predictions.csv")
+    return summarise(read_scores(folder / "text_pairs.csv"), NAMES, ALPHAS), read_summary(folder / "text.json")
+
+
+def check_result(folder: Path, found: Any) -> None:
+    for summary in (found[0], found[1]["summary"]):
+        for rows in summary["pck"].values():
+            assert all(value is None or 0 <= value <= 1 for row in rows.values() for value in row.values())
+
+
+KINDS["result"] = Kind(write_result, read_result, "*", (damage_text, damage_text, damage_bytes), check=check_result)
+
+
+def train_once(folder: Path, steps: int) -> None:
+    from tests.command import call
+    from tests.conftest import World
+
+    opts = World(folder).opts(folder / "output", "PROMPT.KIND", "Single", "TRAIN.MAX_STEPS", str(steps))
+    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with silence[0], silence[1] as err:
+        status = call("train.py", "--config_file", "config/spair/base.yaml", *opts)
+    if status:
+        raise ConfigError(err.getvalue())
+
+
+def write_run(folder: Path) -> None:
+    from tests.conftest import build_world
+
+    build_world(folder)
+    train_once(folder, 1)
+
+
+def read_run(folder: Path) -> Any:
+    """The prompt after the run has gone on."""
+    train_once(folder, 2)
+    (path,) = (folder / "output").rglob("caption.pt")
+    return torch.load(path, weights_only=True)
+
+
+KINDS["run"] = Kind(write_run, read_run, "output/[alp]*/**/*", (damage_bytes,), checked=True, named=False)
 
 
 # ---- networks -------------------------------------------------------------------------------------------------
