@@ -1,8 +1,11 @@
 """The order of training pairs does not depend on processes, parts or interruptions."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from engine.evaluate import share_positions
 from engine.sampler import StepBatches
 
 
@@ -63,3 +66,12 @@ def test_impossible_batches_are_refused():
         StepBatches(26, 8, 0, 4, 0, 3)
     with pytest.raises(ValueError, match="larger than the 4 training pairs"):
         StepBatches(4, 8, 0)
+
+
+def test_pairs_of_a_test_are_shared_out_each_once_and_by_category():
+    benchmark = [SimpleNamespace(category=word) for word in "bacabcacba"]
+    shares = [share_positions(SimpleNamespace(benchmark=benchmark), rank, 3) for rank in range(3)]
+    assert sorted(position for share in shares for position in share) == list(range(10))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    order = [benchmark[position].category for share in shares for position in share]
+    assert order == sorted(order)
