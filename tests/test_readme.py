@@ -1,5 +1,6 @@
 """The README's commands and keys exist, and the set-up scripts say what they do."""
 
+import ast
 import os
 import re
 import shlex
@@ -137,3 +138,43 @@ def test_the_mini_world_is_not_rendered_over_other_data(tmp_path):
     command = [sys.executable, "-m", "mini.render", "--root", tmp_path, "--only", "spair"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Move it away" in done.stderr
+
+
+def test_every_package_that_is_imported_is_required():
+    """In requirements.txt for the core, and in those of the app and of the tests besides for these."""
+    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    ours = {path.name for path in ROOT.iterdir()} | {path.stem for path in ROOT.glob("*.py")}
+    comes_with = {"app": {"fastapi", "uvicorn"}, "tests": {"psutil", "playwright"}}  # gradio, accelerate; a browser
+
+    def required(*files):
+        lines = "\n".join((ROOT / file).read_text() for file in files)
+        return set(re.findall(r"^([\w-]+)>=", lines, flags=re.M))
+
+    def imported(folder):
+        for path in (ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                yield from (name.split(".")[0] for name in found)
+
+    core = required("requirements.txt")
+    for folder in (
+        "",
+        "config",
+        "dataset",
+        "engine",
+        "loss",
+        "model",
+        "utils",
+        "mini",
+        "script",
+        "sd4match",
+        "app",
+        "tests",
+    ):
+        known = core | (
+            required("requirements-app.txt", "requirements-test.txt") if folder in ("app", "tests") else set()
+        )
+        known |= {"setuptools"} | comes_with.get(folder, set()) | ({"gradio"} if folder == "sd4match" else set())
+        needed = {names.get(name, name) for name in imported(folder)} - ours - set(sys.stdlib_module_names)
+        assert needed <= known, folder
