@@ -144,7 +144,8 @@ def test_every_package_that_is_imported_is_required():
     """In requirements.txt for the core, and in those of the app and of the tests besides for these."""
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     ours = {path.name for path in ROOT.iterdir()} | {path.stem for path in ROOT.glob("*.py")}
-    comes_with = {"app": {"fastapi", "uvicorn"}, "tests": {"psutil", "playwright"}}  # gradio, accelerate; a browser
+    gradio = {"gradio", "fastapi", "uvicorn"}  # the last two come with it
+    comes_with = {"app": gradio, "sd4match": gradio, "tests": gradio | {"playwright"}}
 
     def required(*files):
         lines = "\n".join((ROOT / file).read_text() for file in files)
@@ -158,23 +159,9 @@ def test_every_package_that_is_imported_is_required():
                 yield from (name.split(".")[0] for name in found)
 
     core = required("requirements.txt")
-    for folder in (
-        "",
-        "config",
-        "dataset",
-        "engine",
-        "loss",
-        "model",
-        "utils",
-        "mini",
-        "script",
-        "sd4match",
-        "app",
-        "tests",
-    ):
-        known = core | (
-            required("requirements-app.txt", "requirements-test.txt") if folder in ("app", "tests") else set()
-        )
-        known |= {"setuptools"} | comes_with.get(folder, set()) | ({"gradio"} if folder == "sd4match" else set())
+    packages = ("config", "dataset", "engine", "loss", "model", "utils", "mini", "script", "sd4match", "app", "tests")
+    for folder in ("", *packages):
+        more = ("requirements-app.txt", "requirements-test.txt") if folder in ("app", "tests") else ()
+        known = core | (required(*more) if more else set()) | {"setuptools"} | comes_with.get(folder, set())
         needed = {names.get(name, name) for name in imported(folder)} - ours - set(sys.stdlib_module_names)
         assert needed <= known, folder
