@@ -14,6 +14,7 @@ from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark,
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
 from engine import process
+from engine.identity import require_training
 from engine.precompute import build_caches, find_caches
 from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.generate import Generator
@@ -92,7 +93,9 @@ def build_method(
     if training:
         method.objective = build_loss(cfg)
     elif cfg.METHOD.WEIGHTS:
-        method.load(Path(folder or find_output(cfg) / "prompt" / cfg.METHOD.WEIGHTS))
+        place = Path(folder or find_output(cfg) / "prompt" / cfg.METHOD.WEIGHTS)
+        require_training(cfg, place, method.made_by(place) or {})
+        method.load(place)
     return method.eval()
 
 

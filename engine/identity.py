@@ -10,20 +10,22 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from config import WITHOUT_EFFECT, get_default_config, iter_keys, resolve_path
+from config import WITHOUT_EFFECT, ConfigError, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
+from engine.result import ResultError, read_summary
 from model.backbone.device import resolve_precision
 from model.method import METHODS, find_method
 from model.method.base import WEIGHTS_FILE
 from model.prompt.build import name_trained
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.prompt.store import read_prompt
-from model.source import find_sources
+from model.source import are_here, find_sources
 from utils.cache import hash_images
-from utils.store import StoreError, digest, read_json, read_tensors
+from utils.store import digest, read_tensors
 
 MadeBy = dict[str, Any]  # JSON values
 
@@ -51,13 +53,13 @@ def what_makes_weights(cfg, trn: PairDataset, val: PairDataset) -> MadeBy:
     return _describe(cfg, (*BY_CONTENT, "TEST."), condition) | content
 
 
-def what_makes_result(cfg, pairs: PairDataset) -> MadeBy:
-    """All that decides the numbers of a test."""
+def what_makes_result(cfg, pairs: PairDataset, download: bool = True) -> MadeBy:
+    """All that decides the numbers of a test; not download: without networks if one is not on this machine."""
     content, condition = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}, None
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         content["prompt"], condition = cfg.PROMPT.TYPE, parse_prompt_name(cfg.PROMPT.TYPE).condition
         content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
-    return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition) | content
+    return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition, download) | content
 
 
 def digest_learned(cfg) -> str:
@@ -85,25 +87,38 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Sequ
     ]
 
 
+def require_training(cfg, folder: Path, made_by: MadeBy) -> None:
+    """ConfigError if the weights in a folder were learned with another method, settings of it, or networks."""
+    now = _describe(cfg, BY_CONTENT, None)
+    kept = {key: value for key, value in now.items() if key.startswith("METHOD.") or key == "networks"}
+    kept |= {key: {"fingerprint": now[key]["fingerprint"]} for key in METHODS[cfg.METHOD.NAME].reads}
+    if made_by and (changed := differences(made_by, kept)):
+        raise ConfigError(
+            f"{folder} was trained under other settings: {'; '.join(changed)}; set them so, or choose other weights"
+        )
+
+
 def place_result(stem: Path, made_by: MadeBy) -> Path:
     """The stem for a result's files: `stem`, or a name of its own if a result that something else made is there."""
-    return stem if _result_made_by(stem) in (None, made_by) else _own_stem(stem, made_by)
+    if _result_made_by(stem) in (None, made_by):
+        return stem
+    return stem.with_name(f"{stem.name}-{digest(made_by)[:8]}")
 
 
 def find_result(stem: Path, made_by: MadeBy) -> Path | None:
     """The stem of the result that all of this made; None if there is none."""
-    return next((place for place in (stem, _own_stem(stem, made_by)) if _result_made_by(place) == made_by), None)
-
-
-def _own_stem(stem: Path, made_by: MadeBy) -> Path:
-    return stem.with_name(f"{stem.name}-{digest(made_by)[:8]}")
+    for path in sorted(stem.parent.glob(f"{escape(stem.name)}*.json")):
+        found = _result_made_by(path.with_suffix(""))
+        if found and all(found.get(key) == value for key, value in made_by.items()):
+            return path.with_suffix("")
+    return None
 
 
 def _result_made_by(stem: Path) -> MadeBy | None:
     """What made the result there; {} if it does not say, None if there is none that can be read."""
     try:
-        return read_json(f"{stem}.json").get("made_by", {})
-    except (OSError, StoreError):
+        return read_summary(f"{stem}.json").get("made_by", {})
+    except (OSError, ResultError):
         return None
 
 
@@ -128,20 +143,17 @@ def digest_pairs(data: PairDataset) -> dict[str, Any]:
     return {"number": len(benchmark), "annotations": records.hexdigest()[:16], "images": digest(images)[:16]}
 
 
-def _describe(cfg, left_out: tuple[str, ...], condition: str | None) -> MadeBy:
+def _describe(cfg, left_out: tuple[str, ...], condition: str | None, download: bool = True) -> MadeBy:
     """Settings, networks, and what is computed once per image."""
     entry = METHODS[cfg.METHOD.NAME]
-    unread = () if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")
-    settings = {
-        key: value for key, value in iter_keys(cfg) if not key.startswith((*WITHOUT_EFFECT, *left_out, *unread))
-    }
+    left_out = (*WITHOUT_EFFECT, *left_out, *(() if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")))
+    content = {key: value for key, value in iter_keys(cfg) if not key.startswith(left_out)}
+    content["PRECISION"] = resolve_precision(cfg)
     reads = (*entry.reads, "condition") if condition else entry.reads
-    sources = {key: source.stamp for key, source in find_sources(cfg, reads, condition).items()}
-    content = {
-        "PRECISION": resolve_precision(cfg),
-        "networks": find_method(cfg.METHOD.NAME).fingerprint(cfg),
-    }
-    return json.loads(json.dumps({**settings, **content, **sources}))
+    if download or are_here(cfg, reads, condition, entry.takes_prompt):
+        content["networks"] = find_method(cfg.METHOD.NAME).fingerprint(cfg)
+        content |= {key: source.stamp for key, source in find_sources(cfg, reads, condition).items()}
+    return json.loads(json.dumps(content))
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

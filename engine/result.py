@@ -15,7 +15,7 @@ import pandas as pd
 
 from utils.pck import ERROR, FLAG, IDENTITY, POINT, PROTOCOLS, TOTAL, alpha_key
 from utils.statistics import count_hits
-from utils.store import StoreError, atomic_path, read_json, write_json
+from utils.store import StoreError, atomic_path, file_digest, read_json, write_json
 
 COLUMN = 12  # characters; the width of the release's tables
 RULE = "-" * 65
@@ -114,8 +114,7 @@ def _write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
 def read_scores(path: str | os.PathLike) -> pd.DataFrame:
     """The scores in a file of `write_scores`, from which every table can be computed again.
 
-    Raises ResultError if the file is no such table, is not as it was written, or has not the number of pairs that the
-    summary beside it says.
+    Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
     text = _read_csv(path, (*IDENTITY, "threshold"))
     localisers = [name.removeprefix(ERROR) for name in text if name.startswith(ERROR)]
@@ -135,20 +134,21 @@ def read_scores(path: str | os.PathLike) -> pd.DataFrame:
     refuse("threshold", scores["threshold"].map(len) != 1, "is not one number")
     scores["threshold"] = np.array([value for (value,) in scores["threshold"]], dtype=np.float32)
     _check_rows(scores, localisers, hits, refuse)
-    _check_number(Path(path), text)
+    _check_beside(Path(path), PAIRS, text)
     return scores.reset_index(drop=True)
 
 
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
     """A file of `write_predictions`: index, pair_id, and "point:LOCALISER" columns of (n, 2) arrays.
 
-    Raises ResultError if the file is no such table.
+    Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
     text = _read_csv(path, ("index", "pair_id"))
     table = text[["index", "pair_id"]].assign(index=_parse_counts(path, text, "index"))
     for name in text.columns.difference(table.columns, sort=False):
         table[POINT + name] = text[name].map(_parse_points)
         _refuse(path, text, name, table[POINT + name].isna(), "is no list of points")
+    _check_beside(Path(path), PREDICTIONS, text)
     return table.reset_index(drop=True)
 
 
@@ -197,14 +197,17 @@ def _check_rows(scores: pd.DataFrame, localisers: Sequence[str], hits: Sequence[
         refuse(name, wrong, "is not the number of hits that the errors give")
 
 
-def _check_number(path: Path, text: pd.DataFrame) -> None:
-    """The summary beside the scores is of as many pairs."""
-    summary = path.with_name(path.name.removesuffix(PAIRS) + ".json")
-    if path.name.endswith(PAIRS) and summary.is_file():
-        said = read_summary(summary)["summary"]
+def _check_beside(path: Path, suffix: str, text: pd.DataFrame) -> None:
+    """The summary beside a table is of as many pairs, and was written with this very table."""
+    summary = path.with_name(path.name.removesuffix(suffix) + ".json")
+    if path.name.endswith(suffix) and summary.is_file():
+        content = read_summary(summary)
+        said = content["summary"]
         if len(text) != (expected := said["pairs"] + said["pairs_without_points"]):
             line = text.index[-1] if len(text) else 1
             raise ResultError(f"{path} ends at line {line} with {len(text)} pairs, but {summary.name} is of {expected}")
+        if content.get("tables", {}).get(suffix, digest := file_digest(path)) != digest:
+            raise ResultError(f"{path} is not the table that {summary.name} was written with (its digest differs)")
 
 
 def _parse_counts(path: str | os.PathLike, text: pd.DataFrame, column: str, least: int = 0) -> pd.Series:
@@ -250,8 +253,11 @@ def write_summary(
     provenance: Mapping[str, Any],
     made_by: Mapping[str, Any] | None = None,  # of engine.identity
 ) -> None:
-    """Write what was measured, the config, the machine, and what decides the numbers, by content."""
-    write_json(path, {"summary": summary, "config": config, "provenance": provenance, "made_by": made_by or {}})
+    """Write what was measured, the config, the machine, what decides the numbers, and digests of the tables beside."""
+    content = {"summary": summary, "config": config, "provenance": provenance, "made_by": made_by or {}}
+    tables = {suffix: f"{path}".removesuffix(".json") + suffix for suffix in (PAIRS, PREDICTIONS)}
+    content["tables"] = {suffix: file_digest(table) for suffix, table in tables.items() if os.path.isfile(table)}
+    write_json(path, content)
 
 
 def read_summary(path: str | os.PathLike) -> dict[str, Any]:

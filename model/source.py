@@ -18,8 +18,10 @@ from model.backbone.facts import (
     condition_preprocessor,
     dino_facts,
     get_condition,
+    local_folder,
     network_facts,
 )
+from model.backbone.facts import find_unet as locate_unet
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.vae import encode_posterior
@@ -197,6 +199,17 @@ SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a method 
 def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:
     """What a method reads of each image, by its key in a batch; "condition" is that of its prompt."""
     return {key: condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg) for key in reads}
+
+
+def are_here(cfg, reads: Sequence[str], condition: str | None, diffusion: bool) -> bool:
+    """Whether the networks of what a method reads, and Stable Diffusion if it runs it, are on this machine."""
+    if cfg.NETWORK.INIT == "random":
+        return True
+    places = [find_stable_diffusion(cfg)] if diffusion or "posterior" in reads else []
+    places += [find_dino(cfg)] if "dino" in reads else []
+    places += [find_condition(cfg, condition)] if condition else []
+    unet = find_unet(cfg).get("unet")
+    return all(local_folder(place["folder"]) for place in places) and (not unet or locate_unet(unet) is not None)
 
 
 def _fit(images: Sequence[Image], frame: Frame) -> Tensor:

@@ -8,10 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import test as test_script
-from config import load_config
+from config import change_config, load_config
 from engine.build import build_pairs
 from engine.check import check_config
-from engine.identity import differences, what_makes_result, what_makes_weights
+from engine.identity import differences, find_result, what_makes_result, what_makes_weights
+from engine.report import build_result_stem
 from model.error import PromptError
 from tests.test_train import CPM, NAME, assert_same_state, run
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -252,3 +253,15 @@ def test_a_result_of_a_prompt_that_was_trained_again_is_another(world, tmp_path)
     assert len(evaluate(world, tmp_path, NAME)) == 1
     run(world, tmp_path, *STEP, "SEED", "1", overwrite=True)
     assert len(evaluate(world, tmp_path, NAME)) == 2
+
+
+def test_results_are_found_by_what_made_them_also_where_a_network_is_not(world, tmp_path):
+    evaluate(world, tmp_path, "text")
+    cfg = load_config(None, world.opts(tmp_path, "TEST.ENSEMBLE", "1"), {"PROMPT.TYPE": "text"})
+    pairs, stem = build_pairs(cfg, "test"), build_result_stem(cfg)
+    assert find_result(stem, what_makes_result(cfg, pairs)) == stem
+    gone = change_config(cfg, {"NETWORK.FOLDER": "nobody/nothing"})
+    assert find_result(stem, what_makes_result(gone, pairs, download=False)) == stem
+    for key, value in (("SEED", 1), ("EVAL.BETA", 0.1)):
+        other = change_config(gone, {key: value})
+        assert find_result(stem, what_makes_result(other, pairs, download=False)) is None

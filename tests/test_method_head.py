@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 import test as test_script
 import train as train_script
-from config import load_config
+from config import ConfigError, load_config
 from engine.check import check_config
 from engine.report import build_result_stem
 from model.method import METHODS, Entry
 from model.method.base import FeatureMethod
+from tests.tiny import build_tiny_dinov2
+from utils.checkpoint import CheckpointError
 from utils.geometry import px_to_cell, sample_features
 
 WIDTH, TAU = 8, 0.1
@@ -114,3 +116,14 @@ def test_its_loss_falls_and_its_resume_is_exact(world, tmp_path):
 
     for key, value in state(whole).items():
         assert torch.equal(state(parts)[key], value), key
+
+
+def test_its_weights_run_only_on_what_they_were_trained_on(world, tmp_path):
+    folder = train(world, tmp_path, "TRAIN.MAX_STEPS", "1")
+    with pytest.raises(ConfigError, match="was trained under other settings: METHOD.DINO_LAYER: -1 -> 0; set them so"):
+        score(world, tmp_path, "METHOD.WEIGHTS", folder.name, "METHOD.DINO_LAYER", "0")
+    build_tiny_dinov2(tmp_path / "dino", seed=5)
+    with pytest.raises(ConfigError, match="was trained under other settings: dino: fingerprint"):
+        score(world, tmp_path, "METHOD.WEIGHTS", folder.name, "METHOD.DINO_FOLDER", str(tmp_path / "dino"))
+    with pytest.raises(CheckpointError, match="TRAIN.LR: 0.5 -> 0.25"):
+        train(world, tmp_path, "TRAIN.MAX_STEPS", "1", "TRAIN.LR", "0.25")

@@ -156,12 +156,29 @@ def test_what_is_no_text_is_refused(tmp_path):
         read_scores(tmp_path / "x_pairs.csv")
 
 
+@pytest.mark.parametrize("suffix", ["_pairs.csv", "_predictions.csv"])
+def test_a_changed_digit_in_a_table_is_noticed_by_the_summary_beside_it(tmp_path, suffix):
+    scores = make_scores().assign(pair_id=["a", "b", "c"])
+    scores["point:nn"] = [np.ones((n, 2)) for n in scores["n_points"]]
+    write_scores(tmp_path / "x_pairs.csv", scores)
+    write_predictions(tmp_path / "x_predictions.csv", scores)
+    write_summary(tmp_path / "x.json", summarise(scores, NAMES, ALPHAS), {}, {})
+    path, read = tmp_path / f"x{suffix}", read_scores if "pairs" in suffix else read_predictions
+    read(path)
+    text = path.read_text()
+    changed = text.replace("6.25", "6.24") if "pairs" in suffix else text.replace("1.00", "2.00", 1)
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(ResultError, match="is not the table that x.json was written with"):
+        read(path)
+
+
 def test_summary_comes_back_and_nothing_else_passes_for_one(tmp_path):
     summary = summarise(make_scores(), NAMES, ALPHAS)
     parts = {"config": {"DATASET.NAME": "spair"}, "provenance": {"commit": "abc"}, "made_by": {"prompt": "text"}}
     write_summary(tmp_path / "s.json", summary, *parts.values())
     content = read_summary(tmp_path / "s.json")
-    assert content == {"summary": summary, **parts}
+    assert content == {"summary": summary, **parts, "tables": {}}
     with pytest.raises(ValueError):
         write_summary(tmp_path / "nan.json", {"pck": float("nan")}, {}, {})
     assert os.listdir(tmp_path) == ["s.json"]

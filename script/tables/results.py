@@ -55,7 +55,7 @@ class Job:
         if not list(stem.parent.glob(f"{glob.escape(stem.name)}*.json")):  # nothing to compare with
             return None
         try:
-            place = find_result(stem, what_makes_result(self.test, _open_pairs(self.test)))
+            place = find_result(stem, what_makes_result(self.test, _open_pairs(self.test), download=False))
             if place is None or (self.is_learned and not self._learned_alike(read_summary(f"{place}.json")["config"])):
                 return None
             return read_scores(f"{place}{PAIRS}")
