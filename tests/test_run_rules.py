@@ -218,7 +218,9 @@ def resume(started, train, tmp_path):
 @pytest.mark.parametrize("key", REFUSED)
 def test_a_setting_that_changes_a_number_is_refused(resume, key):
     status, _, err = resume("single" if key == "PROMPT.INIT" else "pair", key, REFUSED[key])
-    assert status == 1 and key in err and "--overwrite" in err and "Traceback" not in err
+    value = {"METHOD.LAYER": 1, "LOSS.BETA": 0.04}.get(key, "")
+    assert status == 1 and "--overwrite" in err and "Traceback" not in err
+    assert f"  {key}: {value}" in err and " -> " in err
 
 
 def test_a_setting_that_changes_no_number_is_accepted(resume):
