@@ -87,9 +87,7 @@ class TrainingRun:
         return True
 
     def validate(self, val: PairDataset) -> None:
-        """PCK on the validation pairs; what was learned is kept if it is the best so far."""
-        self.monitor.flush(time.monotonic())
-        self.learner.check_finite()
+        """PCK on the validation pairs; what was learned, and has just been saved, is kept if it is the best so far."""
         cfg, method = self.cfg.VAL, self.method.at(self.cfg.VAL.TIMESTEP, self.cfg.VAL.ENSEMBLE)
         summary, _ = evaluate_split(self.cfg, method, val, self.accelerator)
         score = summary["pck"][cfg.LOCALISER][alpha_key(cfg.ALPHA)]["all"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,14 @@ def test_batch_that_does_not_divide_is_refused(world, tmp_path):
         run(world, tmp_path, "TRAIN.BATCH_SIZE", "2", "TRAIN.ACCUMULATION", "3")
     with pytest.raises(ConfigError, match="TRAIN.BATCH_SIZE 90 is larger than the 6 training pairs"):
         run(world, tmp_path, "TRAIN.BATCH_SIZE", "90")
+
+
+def test_another_run_is_refused_before_anything_is_computed(world, tmp_path):
+    run(world, tmp_path, "TRAIN.MAX_STEPS", "1")
+    shutil.rmtree(tmp_path / "asset")
+    with pytest.raises(CheckpointError, match="LOSS.BETA: 0.04 -> 0.05"):
+        run(world, tmp_path, "TRAIN.MAX_STEPS", "1", "LOSS.BETA", "0.05")
+    assert {path.name for path in tmp_path.glob("asset/*")} <= {"index"}
 
 
 def test_torn_checkpoint_is_named(world, tmp_path):
