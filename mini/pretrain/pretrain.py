@@ -25,10 +25,10 @@ from mini.render.categories import KNOWN
 
 SCHEDULES = {
     "vae": Schedule(samples=24_000, batch=8, lr=1.5e-3, warmup=800, reports=8),
-    "dino": Schedule(samples=800_000, batch=16, lr=1e-3, reports=10),
-    "diffusion": Schedule(samples=220_000, batch=24, lr=1e-3, reports=28),
+    "dino": Schedule(samples=480_000, batch=16, lr=1e-3, reports=10),
+    "diffusion": Schedule(samples=140_000, batch=24, lr=1e-3, reports=20),
 }
-MINUTES = {"rendering": 2, "vae": 4, "dino": 42, "diffusion": 114}  # on two cores with nothing else to do
+MINUTES = {"rendering": 2, "vae": 4, "dino": 25, "diffusion": 72}  # on two cores with nothing else to do
 SCENES = 24_000
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
