@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.index import make_stamp, open_table
 from dataset.record import ImageRef, PairRecord
+from dataset.symmetry import FILE, Symmetry, read_symmetries
 from dataset.table import PairTable
 
 PREPARE = "sh script/prepare_data.sh {name} --root {root}"
@@ -40,6 +42,7 @@ class Benchmark(Sequence):
     SPLITS: ClassVar[tuple[str, ...]] = ("trn", "val", "test")
     threshold_rule: ClassVar[str]  # "bbox", "image" or "kps": see `threshold`
     max_kps: ClassVar[int]
+    SYMMETRIES: ClassVar[Mapping[str, Symmetry]] = {}  # by category, of a data set that brings no tables of its own
     categories: tuple[str, ...]  # all categories of the data set, sorted
 
     def __init__(
@@ -101,6 +104,16 @@ class Benchmark(Sequence):
 
     def __getitem__(self, index: int) -> PairRecord:
         return self._table.record(self._rows[index], self._images)
+
+    def find_symmetry(self, category: str) -> Symmetry | None:
+        """What mirroring makes of the keypoints of a category of pairs; None where nobody has said."""
+        return self.symmetries.get(category)
+
+    @cached_property
+    def symmetries(self) -> Mapping[str, Symmetry]:
+        """By category: of the file keypoints.json in the data set's folder, or the tables that are known."""
+        path = self.root / FILE
+        return read_symmetries(path) if path.is_file() else self.SYMMETRIES
 
     @property
     def left_out(self) -> list[str]:

@@ -14,7 +14,7 @@ from dataset.error import MissingDataError
 from dataset.table import PairTable
 from utils.store import StoreError, read_tensors, write_tensors
 
-FORMAT = 2  # raise it when the columns or their meaning change
+FORMAT = 3  # raise it when the columns or their meaning change
 logger = logging.getLogger(__name__)
 
 

@@ -6,9 +6,10 @@ Keypoints of a batch are (x, y) pixels of the network's input, unless the name e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.record import FLAGS, ImageRef, PairRecord, threshold
+from dataset.record import FLAGS, ImageRef, Keypoints, PairRecord, threshold
 from utils.frame import Frame, as_frame
 from utils.image import ImageError, read_image
 
@@ -52,6 +53,16 @@ def pack_kps(kps: torch.Tensor, max_kps: int) -> torch.Tensor:
     return F.pad(kps, (0, 0, 0, max_kps - len(kps)))
 
 
+def pack_ids(ids: Sequence[int], max_kps: int) -> torch.Tensor:
+    """(max_kps,) int64: the ids, then -1."""
+    return torch.tensor([*ids, *[-1] * (max_kps - len(ids))], dtype=torch.int64)
+
+
+def parse_ids(names: Iterable[str]) -> list[int]:
+    """The benchmark's numbers of keypoints; -1 of a name that is no number."""
+    return [int(name) if name.isdecimal() else -1 for name in names]
+
+
 class PairDataset(Dataset):
     """The pairs of a benchmark as dicts of tensors; `collate` makes batches of them.
 
@@ -65,6 +76,14 @@ class PairDataset(Dataset):
         src_kps, trg_kps (B, N, 2) float32, input px, clamped; kps_mask (B, N) bool
         trg_kps_orig (B, N, 2) float32, original px, not clamped
         pck_threshold (B,) float32, input px; pck_threshold_orig (B,) float32, original px
+        kps_ids, kps_partner (B, N) int64: the benchmark's number of each keypoint, and that of the part on the other
+            side (itself on the plane of symmetry); -1 = padding or not known
+        kps_aware (B, N) bool: geometry-aware, that is, the target shows another keypoint of the same group
+        src_seen, trg_seen (B, N, 2) float32, input px, clamped; src_seen_ids, trg_seen_ids (B, N) int64: all keypoints
+            that an image shows, whether or not the other one does; -1 = padding. seen_known (B,) bool: whether the
+            annotations say so; kps_aware is False where they do not
+        src_azimuth, trg_azimuth (B,) int64, -1 = unknown
+        src_threshold (B,) float32, input px: pck_threshold's rule on the source
         flags: dict of (B,) int64, -1 = unknown
         src_img, trg_img (B, 3, H', W') float32 in [-1, 1], only with_images
         src_K, trg_K (B, ...) for each cache K
@@ -108,6 +127,7 @@ class PairDataset(Dataset):
         for side, ref in (("src", record.src), ("trg", record.trg)):
             item[f"{side}_identifier"] = ref.identifier
             item[f"{side}_size"] = torch.tensor(ref.size)
+            item[f"{side}_azimuth"] = ref.azimuth
             if self.with_images:
                 item[f"{side}_img"] = load_image(ref, self.frame)
             for name, cache in self.caches.items():
@@ -119,7 +139,10 @@ class PairDataset(Dataset):
         src_kps, trg_kps, trg_bbox = map(torch.from_numpy, (record.src_kps, record.trg_kps, record.trg_bbox))
         src_px, trg_px = frame.to_px(src_kps, record.src.size), frame.to_px(trg_kps, record.trg.size)
         box_px = frame.box_to_px(trg_bbox, record.trg.size)
+        src_box_px = frame.box_to_px(torch.from_numpy(record.src_bbox), record.src.size)
         return {
+            **self._symmetry(record),
+            "src_threshold": threshold(rule, src_box_px.numpy(), src_px.numpy(), frame.image_size),
             "src_kps": pack_kps(frame.clamp(src_px), max_kps),
             "trg_kps": pack_kps(frame.clamp(trg_px), max_kps),
             "trg_kps_orig": pack_kps(trg_kps, max_kps),
@@ -127,6 +150,27 @@ class PairDataset(Dataset):
             "pck_threshold": threshold(rule, box_px.numpy(), trg_px.numpy(), frame.image_size),
             "pck_threshold_orig": threshold(rule, record.trg_bbox, record.trg_kps, record.trg.size),
         }
+
+    def _symmetry(self, record: PairRecord) -> dict[str, Any]:
+        """Which keypoint is which, and what else the two images show."""
+        max_kps, ids = self.benchmark.max_kps, parse_ids(record.kps_ids)
+        symmetry = self.benchmark.find_symmetry(record.category)
+        known = record.src_seen is not None and record.trg_seen is not None
+        aware = torch.zeros(max_kps, dtype=torch.bool)
+        if symmetry and known:
+            aware[: len(ids)] = torch.from_numpy(symmetry.find_aware(ids, parse_ids(record.trg_seen.ids)))
+        item = {
+            "kps_ids": pack_ids(ids, max_kps),
+            "kps_partner": pack_ids(symmetry.partners(ids).tolist() if symmetry else [], max_kps),
+            "kps_aware": aware,
+            "seen_known": torch.tensor(known),
+        }
+        for side, ref, seen in (("src", record.src, record.src_seen), ("trg", record.trg, record.trg_seen)):
+            names, points = seen or Keypoints((), np.zeros((0, 2), np.float32))
+            px = self.frame.to_px(torch.from_numpy(points), ref.size)
+            item[f"{side}_seen"] = pack_kps(self.frame.clamp(px), max_kps)
+            item[f"{side}_seen_ids"] = pack_ids(parse_ids(names), max_kps)
+        return item
 
 
 class ImageDataset(Dataset):

@@ -6,6 +6,7 @@ Points are (x, y) pixels, boxes (x1, y1, x2, y2) pixels, sizes (H, W).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,14 @@ class ImageRef:
     category: str
     size: tuple[int, int]  # (H, W) of the upright image
     flip: bool = False  # mirrored left to right after loading
+    azimuth: int = -1  # 0..7, the object's view in steps of 45 degrees (SPair's azimuth_id); -1 = unknown
+
+
+class Keypoints(NamedTuple):
+    """All keypoints that one image shows, whether or not its partner shows them too."""
+
+    ids: tuple[str, ...]
+    points: np.ndarray  # (M, 2) float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +47,8 @@ class PairRecord:
     src_bbox: np.ndarray  # (4,) float32
     trg_bbox: np.ndarray  # (4,) float32
     flags: dict[str, int]  # names of FLAGS; {} when unknown
+    src_seen: Keypoints | None = None  # None where the annotations do not say
+    trg_seen: Keypoints | None = None
 
 
 def mirror_kps(kps: np.ndarray, width: int) -> np.ndarray:

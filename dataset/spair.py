@@ -10,7 +10,8 @@ from pathlib import Path
 from dataset.benchmark import Benchmark, list_names
 from dataset.error import DatasetError, MissingDataError
 from dataset.parse import Fields, read_text
-from dataset.record import FLAGS, ImageRef
+from dataset.record import FLAGS, ImageRef, Keypoints
+from dataset.symmetry import SPAIR
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
 
@@ -27,15 +28,19 @@ class SPair(Benchmark):
 SPair-71k/
   Layout/large/{trn,val,test}.txt            a line per pair: 000001-2008_002719-2008_004100:aeroplane
   PairAnnotation/{trn,val,test}/{line}.json  keypoints, boxes and sizes of the pair
+  ImageAnnotation/{category}/{image}.json    all keypoints and the azimuth of an image (optional)
   JPEGImages/{category}/{image}.jpg"""
     threshold_rule = "bbox"
     max_kps = 30
+    SYMMETRIES = SPAIR
+    IMAGE_FOLDER = "ImageAnnotation"
 
     def split_files(self) -> list[Path]:
         return [self._layout_file(self.split)]
 
     def annotation_folders(self) -> list[Path]:
-        return [self.root / "PairAnnotation" / self.split]
+        images = self.root / self.IMAGE_FOLDER
+        return [self.root / "PairAnnotation" / self.split, *([images] if images.is_dir() else [])]
 
     def find_categories(self) -> list[str]:
         """Sorted categories of all layout files there are, so that every split counts them alike."""
@@ -45,13 +50,14 @@ SPair-71k/
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
         lines = read_layout(self._layout_file(self.split))
-        (folder,) = map(str, self.annotation_folders())
+        folder, *images = map(str, self.annotation_folders())
+        seen = SeenImages(*images)
         names = list_names(folder)
         for line, category in progress(lines.items(), f"indexing {self.name} {self.split}", unit="pairs"):
             name = f"{line}.json"
             if name not in names and name.replace(":", "_") in names:  # disks of Windows have no colons
                 name = name.replace(":", "_")
-            add_annotation(builder, line, category, read_annotation(f"{folder}/{name}"))
+            add_annotation(builder, line, category, read_annotation(f"{folder}/{name}"), seen)
         return builder.build()
 
     def _layout_file(self, split: str) -> Path:
@@ -75,8 +81,35 @@ def read_layout(path: Path) -> dict[str, str]:
     return {line: category for line, (_, category) in found.items()}
 
 
+class SeenImages:
+    """What single images show, of the folder ImageAnnotation; without the folder nothing is known."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._known: dict[tuple[str, str], tuple[Keypoints | None, int]] = {}
+
+    def read(self, category: str, image: str) -> tuple[Keypoints | None, int]:
+        """Keypoints and azimuth id (-1: not said) of an image, named without suffix."""
+        if self.folder is None:
+            return None, -1
+        if (category, image) not in self._known:
+            fields = read_annotation(f"{self.folder}/{category}/{image}.json")
+            self._known[category, image] = read_seen(fields), fields.whole("azimuth_id", -1, 7)
+        return self._known[category, image]
+
+
+def read_seen(fields: Fields) -> Keypoints:
+    """The keypoints of an image's annotation, {id: [x, y] or null}."""
+    kps = fields.get("kps")
+    if not isinstance(kps, dict):
+        raise fields.wrong("kps", 'an object {"0": [x, y] or null, ...}')
+    seen = {name: point for name, point in kps.items() if point is not None}
+    points = Fields(fields.where, {"kps": list(seen.values())}).array("kps", (None, 2), "[x, y] or null for each id")
+    return Keypoints(tuple(seen), points)
+
+
 def read_annotation(path: str) -> Fields:
-    """The JSON file of a pair."""
+    """The JSON file of a pair, or of an image."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -87,20 +120,21 @@ def read_annotation(path: str) -> Fields:
         raise DatasetError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise DatasetError(f"{path}: holds a {type(data).__name__}, expected an object with the pair's keys")
-    return Fields(path, dict.fromkeys(FLAGS, -1) | data)
+    return Fields(path, dict.fromkeys((*FLAGS, "azimuth_id"), -1) | data)
 
 
-def add_annotation(builder: TableBuilder, pair_id: str, category: str, pair: Fields) -> None:
+def add_annotation(builder: TableBuilder, pair_id: str, category: str, pair: Fields, images_seen: SeenImages) -> None:
     """Adds the pair of one annotation file and its two images."""
     if pair.get("category") != category:
         raise pair.wrong("category", f"{category!r} as its layout line says")
     images = []
     for side in ("src", "trg"):
         name = pair.file_name(f"{side}_imname")
-        identifier, path = f"{category}-{os.path.splitext(name)[0]}", f"JPEGImages/{category}/{name}"
-        images.append(
-            builder.add_image(ImageRef(identifier, path, category, read_size(pair, f"{side}_imsize")), pair.where)
-        )
+        stem, path = os.path.splitext(name)[0], f"JPEGImages/{category}/{name}"
+        seen, azimuth = images_seen.read(category, stem)
+        size = read_size(pair, f"{side}_imsize")
+        ref = ImageRef(f"{category}-{stem}", path, category, size, azimuth=azimuth)
+        images.append(builder.add_image(ref, pair.where, seen))
     names = pair.get("kps_ids")
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise pair.wrong("kps_ids", 'a list of names such as ["0", "7"]')

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from dataset.error import DatasetError
-from dataset.record import FLAGS, ImageRef, PairRecord, find_flaw
+from dataset.record import FLAGS, ImageRef, Keypoints, PairRecord, find_flaw
 
 SIDES = ("source", "target")
 OUTSIDE = (2, 0.05)  # px and share of the side that a point or box may lie outside its image: annotators' clicks
@@ -29,6 +29,10 @@ class PairTable:
     kps_start: np.ndarray  # (P + 1,) int64: pair i owns keypoints kps_start[i]:kps_start[i + 1]
     kps: np.ndarray  # (K, side, 2) float32
     kps_code: np.ndarray  # (K,) int32, place in kps_name
+    seen_start: np.ndarray  # (I + 1,) int64: image i shows keypoints seen_start[i]:seen_start[i + 1]
+    seen: np.ndarray  # (S, 2) float32
+    seen_code: np.ndarray  # (S,) int32, place in kps_name
+    seen_known: np.ndarray  # (I,) bool, whether the annotations say what the image shows
 
     def to_columns(self) -> tuple[dict[str, np.ndarray], dict[str, list]]:
         """(arrays, lists of what JSON knows)."""
@@ -60,7 +64,15 @@ class PairTable:
             src_bbox=src_bbox,
             trg_bbox=trg_bbox,
             flags={name: int(flag) for name, flag in zip(FLAGS, self.flags[row], strict=True) if flag >= 0},
+            src_seen=self._seen(src),
+            trg_seen=self._seen(trg),
         )
+
+    def _seen(self, image: int) -> Keypoints | None:
+        if not self.seen_known[image]:
+            return None
+        points = slice(*self.seen_start[image : image + 2])
+        return Keypoints(tuple(self.kps_name[code] for code in self.seen_code[points]), self.seen[points].copy())
 
 
 @dataclass
@@ -73,13 +85,19 @@ class TableBuilder:
     threshold_rule: str
     max_kps: int
     _images: dict[str, tuple[int, ImageRef]] = field(default_factory=dict)
+    _seen: list[Keypoints | None] = field(default_factory=list)
     _pairs: list[tuple] = field(default_factory=list)
     _kps_codes: dict[str, int] = field(default_factory=dict)
     _left_out: list[list[str]] = field(default_factory=list)
 
-    def add_image(self, ref: ImageRef, where: str) -> int:
-        """Place of the image, which is added if new; another file or size under its identifier is refused."""
+    def add_image(self, ref: ImageRef, where: str, seen: Keypoints | None = None) -> int:
+        """Place of the image, which is added if new; another file or size under its identifier is refused.
+
+        seen: the keypoints that it shows, where the annotations say so.
+        """
         place, known = self._images.setdefault(ref.identifier, (len(self._images), ref))
+        if place == len(self._seen):
+            self._seen.append(seen)
         if ref != known:
             raise DatasetError(
                 f"{where}: image {ref.identifier} is {ref.path} of size (H, W) = {ref.size}, elsewhere {known.path} "
@@ -109,8 +127,10 @@ class TableBuilder:
         if flaw := find_flaw(self.threshold_rule, bbox[1], kps[1]):
             self._left_out.append([pair_id, category, f"{where}: {flaw}"])
             return
-        codes = [self._kps_codes.setdefault(name, len(self._kps_codes)) for name in kps_ids]
-        self._pairs.append((pair_id, category, where, images, bbox, flags, np.stack(kps, axis=1), codes))
+        self._pairs.append((pair_id, category, where, images, bbox, flags, np.stack(kps, axis=1), self._code(kps_ids)))
+
+    def _code(self, names: Sequence[str]) -> list[int]:
+        return [self._kps_codes.setdefault(name, len(self._kps_codes)) for name in names]
 
     def build(self) -> PairTable:
         """The table of all. DatasetError for points, and boxes that give thresholds, far outside their image."""
@@ -119,7 +139,12 @@ class TableBuilder:
         )
         image, bbox = np.array(image, np.int32).reshape(-1, 2), np.array(bbox).reshape(-1, 2, 4)
         counts, kps = [len(pair) for pair in kps], np.concatenate([np.zeros((0, 2, 2)), *kps])
-        codes, names = [code for pair in codes for code in pair], list(self._kps_codes)
+        codes, seen = (
+            [code for pair in codes for code in pair],
+            [keypoints or Keypoints((), ()) for keypoints in self._seen],
+        )
+        seen_codes = [code for ids, _ in seen for code in self._code(ids)]
+        names = list(self._kps_codes)
         images = [ref for _, ref in self._images.values()]
 
         sizes = np.array([ref.size[::-1] for ref in images]).reshape(-1, 2)[image]  # (P, side, 2), (W, H)
@@ -142,6 +167,12 @@ class TableBuilder:
             kps_start=np.cumsum([0, *counts], dtype=np.int64),
             kps=kps.astype(np.float32),
             kps_code=np.array(codes, dtype=np.int32),
+            seen_start=np.cumsum([0, *(len(ids) for ids, _ in seen)], dtype=np.int64),
+            seen=np.concatenate([np.zeros((0, 2)), *(np.reshape(points, (-1, 2)) for _, points in seen)]).astype(
+                np.float32
+            ),
+            seen_code=np.array(seen_codes, dtype=np.int32),
+            seen_known=np.array([keypoints is not None for keypoints in self._seen], dtype=bool),
         )
 
 
