@@ -324,6 +324,24 @@ def test_an_image_network_of_impossible_size_is_refused_before_it_is_made(tmp_pa
             load_vision(name, str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("unet", {"block_out_channels": [2**17, 2**18, 2**18]}),
+        ("vae", {"latent_channels": 2**19}),
+        ("text_encoder", {"vocab_size": 2**20, "intermediate_size": 2**20}),
+    ],
+)
+def test_a_configuration_that_asks_for_more_weights_than_there_are_is_refused_before_they_are_made(
+    tmp_path, folders, part, change
+):
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    config = tmp_path / "sd" / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(NetworkError, match=r"config.json' describes [\d,]+ weights, but the files there hold [\d,]+"):
+        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+
+
 def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):
     """SD2-1's tokenizer_config.json says <|endoftext|>, its special_tokens_map.json "!", which counts."""
     shutil.copytree(folders["sd"], tmp_path / "sd")

@@ -14,7 +14,8 @@ from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION, VISION, get_a
 from model.error import NetworkError
 from utils.store import read_json
 
-_LARGEST, _MOST_LAYERS = 2**20, 1000  # in any configuration; vocabularies have 49,408 entries
+_LARGEST, _MOST_LAYERS, _LONGEST_SIDE = 2**20, 100, 2**13  # in any configuration; vocabularies have 49,408 entries
+_SIDES = ("size", "crop_size", "height", "width", "shortest_edge", "image_size", "sample_size")  # px
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
@@ -201,7 +202,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """A network's JSON file; NetworkError names one that is corrupt, or whose numbers would fill the memory."""
     content = read_json(path, NetworkError, "fetch the network again")
     for key, number in _iter_numbers(content):
-        if number > (_MOST_LAYERS if "layers" in key else _LARGEST):
+        most = _MOST_LAYERS if "layers" in key else _LONGEST_SIDE if key in _SIDES else _LARGEST
+        if number > most:
             raise NetworkError(f"{path} is corrupt ({key} {number:g}); fetch the network again")
     return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import transformers
 from huggingface_hub import constants, snapshot_download
+from safetensors import safe_open
 from torch import nn
 
 from model.backbone.facts import is_hub_id, local_folder, split_hub_file
@@ -19,6 +22,7 @@ from model.error import NetworkError, NetworkNotFoundError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Result = TypeVar("_Result")
+_FEW = 2**20  # weights that may be missing before their names are told
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class NetworkSource:
 
     def load(self, network: type[_Module], folder: Path, **options: Any) -> _Module:
         """network.from_pretrained, safetensors only; NetworkError if weights are missing or misshapen."""
+        self.attempt(lambda: self._check_size(network, folder, options.get("config")))
         model, info = self.attempt(
             lambda: network.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
         )
@@ -61,6 +66,19 @@ class NetworkSource:
             names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             raise NetworkError(self.explain(f"{folder} lacks weights of {network.__name__}: {names}"))
         return model
+
+    def _check_size(self, network: type[nn.Module], folder: Path, config: Any) -> None:
+        """Refuse, before memory is asked for, a configuration with far more weights than the files hold."""
+        with torch.device("meta"):
+            if config is None and hasattr(network, "config_class"):
+                config = network.config_class.from_pretrained(folder)
+            model = network(config) if config is not None else network.from_config(network.load_config(folder))
+        wanted = sum(parameter.numel() for parameter in model.parameters())
+        held = sum(_count_elements(path) for path in folder.glob("*.safetensors"))
+        if wanted > 2 * held + _FEW:
+            raise ValueError(
+                f"'{folder / 'config.json'}' describes {wanted:,} weights, but the files there hold {held:,}"
+            )
 
     def attempt(self, action: Callable[[], _Result]) -> _Result:
         """action(), quietly, with the libraries' errors explained."""
@@ -82,6 +100,11 @@ class NetworkSource:
             "Only safetensors files are read.",
         ]
         return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _count_elements(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _first_line(error: Exception) -> str:
