@@ -20,8 +20,11 @@ _C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that sever
 
 # ---- the benchmark -------------------------------------------------------------------------------------------
 _C.DATASET = CN()
-_C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow"
-_C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/ and pf-willow/
+_C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow", or "custom": your own pairs (docs/own_data.md)
+_C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/, pf-willow/ and custom/
+_C.DATASET.FOLDER = ""  # the data set's folder below ROOT, or anywhere, if it has not its usual name
+_C.DATASET.THRESHOLD = ""  # alpha times the longer side of: "bbox", "image", "kps"; "" = as the data set has it
+_C.DATASET.PAIRS = 0  # at most so many pairs of each category of a split, a random choice that never changes; 0 = all
 _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what messages advise where data is missing
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
 _C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input

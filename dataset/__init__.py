@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from dataset.benchmark import PREPARE, Benchmark, fill_command
+from dataset.benchmark import Benchmark, fill_command
+from dataset.custom import Custom
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
 from dataset.record import ImageRef, PairRecord
 from dataset.spair import SPair
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow}
+BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow, "custom": Custom}
 
 __all__ = [
     "BENCHMARKS",
@@ -25,13 +27,6 @@ __all__ = [
 ]
 
 
-def build_benchmark(
-    name: str,
-    root: str | Path,
-    split: str,
-    category: str = "all",
-    index_root: str | Path | None = None,
-    prepare: str = PREPARE,
-) -> Benchmark:
-    """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; see `Benchmark`."""
-    return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, index_root, prepare)
+def build_benchmark(name: str, root: str | Path, split: str, category: str = "all", **options: Any) -> Benchmark:
+    """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; options: see `Benchmark`."""
+    return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, **options)

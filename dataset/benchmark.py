@@ -31,6 +31,7 @@ class Benchmark(Sequence):
     root: the folder of the data set itself (see LAYOUT). split: one of SPLITS. category: "all" or one of
     `categories`, compared by equality. index_root: folder for the index, by default `<root>/.index`. prepare:
     the command that makes the data set, with {name} and {root}, the folder above `root`, for error messages.
+    threshold_rule: another than the data set's own. pairs_per_category: at most so many; 0 = all.
 
     Raises MissingDataError (a FileNotFoundError) or DatasetError (a ValueError), which name the file and say
     how the folder should look; ValueError for an unknown split or category, which lists the known ones.
@@ -38,10 +39,11 @@ class Benchmark(Sequence):
 
     name: ClassVar[str]
     LAYOUT: ClassVar[str]  # the folder, drawn, for error messages
+    ADVICE: ClassVar[str] = "`{prepare}` makes and checks it"
     FOLDER: ClassVar[str]  # its usual name
     SPLITS: ClassVar[tuple[str, ...]] = ("trn", "val", "test")
-    threshold_rule: ClassVar[str]  # "bbox", "image" or "kps": see `threshold`
-    max_kps: ClassVar[int]
+    threshold_rule: str  # "bbox", "image" or "kps": see `threshold`
+    max_kps: int
     SYMMETRIES: ClassVar[Mapping[str, Symmetry]] = {}  # by category, of a data set that brings no tables of its own
     categories: tuple[str, ...]  # all categories of the data set, sorted
 
@@ -52,9 +54,13 @@ class Benchmark(Sequence):
         category: str = "all",
         index_root: str | Path | None = None,
         prepare: str = PREPARE,
+        threshold_rule: str = "",
+        pairs_per_category: int = 0,
     ) -> None:
         self.root = Path(root)
-        self.prepare = fill_command(prepare, self.name, self.root.parent)
+        self.threshold_rule = threshold_rule or self.threshold_rule
+        self.pairs_per_category = pairs_per_category
+        advice = self.ADVICE.format(prepare=fill_command(prepare, self.name, self.root.parent))
         self.split = choose(split, self.SPLITS, f"split of {self.name}")
         try:
             self._require_layout()
@@ -63,16 +69,17 @@ class Benchmark(Sequence):
                 raise DatasetError(f"{self.split_files()[0]}: a category is called 'all', which stands for all of them")
             choose(category, ("all", *self.categories), f"category of {self.name}")
             self.category = category
-            stamp = make_stamp(f"{self.name} {split}", self.split_files(), self.annotation_folders())
+            words = f"{self.name} {split} {self.threshold_rule} {pairs_per_category}"
+            stamp = make_stamp(words, self.split_files(), self.annotation_folders())
             self._table = open_table(self._index_path(index_root), stamp, self.read)
             self._images = [replace(ref, path=str(self.root / ref.path)) for ref in self._table.images]
             self._rows = self._select(category)
             self._check_images()
         except MissingDataError as error:
-            layout = f"The folder should look like this:\n{self.LAYOUT}\n`{self.prepare}` makes and checks it."
+            layout = f"The folder should look like this:\n{self.LAYOUT}\n{advice}."
             raise MissingDataError(f"{error}\n{layout}") from error
         except DatasetError as error:
-            raise DatasetError(f"{error} (`{self.prepare}` makes and checks the data set)") from error
+            raise DatasetError(f"{error} ({advice})") from error
         if reasons := self.left_out:
             logger.warning(
                 "%s %s: %d of %d pairs are left out, for they have no threshold; the first is %s",
@@ -137,7 +144,14 @@ class Benchmark(Sequence):
             file = self.split_files()[0]
             why = "".join(f"; all are left out, the first for {reason}" for reason in self.left_out[:1])
             raise DatasetError(f"{file}: split {self.split!r} has no pair of category {category!r}{why}")
-        return rows
+        return self._thin_out(rows) if self.pairs_per_category else rows
+
+    def _thin_out(self, rows: np.ndarray) -> np.ndarray:
+        """At most `pairs_per_category` rows of each, by the hash of their ids: always the same ones."""
+        kept: dict[str, list[int]] = {}
+        for row in sorted(rows, key=lambda row: hashlib.sha256(self._table.pair_id[row].encode()).digest()):
+            kept.setdefault(self._table.category[row], []).append(row)
+        return np.sort([row for members in kept.values() for row in members[: self.pairs_per_category]])
 
     def _check_images(self) -> None:
         """One listing per folder instead of one look-up per image."""

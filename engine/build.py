@@ -39,7 +39,7 @@ def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
 def find_folder(cfg) -> Path:
     """The folder of the configured benchmark."""
     known = choose(cfg.DATASET.NAME, BENCHMARKS, "data set (DATASET.NAME)")
-    return Path(resolve_path(cfg.DATASET.ROOT)) / BENCHMARKS[known].FOLDER
+    return Path(resolve_path(cfg.DATASET.ROOT)) / Path(cfg.DATASET.FOLDER or BENCHMARKS[known].FOLDER).expanduser()
 
 
 def find_output(cfg) -> Path:
@@ -68,6 +68,8 @@ def build_pairs(cfg, split: str) -> PairDataset:
             cfg.DATASET.CATEGORY,
             index_root=find_caches(cfg) / "index",
             prepare=cfg.DATASET.PREPARE,
+            threshold_rule=cfg.DATASET.THRESHOLD,
+            pairs_per_category=cfg.DATASET.PAIRS,
         )
     except (DatasetError, MissingDataError):
         raise

@@ -19,6 +19,8 @@ RULES: dict[str, tuple] = {
     "SEED": (0, 2**32 - 1),
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "DATASET.FRAME": ("stretch", "pad"),
+    "DATASET.THRESHOLD": ("", "bbox", "image", "kps"),
+    "DATASET.PAIRS": (0, 10**6),
     "DATASET.IMAGE_SIZE": (1, 8192),
     "DATASET.NUM_WORKERS": (0, 256),
     "NETWORK.INIT": ("pretrained", "random"),

@@ -123,6 +123,18 @@ def test_data_set(train, tmp_path):
     assert "3 pairs" in train("DATASET.CATEGORY", "cat", "TRAIN.MAX_STEPS", "1").out
 
 
+@watches("DATASET.FOLDER", "DATASET.THRESHOLD", "DATASET.PAIRS")
+def test_which_pairs_and_how_they_are_judged(test, tmp_path):
+    from tests.fixtures_dataset import tiny_spair
+
+    curve = ("EVAL.ALPHAS", CURVE)
+    tables = [test("DATASET.THRESHOLD", rule, *curve).summary["pck"] for rule in ("", "bbox", "image", "kps")]
+    assert tables[0] == tables[1] and tables[1] != tables[2] != tables[3] != tables[1]
+    assert test("DATASET.PAIRS", "1").summary["pairs"] == 2  # of 2 in each of two categories
+    tiny_spair(tmp_path, ("bird",)).rename(tmp_path / "birds")
+    assert test("DATASET.FOLDER", tmp_path / "birds").summary["pairs"] == 2
+
+
 @watches("DATASET.PREPARE")
 def test_command_that_makes_the_data(test, tmp_path):
     missing = test("DATASET.ROOT", tmp_path / "nowhere", "DATASET.PREPARE", "make data", status=1)
