@@ -211,7 +211,7 @@ def test_unknown_names_list_the_known(spair, pfwillow):
         build_benchmark("spair", spair, "trn", "birds")
     with pytest.raises(ValueError, match="unknown split of pfwillow: 'trn'. Known: test$"):
         build_benchmark("pfwillow", pfwillow, "trn")
-    assert list(BENCHMARKS) == ["spair", "pfpascal", "pfwillow"]
+    assert {"spair", "pfpascal", "pfwillow"} <= set(BENCHMARKS)
 
 
 # Errors
