@@ -81,10 +81,13 @@ _C.PROMPT.WITHOUT_CATEGORY = "a photo of an object"  # the text prompt of your o
 
 # ---- the loss --------------------------------------------------------------------------------------------------
 _C.LOSS = CN()
-_C.LOSS.NAME = "kernel_smoothed_cross_entropy"  # a name in loss/'s table
+_C.LOSS.NAME = "kernel_smoothed_cross_entropy"  # a name in loss/'s table; each takes what it knows of the following
 _C.LOSS.BETA = 0.04  # temperature of the softmax over the target map
 _C.LOSS.KERNEL_SIZE = 7  # side of the smoothing kernel, feature cells, odd
 _C.LOSS.SIGMA = 1.5  # standard deviation of the kernel, feature cells
+# soft_argmax_error: similarities more than so many cells from the arg-max count as 0; negative: a Gaussian of so many
+# cells around it damps them; 0: all count
+_C.LOSS.WINDOW = 0.0
 
 # ---- training --------------------------------------------------------------------------------------------------
 _C.TRAIN = CN()
@@ -94,10 +97,15 @@ _C.TRAIN.ENSEMBLE = 1  # noise draws whose feature maps are averaged
 _C.TRAIN.BATCH_SIZE = 9  # pairs per optimiser step, over all processes and accumulated parts
 _C.TRAIN.ACCUMULATION = 1  # parts that a step's batch is cut into, one after the other (less memory, same numbers)
 _C.TRAIN.EPOCHS = 5  # passes over the training pairs
+_C.TRAIN.RESHUFFLE = True  # every epoch has its own order of pairs; False: the order of the first, again and again
 _C.TRAIN.MAX_STEPS = 0  # stop after so many optimiser steps; 0 = no limit
-_C.TRAIN.LR = 0.01  # learning rate of Adam
+_C.TRAIN.START = ""  # learned weights to start from, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
+_C.TRAIN.LR = 0.01  # learning rate
 _C.TRAIN.LINEAR_LR_SCALE = 0.1  # CPM's linear layers learn at LR times this
-_C.TRAIN.SCHEDULER = "constant"  # "constant", "linear" (to 0 at the last step), "piecewise_constant"
+# "constant", "linear" (to 0 at the last step), "piecewise_constant", "one_cycle" (from LR / 25 up to LR, then down to
+# almost 0 at the last step, along cosines, while the momentum goes 0.95 -> 0.85 -> 0.95)
+_C.TRAIN.SCHEDULER = "constant"
+_C.TRAIN.RISE = 0.3  # one_cycle: share of the steps in which the rate rises
 _C.TRAIN.STEP_RULES = ""  # piecewise_constant: "1:1000,0.1:2000,0.01" = lr x 1 to step 1000, x 0.1 to 2000, then x 0.01
 _C.TRAIN.SAVE_EVERY = 1000  # optimiser steps between resumable checkpoints (one is always written after each epoch)
 _C.TRAIN.LOG_EVERY = 10  # optimiser steps between writes to tensorboard (which still gets every step)

@@ -1,5 +1,6 @@
 """From the config to objects: the only place, with report and run, where library code meets config keys."""
 
+import inspect
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,8 +95,8 @@ def build_method(
     method = find_method(cfg.METHOD.NAME).build(cfg, device, categories, training, folder)
     if training:
         method.objective = build_loss(cfg)
-    elif cfg.METHOD.WEIGHTS:
-        place = Path(folder or find_output(cfg) / "prompt" / cfg.METHOD.WEIGHTS)
+    if weights := cfg.TRAIN.START if training else cfg.METHOD.WEIGHTS:
+        place = Path(folder or find_output(cfg) / "prompt" / weights)
         require_training(cfg, place, method.made_by(place) or {})
         method.load(place)
     return method.eval()
@@ -127,6 +128,12 @@ def build_generator(cfg, device: torch.device) -> Generator:
 
 
 def build_loss(cfg) -> nn.Module:
-    """The training objective; (B,) losses."""
-    section = cfg.LOSS
-    return loss.build_loss(section.NAME, beta=section.BETA, kernel_size=section.KERNEL_SIZE, sigma=section.SIGMA)
+    """The training objective, with those settings of LOSS that it takes; (B,) losses."""
+    section, takes = cfg.LOSS, inspect.signature(loss.LOSSES[cfg.LOSS.NAME]).parameters
+    settings = {
+        "beta": section.BETA,
+        "kernel_size": section.KERNEL_SIZE,
+        "sigma": section.SIGMA,
+        "window": section.WINDOW,
+    }
+    return loss.build_loss(section.NAME, **{name: value for name, value in settings.items() if name in takes})

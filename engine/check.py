@@ -7,10 +7,11 @@ import importlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from config import ConfigError, get_default_config, resolve_network
+from config import ConfigError, get_default_config, resolve_network, resolve_path
 
 _TIMESTEP, _COUNT, _MANY, _TEMPERATURE = (0, 999), (1, 1024), (1, 10**9), (1e-6, 1e6)
 
@@ -41,6 +42,7 @@ RULES: dict[str, tuple] = {
     "LOSS.BETA": _TEMPERATURE,
     "LOSS.KERNEL_SIZE": (1, 255),
     "LOSS.SIGMA": (0.01, 1e4),
+    "LOSS.WINDOW": (-1e4, 1e4),
     "TRAIN.TIMESTEP": _TIMESTEP,
     "TRAIN.ENSEMBLE": _COUNT,
     "TRAIN.BATCH_SIZE": (1, 10**5),
@@ -49,7 +51,8 @@ RULES: dict[str, tuple] = {
     "TRAIN.MAX_STEPS": (0, 10**9),
     "TRAIN.LR": (1e-12, 1e3),
     "TRAIN.LINEAR_LR_SCALE": (1e-6, 1e3),
-    "TRAIN.SCHEDULER": ("constant", "linear", "piecewise_constant"),
+    "TRAIN.SCHEDULER": ("constant", "linear", "piecewise_constant", "one_cycle"),
+    "TRAIN.RISE": (0.01, 0.99),
     "TRAIN.SAVE_EVERY": _MANY,
     "TRAIN.LOG_EVERY": _MANY,
     "VAL.EVERY": (0, 10**9),
@@ -97,6 +100,7 @@ FORMS = {
     ),
     "NETWORK.FOLDER": _GIVEN,
     "METHOD.WEIGHTS": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
+    "TRAIN.START": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
     "METHOD.DINO_SIZE": _SIZE,
     "PROMPT.INIT": (
         lambda value: value in ("random", "empty") or value.startswith("text:"),
@@ -303,12 +307,26 @@ def _check_training(cfg: CN) -> Iterator[str]:
             yield f"PROMPT.CPM: {error}"
         if cfg.PROMPT.INIT != "random":
             yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
+    if cfg.TRAIN.START:
+        yield from _check_start(cfg)
     if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
         yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
     if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:
         yield f"VAL.ALPHA {cfg.VAL.ALPHA} must be among EVAL.ALPHAS {cfg.EVAL.ALPHAS}"
+
+
+def _check_start(cfg: CN) -> Iterator[str]:
+    """Weights to start from: that there are some, of a method that keeps them so."""
+    from model.method import find_method
+    from model.method.base import WEIGHTS_FILE
+
+    path = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.TRAIN.START / WEIGHTS_FILE
+    if WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
+        yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
+    elif not path.is_file():
+        yield f"TRAIN.START {cfg.TRAIN.START}: {path} is not there"
 
 
 def _are_step_rules(text: str) -> bool:

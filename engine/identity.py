@@ -45,6 +45,7 @@ LENGTH = ("TRAIN.EPOCHS", "TRAIN.MAX_STEPS")  # a run may be made longer, unless
 def what_makes_weights(cfg, trn: PairDataset, val: PairDataset) -> MadeBy:
     """All that decides what a training learns and keeps."""
     content = {"training pairs": digest_pairs(trn), "validation pairs": digest_pairs(val)}
+    content["TRAIN.START"] = digest_weights(cfg, cfg.TRAIN.START)
     condition = None
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         name = name_trained(cfg)
@@ -64,12 +65,15 @@ def what_makes_result(cfg, pairs: PairDataset, download: bool = True) -> MadeBy:
 
 def digest_learned(cfg) -> str:
     """Of the learned weights, or prompt, that the config tests; "" if there are none."""
-    root = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt"
-    if cfg.METHOD.WEIGHTS:
-        return digest({}, read_tensors(root / cfg.METHOD.WEIGHTS / WEIGHTS_FILE)[0])
-    if METHODS[cfg.METHOD.NAME].takes_prompt and cfg.PROMPT.TYPE not in BASELINES:
-        return digest({}, read_prompt(root / cfg.PROMPT.TYPE).tensors)
-    return ""
+    if METHODS[cfg.METHOD.NAME].takes_prompt and not cfg.METHOD.WEIGHTS and cfg.PROMPT.TYPE not in BASELINES:
+        return digest({}, read_prompt(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE).tensors)
+    return digest_weights(cfg, cfg.METHOD.WEIGHTS)
+
+
+def digest_weights(cfg, name: str) -> str:
+    """Of the learned weights of this name, "" of none."""
+    folder = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name
+    return digest({}, read_tensors(folder / WEIGHTS_FILE)[0]) if name else ""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Sequence[str] = ()) -> list[str]:
@@ -124,7 +128,7 @@ def _result_made_by(stem: Path) -> MadeBy | None:
 
 def may_go_on(cfg) -> tuple[str, ...]:
     """The entries in which a run may differ from the checkpoint that it goes on from."""
-    return () if cfg.TRAIN.SCHEDULER == "linear" else LENGTH
+    return () if cfg.TRAIN.SCHEDULER in ("linear", "one_cycle") else LENGTH
 
 
 @functools.lru_cache(maxsize=8)

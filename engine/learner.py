@@ -4,10 +4,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from config import ConfigError
 from engine.monitor import DivergedError
 
 COUNTERS = ("position", "step", "best", "validated")
+
+
+def build_schedule(
+    name: str, optimizer: torch.optim.Optimizer, total_steps: int, step_rules: str = "", rise: float = 0.3
+) -> LRScheduler:
+    """The rates of a run of `total_steps` (TRAIN.SCHEDULER); those that the optimizer has now are the highest."""
+    if name == "one_cycle":
+        if rise * total_steps == 1:  # which the library divides by zero for
+            raise ConfigError(f"TRAIN.RISE {rise:g} of {total_steps} steps is one step: the rate cannot rise in it")
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, rates, total_steps=total_steps, pct_start=rise)
+    return get_scheduler(
+        name, optimizer, step_rules=step_rules or None, num_warmup_steps=0, num_training_steps=total_steps
+    )
 
 
 class Learner:
@@ -22,21 +38,14 @@ class Learner:
         accelerator: Accelerator,
         module: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: str,
-        step_rules: str,
+        scheduler: LRScheduler,
         total_steps: int,
     ):
         self.accelerator, self.module = accelerator, module
         for parameter in module.parameters():
             broadcast(parameter.data)
         self.optimizer = accelerator.prepare(optimizer)
-        self.scheduler = get_scheduler(
-            schedule,
-            self.optimizer.optimizer,
-            step_rules=step_rules or None,
-            num_warmup_steps=0,
-            num_training_steps=total_steps,
-        )
+        self.scheduler = scheduler
         self.total_steps = total_steps
         self.position = 0  # batches seen, over all epochs
         self.step = 0  # optimiser steps taken

@@ -12,7 +12,7 @@ from config import ConfigError, dump_config
 from dataset.pair_dataset import PairDataset
 from engine.build import find_output
 from engine.identity import differences, may_go_on, what_makes_weights
-from engine.learner import Learner
+from engine.learner import Learner, build_schedule
 from engine.monitor import Monitor
 from engine.picture import Preview, choose_pairs
 from engine.process import write_provenance
@@ -134,7 +134,7 @@ class TrainingRun:
         cfg, accelerator = self.cfg.TRAIN, self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
         try:
-            return StepBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world)
+            return StepBatches(n_pairs, cfg.BATCH_SIZE, self.cfg.SEED, cfg.ACCUMULATION, rank, world, cfg.RESHUFFLE)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -143,9 +143,8 @@ class TrainingRun:
         total_steps = self.sampler.end_of_epoch(cfg.EPOCHS - 1)
         total_steps = min(total_steps, cfg.MAX_STEPS) if cfg.MAX_STEPS else total_steps
         optimizer = self.method.build_optimizer(cfg.LR, cfg.LINEAR_LR_SCALE)
-        learner = Learner(
-            self.accelerator, self.method.trainable, optimizer, cfg.SCHEDULER, cfg.STEP_RULES, total_steps
-        )
+        schedule = build_schedule(cfg.SCHEDULER, optimizer, total_steps, step_rules=cfg.STEP_RULES, rise=cfg.RISE)
+        learner = Learner(self.accelerator, self.method.trainable, optimizer, schedule, total_steps)
         if state is not None:
             learner.load_state_dict(state["learner"])
         return learner

@@ -16,7 +16,16 @@ class StepBatches:
     equal as can be; this process gets its share of every part. Items are those of `EpochPairs`.
     """
 
-    def __init__(self, n_pairs: int, batch_size: int, seed: int, accumulation: int = 1, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        n_pairs: int,
+        batch_size: int,
+        seed: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        reshuffle: bool = True,  # every epoch has its own order, else that of the first
+    ):
         if batch_size < accumulation * world:
             raise ValueError(
                 f"TRAIN.BATCH_SIZE {batch_size} is smaller than processes x TRAIN.ACCUMULATION = "
@@ -26,6 +35,7 @@ class StepBatches:
             raise ValueError(f"TRAIN.BATCH_SIZE {batch_size} is larger than the {n_pairs} training pairs there are")
         self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.reshuffle = reshuffle
         self.steps = range(0)
 
     @property
@@ -51,7 +61,7 @@ class StepBatches:
 
     def _pair(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n_pairs)
-        return epoch, shuffle(self.n_pairs, self.seed, epoch)[place]
+        return epoch, shuffle(self.n_pairs, self.seed, epoch * self.reshuffle)[place]
 
 
 @lru_cache(maxsize=2)

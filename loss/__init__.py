@@ -3,8 +3,12 @@
 from torch import nn
 
 from loss.kernel_smoothed_cross_entropy import KernelSmoothedCrossEntropy
+from loss.soft_argmax_error import SoftArgmaxError
 
-LOSSES: dict[str, type[nn.Module]] = {"kernel_smoothed_cross_entropy": KernelSmoothedCrossEntropy}
+LOSSES: dict[str, type[nn.Module]] = {
+    "kernel_smoothed_cross_entropy": KernelSmoothedCrossEntropy,
+    "soft_argmax_error": SoftArgmaxError,
+}
 
 
 def build_loss(name: str, **kwargs) -> nn.Module:

@@ -20,6 +20,7 @@ from model.method.base import FeatureMethod
 from tests.tiny import build_tiny_dinov2
 from utils.checkpoint import CheckpointError
 from utils.geometry import px_to_cell, sample_features
+from utils.store import read_tensors
 
 WIDTH, TAU = 8, 0.1
 pytestmark = pytest.mark.usefixtures("fresh_accelerator", "head")
@@ -127,3 +128,31 @@ def test_its_weights_run_only_on_what_they_were_trained_on(world, tmp_path):
         score(world, tmp_path, "METHOD.WEIGHTS", folder.name, "METHOD.DINO_FOLDER", str(tmp_path / "dino"))
     with pytest.raises(CheckpointError, match="TRAIN.LR: 0.5 -> 0.25"):
         train(world, tmp_path, "TRAIN.MAX_STEPS", "1", "TRAIN.LR", "0.25")
+
+
+def test_it_starts_from_weights_of_another_data_set(world, tmp_path):
+    """And goes on only if they are still the same."""
+    start = train(world, tmp_path, "DATASET.NAME", "pfpascal", "TRAIN.MAX_STEPS", "1").with_name("head_pfpascal_tiny")
+    more = ("TRAIN.MAX_STEPS", "1", "TRAIN.LR", "1e-12", "TRAIN.START", start.name)
+    folder = train(world, tmp_path, *more)
+    before, after = (read_tensors(place / "weights.safetensors")[0] for place in (start, folder))
+    assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
+    assert train(world, tmp_path, *more) == folder
+    train(world, tmp_path, "DATASET.NAME", "pfpascal", "TRAIN.MAX_STEPS", "2")
+    with pytest.raises(CheckpointError, match="TRAIN.START: '[0-9a-f]+' -> '[0-9a-f]+'"):
+        train(world, tmp_path, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("TRAIN.START", "nowhere"), "prompt/nowhere/weights.safetensors is not there"),
+        (("TRAIN.START", "../x"), "a name below OUTPUT_ROOT/prompt"),
+        (("TRAIN.START", "x", "METHOD.NAME", "sd4match"), "which learns a prompt"),
+        (("METHOD.DINO_LAYER", "0", "TRAIN.START", "head_spair_tiny"), "was trained under other settings: METHOD.DINO"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(world, tmp_path, more, told):
+    train(world, tmp_path, "TRAIN.MAX_STEPS", "1")
+    with pytest.raises(ConfigError, match=told):
+        train(world, tmp_path, "DATASET.NAME", "pfpascal", *more)

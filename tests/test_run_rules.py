@@ -103,8 +103,9 @@ def test_another_run_does_not_replace_the_prompt(train, tmp_path):
 # ---- when it is saved, and how it goes on ---------------------------------------------------------------------
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(train, world, tmp_path):
-    more = (*PAIR, "TRAIN.EPOCHS", "2", "TRAIN.SAVE_EVERY", "2", "TRAIN.SCHEDULER", "linear")
+@pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
+def test_a_killed_run_ends_as_if_it_had_not_been(train, world, tmp_path, schedule):
+    more = (*PAIR, "TRAIN.EPOCHS", "2", "TRAIN.SAVE_EVERY", "2", "TRAIN.SCHEDULER", schedule)
     train(tmp_path / "whole", *more)
     for step in (4, 2):  # counted in each process
         with dying_in_step(step):
@@ -144,10 +145,13 @@ REFUSED = {  # key: another value
     "LOSS.BETA": "0.05",
     "LOSS.KERNEL_SIZE": "5",
     "LOSS.SIGMA": "1.0",
+    "LOSS.WINDOW": "2.0",
     "TRAIN.TIMESTEP": "50",
     "TRAIN.ENSEMBLE": "2",
     "TRAIN.BATCH_SIZE": "3",
     "TRAIN.LINEAR_LR_SCALE": "0.2",
+    "TRAIN.RESHUFFLE": "False",
+    "TRAIN.RISE": "0.5",
     "VAL.SPLIT": "test",
     "VAL.TIMESTEP": "50",
     "VAL.ENSEMBLE": "2",
@@ -186,7 +190,7 @@ ACCEPTED = {
     "EVAL.PICTURE_ALPHA": "0.2",
 }
 # names of the run's folder, or of no meaning without another key
-OTHERWISE = {"DEVICE", "OUTPUT_ROOT", "TRAIN.LR", "TRAIN.SCHEDULER", "TRAIN.STEP_RULES", "LOSS.NAME"}
+OTHERWISE = {"DEVICE", "OUTPUT_ROOT", "TRAIN.LR", "TRAIN.SCHEDULER", "TRAIN.STEP_RULES", "LOSS.NAME", "TRAIN.START"}
 OTHERWISE |= {"EVAL.ALPHAS", "EVAL.LOCALISERS", "TRAIN.SPLIT", "VAL.GENERATE", "CACHE_ROOT"}
 OTHERWISE |= {"NETWORK.NAME", "NETWORK.INIT", "NETWORK.ARCHITECTURE", "NETWORK.COMPILE"}
 SECTIONS_OTHERWISE = ("DATASET.", "NETWORK.FOLDER", "NETWORK.UNET", "CONDITION.", "METHOD.", "PROMPT.")
@@ -234,8 +238,9 @@ def test_every_key_has_its_rule():
     assert keys - set(REFUSED) - set(ACCEPTED) - OTHERWISE == set()
 
 
-def test_a_longer_run_is_refused_where_the_schedule_knows_the_length(train, tmp_path):
-    more = (*SINGLE, "TRAIN.SCHEDULER", "linear", "TRAIN.MAX_STEPS")
+@pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
+def test_a_longer_run_is_refused_where_the_schedule_knows_the_length(train, tmp_path, schedule):
+    more = (*SINGLE, "TRAIN.SCHEDULER", schedule, "TRAIN.MAX_STEPS")
     train(tmp_path, *more, "1")
     status, _, err = train(tmp_path, *more, "2")
     assert status == 1 and "TRAIN.MAX_STEPS: 1 -> 2" in err

@@ -24,7 +24,7 @@ GOLDEN = json.loads(VALUES.read_text())
 SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5", "PROMPT.INIT", "empty")
 PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")
 WATCHED = {name.split(" ")[0] for keys in (TRAINED_KEYS, TESTED_KEYS, DINO_KEYS) for name in keys}
-WATCHED |= {"METHOD.WEIGHTS"}  # tests/test_method_head.py
+WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 
 
 def watches(*keys):
@@ -355,6 +355,15 @@ def test_loss_of_the_table(train, monkeypatch):
     assert two == pytest.approx(2 * one)
 
 
+@watches("LOSS.WINDOW")
+def test_window_of_the_soft_argmax(train):
+    losses = [
+        train("LOSS.NAME", "soft_argmax_error", "LOSS.WINDOW", window, "TRAIN.MAX_STEPS", "1").scalars["train/loss"]
+        for window in ("0.0", "1.0", "-1.0")
+    ]
+    assert losses[0] != losses[1] != losses[2] != losses[0]
+
+
 @watches(
     "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATION", "TRAIN.ENSEMBLE", "TRAIN.TIMESTEP", "TRAIN.EPOCHS", "TRAIN.MAX_STEPS"
 )
@@ -374,7 +383,7 @@ def test_linear_layers_learn_at_a_rate_of_their_own(run):
     assert seen.steps[0].lr == [0.02, 0.01]
 
 
-@watches("TRAIN.SCHEDULER", "TRAIN.STEP_RULES")
+@watches("TRAIN.SCHEDULER", "TRAIN.STEP_RULES", "TRAIN.RISE")
 def test_schedules(run):
     def rates(*more):
         steps = run("train.py", *PAIR, "TRAIN.EPOCHS", "2", *more).seen.steps
@@ -386,6 +395,32 @@ def test_schedules(run):
     assert rates("TRAIN.SCHEDULER", "linear") == pytest.approx([0.01 * (6 - step) / 6 for step in range(6)])
     rules = ("TRAIN.SCHEDULER", "piecewise_constant", "TRAIN.STEP_RULES", "1:2,0.1:4,0.01")
     assert rates(*rules) == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    for rise in (0.3, 0.6):
+        optimizer = torch.optim.Adam(weights, lr=0.01)
+        library = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6, pct_start=rise)
+        expected = []
+        for _ in range(6):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            library.step()
+        assert rates("TRAIN.SCHEDULER", "one_cycle", "TRAIN.RISE", str(rise)) == pytest.approx(expected)
+    assert expected[0] == pytest.approx(0.01 / 25) and expected[-1] < 1e-6
+
+
+@watches("TRAIN.RESHUFFLE")
+def test_order_of_the_pairs(train, monkeypatch):
+    from engine.run import EpochPairs
+
+    def order(*more):
+        seen, read = [], EpochPairs.__getitem__
+        monkeypatch.setattr(EpochPairs, "__getitem__", lambda self, item: seen.append(item) or read(self, item))
+        train("TRAIN.EPOCHS", "2", *more)
+        return [[pair for epoch, pair in seen if epoch == number] for number in (0, 1)]
+
+    first, second = order("TRAIN.RESHUFFLE", "False")
+    assert first == second and sorted(first) == list(range(6))
+    assert order()[0] == first != order()[1]
 
 
 @watches("TRAIN.SPLIT")

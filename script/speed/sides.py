@@ -22,7 +22,7 @@ from dataset.pair_dataset import PairDataset, collate, drop_padding
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.evaluate import Protocol, Share, evaluate, extract_images
-from engine.learner import Learner
+from engine.learner import Learner, build_schedule
 from engine.precompute import build_caches, unique_images
 from engine.report import build_protocol
 from engine.transfer import build_loader, move_batch
@@ -145,7 +145,7 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
     method, size = world.method, cfg.TRAIN.BATCH_SIZE
     prompt = copy.deepcopy(method.prompt)
     optimizer = method.build_optimizer(cfg.TRAIN.LR, cfg.TRAIN.LINEAR_LR_SCALE)
-    learner = Learner(world.accelerator, method.trainable, optimizer, "constant", "", 1)
+    learner = Learner(world.accelerator, method.trainable, optimizer, build_schedule("constant", optimizer, 1), 1)
     plain_optimizer = torch.optim.Adam(prompt.param_groups(cfg.TRAIN.LR, cfg.TRAIN.LINEAR_LR_SCALE))
     settings = {"beta": cfg.LOSS.BETA, "kernel_size": cfg.LOSS.KERNEL_SIZE, "sigma": cfg.LOSS.SIGMA}
 
