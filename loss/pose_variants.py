@@ -115,9 +115,17 @@ def match_mirrored(batch: Mapping[str, Any], side: str, width: float) -> Points:
     In a mirrored image, a part stands for the part on the other side: an eye that is seen on the left of the source
     corresponds to the right one.
     """
-    partner, ids = batch["src_seen_partner"], batch[f"{side}_seen_ids"]  # (B, N); -1: none
+    shown, partner = find_seen(batch, "src", ""), find_seen(batch, "src", "_partner")  # (B, N, 2), (B, N); -1: none
+    ids = find_seen(batch, side, "_ids")
     same = (partner[:, :, None] == ids[:, None]) & (ids >= 0)[:, None]  # (B, N of the source, N of the other)
     position = same.float().argmax(dim=2)[..., None].expand(-1, -1, 2)
-    other = batch[f"{side}_seen"].gather(1, position)
+    other = find_seen(batch, side, "").gather(1, position)
     extent = batch["pck_threshold" if side == "trg" else "src_threshold"]
-    return Points(mirror(batch["src_seen"], width), other, same.any(dim=2), extent)
+    return Points(mirror(shown, width), other, same.any(dim=2), extent)
+
+
+def find_seen(batch: Mapping[str, Any], side: str, what: str) -> Tensor:
+    """Points, "_ids" or "_partner" of all that an image shows; of the shared keypoints where annotations do not say."""
+    seen, shared = batch[f"{side}_seen{what}"], batch[f"kps{what}" if what else f"{side}_kps"]
+    known = batch["seen_known"].reshape(-1, *[1] * (seen.ndim - 1))
+    return torch.where(known, seen, shared)

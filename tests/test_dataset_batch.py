@@ -53,6 +53,8 @@ def test_keys_shapes_and_types(spair):
         "trg_seen": ((6, 30, 2), torch.float32),
         "src_seen_ids": ((6, 30), torch.int64),
         "trg_seen_ids": ((6, 30), torch.int64),
+        "src_seen_partner": ((6, 30), torch.int64),
+        "trg_seen_partner": ((6, 30), torch.int64),
         "pck_threshold": ((6,), torch.float32),
         "pck_threshold_orig": ((6,), torch.float32),
     }

@@ -74,6 +74,8 @@ def make_batch(seed=1, counts=(4, 2, 3)):
             batch[f"{side}_kps"][b] = torch.rand(n, 2, generator=generator).double() * 83
     for b, ids in enumerate(seen["src"]):
         batch["src_seen_partner"][b, : len(ids)] = torch.tensor([partners[i] for i in ids])
+    batch |= {"kps_ids": batch["src_seen_ids"], "kps_partner": batch["src_seen_partner"]}
+    batch["seen_known"] = torch.tensor([True, True, True])
     batch["pck_threshold"], batch["src_threshold"] = torch.tensor([40.0, 60.0, 50.0]), torch.tensor([30.0, 20.0, 70.0])
     return batch
 
@@ -207,6 +209,18 @@ def test_parts_change_sides_in_the_mirrored_source():
     assert single.mask[0].tolist() == [True, True, True, True, False, False]
     assert single.trg[0, :4].tolist() == batch["trg_seen"][0, [1, 0, 2, 3]].tolist()
     assert single.extent.tolist() == [40.0, 60.0, 50.0]
+
+
+def test_where_annotations_do_not_say_what_an_image_shows_the_shared_keypoints_count():
+    batch = make_batch()
+    batch["seen_known"][0] = False
+    batch["kps_ids"], batch["kps_partner"] = torch.full((3, 6), -1), torch.full((3, 6), -1)
+    batch["kps_ids"][0, :3], batch["kps_partner"][0, :3] = torch.tensor([4, 3, 2]), torch.tensor([3, 4, 2])
+    points = match_mirrored(batch, "trg", 84)
+    assert points.mask[0].tolist() == [True] * 3 + [False] * 3
+    assert points.trg[0, :3].tolist() == batch["trg_kps"][0, [1, 0, 2]].tolist()
+    assert points.src[0, :3, 0].tolist() == (84 - batch["src_kps"][0, :3, 0]).tolist()
+    assert torch.equal(points.trg[1:], match_mirrored(make_batch(), "trg", 84).trg[1:])
 
 
 def test_mirrored_twice_is_where_it_was_and_the_border_stays_in_the_grid():

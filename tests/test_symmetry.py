@@ -86,6 +86,7 @@ def test_batches_carry_ids_partners_and_all_that_an_image_shows(tmp_path):
     assert batch["kps_ids"][0, :6].tolist() == [0, 2, 4, 6, 8, -1]
     assert batch["kps_partner"][0, :6].tolist() == [1, 3, 5, 7, 8, -1]
     assert batch["trg_seen_ids"][0, :7].tolist() == [0, 2, 4, 6, 8, 10, -1] and batch["seen_known"].tolist() == [True]
+    assert batch["trg_seen_partner"][0, :7].tolist() == [1, 3, 5, 7, 8, 9, -1]
     assert torch.allclose(batch["trg_seen"][0, :5], batch["trg_kps"][0, :5])
     assert (batch["src_azimuth"].item(), batch["trg_azimuth"].item()) == (2, 3)
     assert not batch["kps_aware"].any()  # of the groups {2, 3} {9, 10, 11, 12} the target shows one each
