@@ -313,6 +313,21 @@ def test_start_of_a_prompt(train):
     assert "cow" in runs[2].seen.texts
 
 
+@pytest.mark.parametrize(
+    "more", [("PROMPT.KIND", "Single", "PROMPT.SPACE", "HiddenState"), PAIR], ids=["Single", "CPM"]
+)
+def test_seed_of_a_prompt_that_starts_at_random(world, tmp_path, more):
+    from config import load_config
+    from model.prompt.build import build_prompt
+
+    def start(seed: str) -> torch.Tensor:
+        cfg = load_config(None, world.opts(tmp_path, "SEED", seed, *more))
+        return torch.cat([p.flatten() for p in build_prompt(cfg, ["bird"], training=True).parameters()])
+
+    assert torch.equal(start("0"), start("0"))
+    assert not torch.equal(start("0"), start("1"))
+
+
 @watches("PROMPT.TYPE", "PROMPT.TEMPLATE")
 def test_prompt_in_words(test):
     assert {"one bird", "one cat"} <= set(test("PROMPT.TEMPLATE", "one {category}").seen.texts)
