@@ -20,7 +20,8 @@ _C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that sever
 
 # ---- the benchmark -------------------------------------------------------------------------------------------
 _C.DATASET = CN()
-_C.DATASET.NAME = "spair"  # "spair", "pfpascal", "pfwillow", or "custom": your own pairs (docs/own_data.md)
+# pairs: "spair", "pfpascal", "pfwillow", "custom" (your own: docs/own_data.md); rankings (docs/dsd.md): "comvg"
+_C.DATASET.NAME = "spair"
 _C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/, pf-willow/ and custom/
 _C.DATASET.FOLDER = ""  # the data set's folder below ROOT, or anywhere, if it has not its usual name
 _C.DATASET.THRESHOLD = ""  # alpha times the longer side of: "bbox", "image", "kps"; "" = as the data set has it
@@ -29,6 +30,9 @@ _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what me
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
 _C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input
 _C.DATASET.FRAME = "stretch"  # how an image fills it: "stretch" (each axis to its length), "pad" (aspect kept, black)
+# Of rankings: split "trn" has the first items of the training file, this share of them; what is left is "val" ("test"
+# where there is no other)
+_C.DATASET.FEW_SHOT = 0.05
 _C.DATASET.NUM_WORKERS = 2  # threads that read batches ahead of time; 0 = read when they are needed
 
 # ---- the frozen Stable Diffusion -----------------------------------------------------------------------------
@@ -53,7 +57,7 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.METHOD = CN()
-_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift"
+_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift"; of rankings "dsd"
 _C.METHOD.WEIGHTS = ""  # learned weights to test, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
 _C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
 _C.METHOD.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
@@ -66,6 +70,29 @@ _C.METHOD.DINO_POSITIONS = "scale"  # as CONDITION.DINO_POSITIONS
 _C.METHOD.DINO_INPUT = "normalised"  # mean and deviation of the folder's image processor; "release": [-1, 1] as SD
 _C.METHOD.SD_WEIGHT = 0.5  # sd_dino: factor of Stable Diffusion's half, after its L2 normalisation
 _C.METHOD.DINO_WEIGHT = 0.5  # sd_dino: factor of DINOv2's half
+
+# ---- dsd: scores of texts and images ------------------------------------------------------------------------------
+# score = a + b at a timestep; a = (a_u + a_c) / 2, from the logits of cross-attention, u for the empty text, c for the
+# candidate; b = |eps - eps_u| - |eps - eps_c|, from the predicted noise. What the release does otherwise is said.
+_C.DSD = CN()
+_C.DSD.TERMS = "both"  # "both", "attention" (the release's switch --bias), "noise" (a diffusion classifier)
+_C.DSD.TIMESTEPS = 30  # S of the table of timesteps that a test is the mean over: every (1000 // S)-th, 10..989
+_C.DSD.UNCONDITIONAL = "mean"  # a: "mean" of a_u and a_c as in the release; "none": a_c; "subtract": a_c - a_u
+_C.DSD.POOL = 1  # items that share the mean of their a, as the release's batches do (of 16); 1 = each has its own
+_C.DSD.TEMPERATURE = 1.0  # lambda of a: (1 / lambda) log sum exp(lambda q k / sqrt(d)); the release has 1
+_C.DSD.TOKENS = "all"  # that a sums over: "all" 77 as the release, or "words": without begin and padding
+_C.DSD.LAYER_WEIGHTS = (1.0, 1.0, 1.0)  # of a's layers in the down-block, the middle, the up-block; the release has 1
+_C.DSD.RESAMPLE = False  # another sample of the VAE's posterior for every timestep and candidate, as the release
+_C.DSD.ROWS = 0  # most rows (an image with a text) of one call of the UNet, for less memory; 0 = all at once
+# in training
+_C.DSD.RANK = 4  # of the LoRA matrices on q, k, v and out of every attention
+_C.DSD.MARGIN = 0.1  # loss = max(0, best wrong score - true score + MARGIN)
+_C.DSD.SHARE_DRAWS = False  # candidates with the same image share timestep and noise; in the release each has its own
+_C.DSD.MASK_TEXT = False  # the text model does not see the padding of captions, as in the release (in training only)
+_C.DSD.WEIGHT_DECAY = 0.01  # of AdamW
+_C.DSD.MAX_GRAD_NORM = 1.0  # larger gradients are scaled down to this norm
+# the baseline that compares embeddings
+_C.DSD.CLIP_FOLDER = "openai/clip-vit-large-patch14"  # transformers folder or hub id of a whole CLIP model
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()

@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from dataset.benchmark import Benchmark, fill_command
+from dataset.comvg import ComVG
 from dataset.custom import Custom
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
+from dataset.ranking import RankingBenchmark
 from dataset.record import ImageRef, PairRecord
 from dataset.spair import SPair
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"spair": SPair, "pfpascal": PFPascal, "pfwillow": PFWillow, "custom": Custom}
+BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
+    "spair": SPair,
+    "pfpascal": PFPascal,
+    "pfwillow": PFWillow,
+    "custom": Custom,
+    "comvg": ComVG,
+}
 
 __all__ = [
     "BENCHMARKS",

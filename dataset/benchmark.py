@@ -38,6 +38,7 @@ class Benchmark(Sequence):
     """
 
     name: ClassVar[str]
+    task: ClassVar[str] = "correspondence"  # what is asked of a method: a name in engine.task.TASKS
     LAYOUT: ClassVar[str]  # the folder, drawn, for error messages
     ADVICE: ClassVar[str] = "`{prepare}` makes and checks it"
     FOLDER: ClassVar[str]  # its usual name

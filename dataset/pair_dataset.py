@@ -34,7 +34,7 @@ def load_pil(ref: ImageRef) -> Image.Image:
         picture = read_image(ref.path)
     except ImageError as error:
         raise (DatasetError if os.path.exists(ref.path) else MissingDataError)(str(error)) from error
-    if picture.size != ref.size:
+    if ref.size is not None and picture.size != ref.size:
         turned = "; annotations count the pixels of the upright image, after its EXIF orientation"
         raise DatasetError(
             f"{ref.path}: the image has size (H, W) = {picture.size}, its annotation says {ref.size}"
@@ -213,7 +213,7 @@ def drop_padding(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of items with equal keys: tensors stacked, numbers as (B,) int64 or float32, texts as lists."""
+    """A batch of items with equal keys: tensors stacked, numbers as (B,) int64 or float32, texts and lists as lists."""
     return {key: _collate_values([item[key] for item in items]) for key in items[0]}
 
 
@@ -223,6 +223,6 @@ def _collate_values(values: list[Any]) -> Any:
         return torch.stack(values)
     if isinstance(first, Mapping):
         return collate(values)
-    if isinstance(first, str):
+    if isinstance(first, str | list):
         return values
     return torch.tensor(values, dtype=torch.float32 if isinstance(first, float) else torch.int64)

@@ -61,6 +61,13 @@ class Fields:
             raise self.wrong(key, "the name of an image file, without a folder")
         return value
 
+    def text(self, key: str) -> str:
+        """Words, without white space around them."""
+        value = self.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.wrong(key, "a text")
+        return value.strip()
+
     def path(self, key: str) -> PurePosixPath:
         """Path of a file in a folder below the root of the data set."""
         path = PurePosixPath(self.get(key).strip())

@@ -21,7 +21,7 @@ class ImageRef:
     identifier: str  # the key of this image in every cache
     path: str
     category: str
-    size: tuple[int, int]  # (H, W) of the upright image
+    size: tuple[int, int] | None  # (H, W) of the upright image; None where the data set does not say
     flip: bool = False  # mirrored left to right after loading
     azimuth: int = -1  # 0..7, the object's view in steps of 45 degrees (SPair's azimuth_id); -1 = unknown
 

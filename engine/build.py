@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import Dataset
 
 import loss
 from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, fill_command
 from dataset.error import choose
-from dataset.pair_dataset import PairDataset
 from engine import process
 from engine.identity import require_training
 from engine.precompute import build_caches, find_caches
+from engine.task import find_task
 from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
 from model.method import find_method
 from model.method.base import Method
 from model.source import find_stable_diffusion
-from utils.frame import build_frame
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -59,8 +59,8 @@ def find_datasets(cfg) -> list[str]:
     return names
 
 
-def build_pairs(cfg, split: str) -> PairDataset:
-    """The pairs of a split, still without caches."""
+def build_pairs(cfg, split: str) -> Dataset:
+    """The pairs of a split, or the items of another task's, still without caches."""
     try:
         benchmark = build_benchmark(
             cfg.DATASET.NAME,
@@ -76,10 +76,10 @@ def build_pairs(cfg, split: str) -> PairDataset:
         raise
     except ValueError as error:  # an unknown name
         raise ConfigError(str(error)) from error
-    return PairDataset(benchmark, build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE))
+    return find_task(benchmark.task).open(cfg, benchmark)
 
 
-def build_all_splits(cfg) -> list[PairDataset]:
+def build_all_splits(cfg) -> list[Dataset]:
     """The pairs of every split that the configured benchmark has."""
     return [build_pairs(cfg, split) for split in BENCHMARKS[cfg.DATASET.NAME].SPLITS]
 
@@ -103,8 +103,8 @@ def build_method(
 
 
 def build_test(
-    cfg, choose_pairs: Callable[[PairDataset], Sequence[int]] | None = None
-) -> tuple[Accelerator, PairDataset, Method]:
+    cfg, choose_pairs: Callable[[Dataset], Sequence[int]] | None = None
+) -> tuple[Accelerator, Dataset, Method]:
     """What a test of the configured method needs: the process, the pairs with their caches, the method.
 
     choose_pairs: positions of the pairs to keep, in this order; None keeps all.

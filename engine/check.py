@@ -34,6 +34,19 @@ RULES: dict[str, tuple] = {
     "METHOD.DINO_LAYER": (-1, 999),
     "METHOD.DINO_POSITIONS": ("scale", "size"),
     "METHOD.DINO_INPUT": ("normalised", "release"),
+    "DATASET.FEW_SHOT": (0, 1),
+    "DSD.TERMS": ("both", "attention", "noise"),
+    "DSD.TIMESTEPS": (1, 1000),
+    "DSD.UNCONDITIONAL": ("mean", "none", "subtract"),
+    "DSD.POOL": (1, 10**5),
+    "DSD.TEMPERATURE": _TEMPERATURE,
+    "DSD.TOKENS": ("all", "words"),
+    "DSD.LAYER_WEIGHTS": (0, 1e6),
+    "DSD.ROWS": (0, 10**6),
+    "DSD.RANK": (1, 1024),
+    "DSD.MARGIN": (0, 1e6),
+    "DSD.WEIGHT_DECAY": (0, 1e3),
+    "DSD.MAX_GRAD_NORM": (1e-9, 1e9),
     "METHOD.SD_WEIGHT": (0, 1e3),
     "METHOD.DINO_WEIGHT": (0, 1e3),
     "PROMPT.KIND": ("Single", "Class", "CPM"),
@@ -102,6 +115,7 @@ FORMS = {
     "METHOD.WEIGHTS": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
     "TRAIN.START": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
     "METHOD.DINO_SIZE": _SIZE,
+    "DSD.LAYER_WEIGHTS": (lambda value: len(value) == 3 and sum(value) > 0, "three numbers, not all 0"),
     "PROMPT.INIT": (
         lambda value: value in ("random", "empty") or value.startswith("text:"),
         "random, empty or text:<a sentence>",
@@ -175,7 +189,8 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
     from model.method import METHODS
 
     entry = METHODS[cfg.METHOD.NAME]
-    if entry.takes_prompt:
+    yield from _check_task(cfg, entry)
+    if entry.takes_prompt or "posterior" in entry.reads:
         yield from _check_network(cfg)
         yield from _check_unet(cfg, training)
     if training and not entry.learns:
@@ -191,6 +206,17 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
         yield from _check_dino(cfg)
     if {"dino", "posterior"} <= set(entry.reads) and cfg.METHOD.SD_WEIGHT + cfg.METHOD.DINO_WEIGHT == 0:
         yield "METHOD.SD_WEIGHT and METHOD.DINO_WEIGHT must be not both 0"
+
+
+def _check_task(cfg: CN, entry) -> Iterator[str]:
+    """A method answers the questions of one kind of benchmark."""
+    from dataset import BENCHMARKS
+    from model.method import METHODS
+
+    if entry.task != (task := BENCHMARKS[cfg.DATASET.NAME].task):
+        known = ", ".join(name for name, other in METHODS.items() if other.task == task)
+        name = cfg.DATASET.NAME
+        yield f"METHOD.NAME {cfg.METHOD.NAME} is for {entry.task}, but DATASET.NAME {name} is for {task}: {known}"
 
 
 def _check_dino(cfg: CN) -> Iterator[str]:

@@ -7,16 +7,17 @@ written, so that nothing goes on from, or takes the place of, what was made of s
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from config import WITHOUT_EFFECT, ConfigError, get_default_config, iter_keys, resolve_path
-from dataset.pair_dataset import PairDataset
 from engine.result import ResultError, read_summary
+from engine.task import find_task
 from model.backbone.device import resolve_precision
 from model.method import METHODS, find_method
 from model.method.base import WEIGHTS_FILE
@@ -42,7 +43,7 @@ OF_TRAINING = ("TRAIN.", "VAL.", "LOSS.")
 LENGTH = ("TRAIN.EPOCHS", "TRAIN.MAX_STEPS")  # a run may be made longer, unless its schedule depends on the length
 
 
-def what_makes_weights(cfg, trn: PairDataset, val: PairDataset) -> MadeBy:
+def what_makes_weights(cfg, trn: Dataset, val: Dataset) -> MadeBy:
     """All that decides what a training learns and keeps."""
     content = {"training pairs": digest_pairs(trn), "validation pairs": digest_pairs(val)}
     content["TRAIN.START"] = digest_weights(cfg, cfg.TRAIN.START)
@@ -54,7 +55,7 @@ def what_makes_weights(cfg, trn: PairDataset, val: PairDataset) -> MadeBy:
     return _describe(cfg, (*BY_CONTENT, "TEST."), condition) | content
 
 
-def what_makes_result(cfg, pairs: PairDataset, download: bool = True) -> MadeBy:
+def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
     """All that decides the numbers of a test; not download: without networks if one is not on this machine."""
     content, condition = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}, None
     if METHODS[cfg.METHOD.NAME].takes_prompt:
@@ -132,25 +133,19 @@ def may_go_on(cfg) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def digest_pairs(data: PairDataset) -> dict[str, Any]:
-    """Number of pairs, and hashes of all that their records say, in order, and of their images' files."""
-    benchmark, records = data.benchmark, hashlib.sha256()
-    records.update(f"{benchmark.name} {benchmark.threshold_rule} {' '.join(benchmark.categories)}".encode())
-    for record in benchmark:
-        words = record.pair_id, record.category, record.kps_ids, sorted(record.flags.items())
-        sides = [(ref.identifier, ref.category, ref.size, ref.flip) for ref in (record.src, record.trg)]
-        records.update(repr((words, sides)).encode())
-        for array in (record.src_kps, record.trg_kps, record.src_bbox, record.trg_bbox):
-            records.update(array.tobytes())
-    refs = benchmark.images()
+def digest_pairs(data: Dataset) -> dict[str, Any]:
+    """Number of pairs or items, and hashes of all that their records say, in order, and of their images' files."""
+    benchmark = data.benchmark
+    annotations, refs = find_task(benchmark.task).digest_records(benchmark), benchmark.images()
     images = dict(zip((ref.identifier for ref in refs), hash_images([ref.path for ref in refs]), strict=True))
-    return {"number": len(benchmark), "annotations": records.hexdigest()[:16], "images": digest(images)[:16]}
+    return {"number": len(benchmark), "annotations": annotations, "images": digest(images)[:16]}
 
 
 def _describe(cfg, left_out: tuple[str, ...], condition: str | None, download: bool = True) -> MadeBy:
     """Settings, networks, and what is computed once per image."""
     entry = METHODS[cfg.METHOD.NAME]
     left_out = (*WITHOUT_EFFECT, *left_out, *(() if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")))
+    left_out += tuple(f"{other.section}." for other in METHODS.values() if other.section not in ("", entry.section))
     content = {key: value for key, value in iter_keys(cfg) if not key.startswith(left_out)}
     content["PRECISION"] = resolve_precision(cfg)
     reads = (*entry.reads, "condition") if condition else entry.reads

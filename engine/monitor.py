@@ -1,7 +1,7 @@
 """What tensorboard shows of a training run. Only the main process writes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -57,15 +57,13 @@ class Monitor:
         self._writer.flush()
         return line
 
-    def add_pck(self, step: int, summary: dict) -> None:
-        """Validation PCK of every localiser at every alpha."""
+    def add_validation(self, step: int, numbers: Mapping[str, float]) -> None:
+        """What a validation measured, by tag (engine.task.Task.list_numbers)."""
         if self._writer is None:
             return
         self._clock = None  # the time of a validation is no time of steps
-        for localiser, by_alpha in summary["pck"].items():
-            for alpha, by_category in by_alpha.items():
-                if by_category["all"] is not None:
-                    self._writer.add_scalar(f"val_{localiser}/pck@{alpha}", by_category["all"], step)
+        for tag, value in numbers.items():
+            self._writer.add_scalar(f"val_{tag}", value, step)
         self._writer.flush()
 
     def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:

@@ -1,51 +1,27 @@
-"""From a matcher and pairs to printed tables and result files."""
+"""From a method and data to printed tables and result files."""
 
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
-from config import ConfigError, dump_config, get_default_config, iter_keys, resolve_path
-from dataset.pair_dataset import PairDataset
-from engine.evaluate import Protocol, Share, evaluate
+from config import dump_config, get_default_config, iter_keys, resolve_path
 from engine.identity import place_result, what_makes_result
-from engine.picture import choose_pairs, draw_pairs
-from engine.process import describe_environment, gather_scores
-from engine.result import (
-    PAIRS,
-    PREDICTIONS,
-    format_category_table,
-    format_overview,
-    write_predictions,
-    write_scores,
-    write_summary,
-)
+from engine.process import describe_environment
+from engine.result import write_summary
+from engine.task import task_of
 from model.method import METHODS, find_method
 from utils.draw import save_figure
-from utils.pck import TOTAL, summarise
 from utils.store import digest, write_text
 
 LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
 
 
-def build_protocol(cfg) -> Protocol:
-    """How the config wants predictions made and judged."""
-    section = cfg.EVAL
-    return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL)
-
-
-def evaluate_split(cfg, matcher, pairs: PairDataset, accelerator: Accelerator) -> tuple[dict, pd.DataFrame]:
-    """Summary and per-pair scores over all processes; every process must call this and gets both."""
-    if TOTAL in pairs.benchmark.categories:
-        raise ConfigError(f'{pairs.benchmark.root} has a category called "{TOTAL}", the name of all of them: rename it')
-    section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
-    share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
-    scores = evaluate(matcher, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
-    scores = gather_scores(scores)
-    summary = summarise(scores, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
-    left_out = len(pairs.benchmark.left_out)
-    return {**summary, "category": cfg.DATASET.CATEGORY, "pairs_left_out": left_out}, scores
+def evaluate_split(cfg, method, data: Dataset, accelerator: Accelerator) -> tuple[dict, pd.DataFrame]:
+    """Summary and scores, a row per pair or item, over all processes; every process must call this and gets both."""
+    return task_of(cfg).evaluate(cfg, method, data, accelerator)
 
 
 def build_result_name(cfg) -> str:
@@ -58,33 +34,33 @@ def build_result_stem(cfg) -> Path:
 
     Results that something else made get another name (engine.identity.place_result).
     """
-    name, section, (height, width) = build_result_name(cfg), cfg.EVAL, cfg.DATASET.IMAGE_SIZE
+    name, (height, width) = build_result_name(cfg), cfg.DATASET.IMAGE_SIZE
     words = [cfg.METHOD.NAME] if cfg.METHOD.NAME not in (name, get_default_config().METHOD.NAME) else []
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         words += [f"Layer{cfg.METHOD.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
-    words += [f"Seed{cfg.SEED}", f"{height}x{width}", section.PROTOCOL, section.BY, section.AVERAGE]
+    words += [f"Seed{cfg.SEED}", f"{height}x{width}", *task_of(cfg).name_settings(cfg)]
     stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{'-'.join(words)}"
     if len(stem) > LONGEST_STEM:
         stem = f"{stem[: LONGEST_STEM - 9]}-{digest(stem)[:8]}"
     return Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
 
 
-def report(cfg, summary: dict, scores: pd.DataFrame, matcher, pairs: PairDataset, device: torch.device) -> None:
-    """Print the tables; write them as text, pairs and predicted points as CSV, the summary as JSON, and pictures."""
-    table = format_category_table(summary)
-    print(f"\n{table}\n{format_overview(summary)}")
-    made_by = what_makes_result(cfg, pairs)
+def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, device: torch.device) -> None:
+    """Print the tables; write them as text, the scores as CSV, the summary as JSON, and pictures."""
+    task = task_of(cfg)
+    table = task.format_table(summary)
+    print(f"\n{table}\n{task.format_overview(summary)}")
+    made_by = what_makes_result(cfg, data)
     stem = place_result(build_result_stem(cfg), made_by)
     write_text(f"{stem}.txt", table)
-    write_scores(f"{stem}{PAIRS}", scores)
-    write_predictions(f"{stem}{PREDICTIONS}", scores)
+    task.write_scores(stem, scores)
     write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device), made_by)
     write_text(f"{stem}.yaml", dump_config(cfg))
-    positions = choose_pairs(pairs, cfg.TEST.PICTURES)
-    for number, pictures in enumerate(draw_pairs(cfg, matcher, pairs, positions, build_result_name(cfg), device)):
+    positions = task.choose(data, cfg.TEST.PICTURES)
+    for number, pictures in enumerate(task.draw(cfg, method, data, positions, build_result_name(cfg), device)):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
     print(
-        f"written: {stem}.txt, {PAIRS}, {PREDICTIONS}, .json, .yaml"
+        f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml"
         + (f", {len(positions)} x 2 pictures" if positions else "")
     )

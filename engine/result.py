@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engine.task import find_task
 from utils.pck import ERROR, FLAG, IDENTITY, POINT, PROTOCOLS, TOTAL, alpha_key
 from utils.statistics import count_hits
 from utils.store import StoreError, atomic_path, file_digest, read_json, write_json
@@ -93,7 +94,7 @@ def write_scores(path: str | os.PathLike, scores: pd.DataFrame) -> None:
         if name.startswith(ERROR):
             table[name] = [" ".join(map(str, errors)) for errors in table[name]]
     table["threshold"] = [str(value) for value in table["threshold"].to_numpy(np.float32)]
-    _write_csv(path, table)
+    write_csv(path, table)
 
 
 def write_predictions(path: str | os.PathLike, scores: pd.DataFrame) -> None:
@@ -103,10 +104,10 @@ def write_predictions(path: str | os.PathLike, scores: pd.DataFrame) -> None:
         if name.startswith(POINT):
             cells = (";".join(f"{x:.2f} {y:.2f}" for x, y in points) for points in scores[name])
             table[name.removeprefix(POINT)] = list(cells)
-    _write_csv(path, table)
+    write_csv(path, table)
 
 
-def _write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
+def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -116,7 +117,7 @@ def read_scores(path: str | os.PathLike) -> pd.DataFrame:
 
     Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
-    text = _read_csv(path, (*IDENTITY, "threshold"))
+    text = read_cells(path, (*IDENTITY, "threshold"))
     localisers = [name.removeprefix(ERROR) for name in text if name.startswith(ERROR)]
     hits = [name for name in text if name.rpartition("@")[0] in localisers and _is_alpha(name.rpartition("@")[2])]
     flags = [name for name in text if name.startswith(FLAG)]
@@ -143,7 +144,7 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
 
     Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
-    text = _read_csv(path, ("index", "pair_id"))
+    text = read_cells(path, ("index", "pair_id"))
     table = text[["index", "pair_id"]].assign(index=_parse_counts(path, text, "index"))
     for name in text.columns.difference(table.columns, sort=False):
         table[POINT + name] = text[name].map(_parse_points)
@@ -152,7 +153,7 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _read_csv(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+def read_cells(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
     """The cells as text, by the line that each row ends on. All rows are as long as the header, which has `columns`."""
     rows: dict[int, list[str]] = {}
     with open(path, newline="", encoding="utf-8") as file:
@@ -255,7 +256,8 @@ def write_summary(
 ) -> None:
     """Write what was measured, the config, the machine, what decides the numbers, and digests of the tables beside."""
     content = {"summary": summary, "config": config, "provenance": provenance, "made_by": made_by or {}}
-    tables = {suffix: f"{path}".removesuffix(".json") + suffix for suffix in (PAIRS, PREDICTIONS)}
+    suffixes = find_task(summary.get("task", "correspondence")).files
+    tables = {suffix: f"{path}".removesuffix(".json") + suffix for suffix in suffixes}
     content["tables"] = {suffix: file_digest(table) for suffix, table in tables.items() if os.path.isfile(table)}
     write_json(path, content)
 
@@ -265,12 +267,9 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
     content = read_json(Path(path), ResultError, "delete it, or run test.py again")
     try:
         summary = content["summary"]
-        values = [value for rows in summary["pck"].values() for row in rows.values() for value in row.values()]
-        right = all(value is None or 0 <= value <= 1 for value in values)
-        right &= all(isinstance(summary[key], int) and summary[key] >= 0 for key in COUNTED)
-        right &= isinstance(content["config"], dict) and summary["protocol"] in PROTOCOLS
-        right &= all(TOTAL in row for rows in summary["pck"].values() for row in rows.values())
-    except (KeyError, TypeError, AttributeError) as error:
+        right = find_task(summary.get("task", "correspondence")).is_sound(summary)
+        right &= isinstance(content["config"], dict)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ResultError(f"{path} is no summary of test.py ({type(error).__name__}: {error})") from error
     if not right:
         raise ResultError(f"{path} is no summary of test.py: a value is out of its range")

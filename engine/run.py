@@ -7,24 +7,22 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import Dataset
 
 from config import ConfigError, dump_config
-from dataset.pair_dataset import PairDataset
 from engine.build import find_output
 from engine.identity import differences, may_go_on, what_makes_weights
 from engine.learner import Learner, build_schedule
 from engine.monitor import Monitor
-from engine.picture import Preview, choose_pairs
 from engine.process import write_provenance
 from engine.report import evaluate_split
-from engine.result import format_overview
 from engine.sampler import EpochPairs, StepBatches
+from engine.task import task_of
 from engine.transfer import build_loader, move_batch
 from model.method.base import Method
 from utils.checkpoint import NAME as CHECKPOINT
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.noise import noise_seeds
-from utils.pck import alpha_key
 from utils.progress import progress
 from utils.store import write_text
 
@@ -32,10 +30,8 @@ from utils.store import write_text
 class TrainingRun:
     """What a method learns, from the first step or a checkpoint to the last. Only the main process writes."""
 
-    def __init__(
-        self, cfg, accelerator: Accelerator, method: Method, trn: PairDataset, val: PairDataset, overwrite: bool
-    ):
-        self.cfg, self.accelerator, self.method = cfg, accelerator, method
+    def __init__(self, cfg, accelerator: Accelerator, method: Method, trn: Dataset, val: Dataset, overwrite: bool):
+        self.cfg, self.accelerator, self.method, self.task = cfg, accelerator, method, task_of(cfg)
         self.name = method.name_learned(cfg)
         folder = f"{self.name}_{cfg.TRAIN.SCHEDULER}_lr{cfg.TRAIN.LR:g}"
         self.folder = find_output(cfg) / "log" / cfg.DATASET.NAME / folder
@@ -50,7 +46,7 @@ class TrainingRun:
         self.learner = self._build_learner(state)
         active = accelerator.is_main_process
         self.monitor = Monitor(self.folder, active, cfg.TRAIN.LOG_EVERY, first_step=self.learner.step + 1)
-        self.preview = Preview(cfg, accelerator.device)
+        self.preview = self.task.build_preview(cfg, accelerator.device)
         self._announce(len(trn))
 
     @property
@@ -86,20 +82,20 @@ class TrainingRun:
                 self.save()
         return True
 
-    def validate(self, val: PairDataset) -> None:
-        """PCK on the validation pairs; what was learned, and has just been saved, is kept if it is the best so far."""
-        cfg, method = self.cfg.VAL, self.method.at(self.cfg.VAL.TIMESTEP, self.cfg.VAL.ENSEMBLE)
+    def validate(self, val: Dataset) -> None:
+        """What was learned, and has just been saved, is kept if it is the best so far on the validation split."""
+        task, cfg, method = self.task, self.cfg.VAL, self.method.at(self.cfg.VAL.TIMESTEP, self.cfg.VAL.ENSEMBLE)
         summary, _ = evaluate_split(self.cfg, method, val, self.accelerator)
-        score = summary["pck"][cfg.LOCALISER][alpha_key(cfg.ALPHA)]["all"]
+        score = task.find_score(self.cfg, summary)
         best = self.learner.improves(score)
         self.learner.validated = self.learner.step
         if not self.accelerator.is_main_process:
             return
-        self.monitor.add_pck(self.learner.step, summary)
-        pictures = self.preview.draw(method, val, choose_pairs(val, cfg.PICTURES), self.name)
+        self.monitor.add_validation(self.learner.step, task.list_numbers(summary))
+        pictures = self.preview.draw(method, val, task.choose(val, cfg.PICTURES), self.name)
         self.monitor.add_pictures(self.learner.step, pictures)
-        self.print(f"validation after step {self.learner.step}\n{format_overview(summary)}")
-        self._note({"step": self.learner.step, "score": score, "pck": summary["pck"]})
+        self.print(f"validation after step {self.learner.step}\n{task.format_overview(summary)}")
+        self._note({"step": self.learner.step, "score": score, task.key: summary[task.key]})
         if best:
             metrics = {"step": self.learner.step, "validation": summary}
             self.method.save(
@@ -118,8 +114,8 @@ class TrainingRun:
 
     def finish(self) -> None:
         self.monitor.close()
-        measure = f"PCK@{self.cfg.VAL.ALPHA:g} ({self.cfg.VAL.LOCALISER})"
-        best = "no validation pair has keypoints" if self.learner.best is None else f"{self.learner.best:.2%}"
+        measure = self.task.name_score(self.cfg)
+        best = self.task.nothing if self.learner.best is None else f"{self.learner.best:.2%}"
         self.print(
             f"finished {self.learner.step} steps; best validation {measure}: {best}; kept in {self.weights_folder}"
         )
@@ -179,7 +175,7 @@ class TrainingRun:
         where = f"at step {learner.step} of {learner.total_steps}" if learner.step else f"{learner.total_steps} steps"
         self.print(
             f"{self.name}: {'going on ' if learner.step else ''}{where}, batch {cfg.BATCH_SIZE}, "
-            f"{n_pairs} pairs, {self.accelerator.num_processes} process(es) on {self.accelerator.device}\n"
+            f"{n_pairs} {self.task.unit}s, {self.accelerator.num_processes} process(es) on {self.accelerator.device}\n"
             f"log: {self.folder}"
         )
 

@@ -18,9 +18,9 @@ from config import load_config, resolve_network
 from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_test
 from engine.check import check_config
+from engine.correspondence import build_protocol
 from engine.evaluate import Share, evaluate
 from engine.precompute import unique_images
-from engine.report import build_protocol
 from engine.result import format_overview
 from model.backbone.facts import network_facts
 from utils.pck import PCKEvaluator, summarise

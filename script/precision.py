@@ -38,8 +38,8 @@ def run_precision(cfg, n_pairs: int | None) -> tuple:
     import torch
 
     from engine.build import build_test
+    from engine.correspondence import build_protocol
     from engine.evaluate import Share, evaluate, match_pairs
-    from engine.report import build_protocol
 
     def choose(pairs) -> list[int]:
         count = min(n_pairs or len(pairs), len(pairs))

@@ -75,9 +75,9 @@ def test_every_image_goes_through_the_unet_once_per_draw(world, tmp_path, folder
     """Over a whole test split, whatever the number of pairs that an image is in."""
     from config import load_config
     from engine.build import build_accelerator, build_pairs
+    from engine.correspondence import build_protocol
     from engine.evaluate import Share, evaluate
     from engine.precompute import build_caches
-    from engine.report import build_protocol
 
     cfg = load_config(None, world.opts(tmp_path))
     pairs = build_pairs(cfg, "trn")

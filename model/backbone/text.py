@@ -43,9 +43,9 @@ class PromptEncoder(nn.Module):
         """Frozen: stays in evaluation mode."""
         return super().train(False)
 
-    def token_ids(self, texts: Sequence[str]) -> Tensor:
-        """Ids (n, L): SOS, the words, EOS, padding. PromptError for a text longer than the sequence."""
-        return find_ids(self.tokenizer, texts, self.n_positions).to(self.device)
+    def token_ids(self, texts: Sequence[str], truncate: bool = False) -> Tensor:
+        """Ids (n, L): SOS, the words, EOS, padding. A text longer than the sequence is cut, or a PromptError."""
+        return find_ids(self.tokenizer, texts, self.n_positions, truncate).to(self.device)
 
     @torch.no_grad()
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -68,9 +68,10 @@ class PromptEncoder(nn.Module):
         return embeds[:, :1], embeds[:, n_learnable + 1 : n_learnable + 2], embeds[:, n_learnable + 2 :]
 
     @torch.no_grad()
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        """Last hidden state (n, L, D), after the final layer norm, of ids (n, L)."""
-        return self.text_model(input_ids=ids.to(self.device)).last_hidden_state
+    def encode_ids(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Last hidden state (n, L, D), after the final layer norm, of ids (n, L); mask (n, L): tokens that are seen."""
+        mask = None if mask is None else mask.long().to(self.device)
+        return self.text_model(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Last hidden state (n, L, D) of n texts."""
@@ -98,9 +99,9 @@ class PromptEncoder(nn.Module):
         return getattr(self.text_model, "text_model", self.text_model).embeddings
 
 
-def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int) -> Tensor:
+def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int, truncate: bool = False) -> Tensor:
     """Ids (n, n_positions) of n texts, on the CPU; see `PromptEncoder.token_ids`."""
-    ids = tokenizer(list(texts), padding="max_length", max_length=n_positions).input_ids
+    ids = tokenizer(list(texts), padding="max_length", max_length=n_positions, truncation=truncate).input_ids
     for text, row in zip(texts, ids, strict=True):
         if len(row) > n_positions:
             start = textwrap.shorten(text, 60, placeholder="...")

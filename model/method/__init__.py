@@ -1,5 +1,6 @@
-"""Methods by name: ways to get similarities between two images. To add one, write its file and give it a line here.
+"""Methods by name: ways to get similarities between two images, or scores of texts and images.
 
+To add one, write its file and give it a line here.
 The table imports nothing heavy: what a config may say is known without torch.
 """
 
@@ -24,6 +25,8 @@ class Entry:
     takes_prompt: bool = False  # whether it runs Stable Diffusion under a prompt
     learns: bool = False  # whether train.py has something to learn
     adds_noise: bool = False  # whether several noise draws can be averaged
+    task: str = "correspondence"  # what it can be asked: a name in engine.task.TASKS
+    section: str = ""  # of the config that is its own, if it has one
 
 
 METHODS: dict[str, Entry] = {
@@ -35,6 +38,7 @@ METHODS: dict[str, Entry] = {
     "sd_dino": Entry(
         "model.method.sd_dino:SDDINO", ("posterior", "dino"), takes_prompt=True, learns=True, adds_noise=True
     ),
+    "dsd": Entry("model.method.dsd:DSD", ("posterior",), learns=True, task="ranking", section="DSD"),
     "cleandift": Entry("model.method.cleandift:CleanDIFT", ("posterior",), takes_prompt=True, learns=True),
 }
 

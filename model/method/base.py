@@ -29,6 +29,7 @@ class Method(nn.Module):
     reads: tuple[str, ...] = ()  # arrays of each image that batches must carry, "src_..." and "trg_..." in pairs
     condition: str | None = None  # which condition "condition" among them is
     block, precision = "the feature map", "fp32"  # what gives the features, and in which precision: for messages
+    joint = 1  # items that `rank` must be given together
     per_image = False  # whether an image's features do not depend on its partner (see FeatureMethod)
     image_size: tuple[int, int]  # (H, W) of the frame
     objective: nn.Module | None  # a loss of loss/, set for training
@@ -85,6 +86,11 @@ class Method(nn.Module):
 
     def similarity(self, batch: Batch, seeds: Tensor) -> Similarity:
         """What gives a map over the target, (B, N, h, w), for points of the source; localisers read nothing else."""
+        raise NotImplementedError
+
+    def rank(self, batch: Batch, seeds: Tensor) -> dict[str, Tensor]:
+        """Of a batch of dataset.item_dataset: "score" (B, T * I) of every text with every image, number `text * I +
+        image`, larger is better; and by other names what it is made of. seeds: (B, I) of the images."""
         raise NotImplementedError
 
     def at(self, timestep: int, ensemble: int) -> Method:

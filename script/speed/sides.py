@@ -21,10 +21,10 @@ from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset, collate, drop_padding
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
+from engine.correspondence import build_protocol
 from engine.evaluate import Protocol, Share, evaluate, extract_images
 from engine.learner import Learner, build_schedule
 from engine.precompute import build_caches, unique_images
-from engine.report import build_protocol
 from engine.transfer import build_loader, move_batch
 from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index, write_spair
 from model.backbone.device import resolve_device, resolve_dtype

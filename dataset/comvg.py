@@ -1,0 +1,41 @@
+"""ComVG: a sentence, a picture that it is true of, and one in which its subject, verb or object is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.parse import read_csv
+from dataset.ranking import ItemRecord, RankingBenchmark
+
+CHANGES = ("object", "subject", "verb")
+_EVALUATED = ("sentence", "pos_image_id", "neg_image_id", "neg_value")
+_TRAINED = ("sentence", "pos_image_id", "neg_image_id")
+_FURTHER = ("id", "pos_triplet", "neg_triplet", "neg_value")
+LARGEST = 10**9  # image id
+
+
+class ComVG(RankingBenchmark):
+    """1 text, 2 images. test: 5,400 items; trn, val: the first 5 % of the training file and the rest of it."""
+
+    name = "comvg"
+    FOLDER = "comvg"
+    SPLITS = ("trn", "val", "test")
+    LAYOUT = """\
+comvg/
+  data/compositional_visual_genome.csv  id,sentence,pos_triplet,neg_triplet,pos_image_id,neg_image_id,neg_value
+  data/comvg_train.csv                  sentence,pos_image_id,neg_image_id
+  Visual_Genome/vg_concept/{id}.jpg     images of the test
+  Visual_Genome/VG_100K/{id}.jpg        images of the training"""
+
+    def read(self) -> Iterator[ItemRecord]:
+        tested = self.split == "test"
+        name, folder = ("compositional_visual_genome", "vg_concept") if tested else ("comvg_train", "VG_100K")
+        columns, further = (_EVALUATED, _FURTHER[:3]) if tested else (_TRAINED, _FURTHER)
+        images = self.root / "Visual_Genome" / folder
+        for number, row in enumerate(read_csv(self.root / "data" / f"{name}.csv", columns, further)[1]):
+            change = row.values.get("neg_value", "any")
+            if change not in (*CHANGES, *["any"] * (not tested)):
+                raise row.wrong("neg_value", f"one of {', '.join(CHANGES)}")
+            ids = [row.whole(key, 0, LARGEST) for key in ("pos_image_id", "neg_image_id")]
+            refs = tuple(self._image(images / f"{image}.jpg") for image in ids)
+            yield ItemRecord(f"{number:06d}-{ids[0]}-{ids[1]}", change, (row.text("sentence"),), refs)

@@ -1,0 +1,220 @@
+"""DSD: a frozen Stable Diffusion UNet tells which text fits which image, with LoRA of a few examples or without."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from model.adapter import DIFFUSERS_FILE, PEFT_FILES, add_adapter, export_adapter
+from model.backbone.image_text import ImageTextScore, Rows, Terms, list_timesteps
+from model.backbone.text import PromptEncoder
+from model.backbone.vae import draw_latents
+from model.method.base import WEIGHTS_FILE, Batch, Method
+from model.prompt.build import fingerprint_diffusion, load_diffusion
+from utils.noise import derive_seeds, draw_noise
+
+_POSTERIOR, _NOISE, _TIMESTEP = range(3)  # uses of a seed
+
+
+class DSD(Method):
+    """The score of model.backbone.image_text, mean over fixed timesteps with noise that all candidates share."""
+
+    FILES = (WEIGHTS_FILE, *PEFT_FILES, DIFFUSERS_FILE)
+    reads = ("posterior",)
+
+    def __init__(
+        self,
+        score: ImageTextScore,
+        adapter: nn.Module | None = None,  # of the score's UNet
+        *,
+        steps: int = 30,  # of model.backbone.image_text.list_timesteps
+        seed: int = 0,  # of the noise that all images and texts share
+        posterior: str = "sample",  # latent = a sample of the VAE's posterior, or its "mode"
+        scaling_factor: float = 0.18215,  # of the VAE
+        resample: bool = False,  # another sample for every timestep and candidate, as the release
+        pool: int = 1,  # so many items have the mean of their attention in common, as the release's batches
+        margin: float = 0.1,  # of the loss
+        share_draws: bool = False,  # in training, candidates with the same image have timestep and noise in common
+        mask_text: bool = False,  # in training, the text model does not see the padding, as the release
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,  # larger gradients are scaled down to it
+    ) -> None:
+        super().__init__()
+        self.score, self.adapter = score, adapter
+        self.timesteps, self.seed = list_timesteps(steps), seed
+        self.posterior, self.scaling_factor, self.resample, self.joint = posterior, scaling_factor, resample, pool
+        self.margin, self.share_draws, self.mask_text = margin, share_draws, mask_text
+        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
+        self._known: dict[str, list[Rows]] = {}  # image -> its rows under the empty text, by timestep
+
+    # Scores.
+
+    @torch.no_grad()
+    def rank(self, batch: Batch, seeds: Tensor) -> dict[str, Tensor]:
+        """ "score" (B, T * I), and the terms that it is the sum of; seeds: (B, I) int64, of the images' posteriors.
+
+        An image's rows under the empty text serve all its texts, in this batch and in later ones.
+        """
+        posterior, seeds, names, image_of = self._lay_out(batch, seeds)
+        texts = [text for row in batch["texts"] for text in row for _ in batch["identifiers"][0]]
+        condition = self.score.encode(texts)
+        new = [n for n, name in enumerate(names) if name not in self._known and names.index(name) == n]
+        found: dict[str, list[Rows]] = {names[n]: [] for n in new}
+        z, terms = self._draw_latents(posterior, seeds), []
+        for k, t in enumerate(self.timesteps):
+            if self.resample:
+                z = self._draw_latents(posterior, derive_seeds(seeds, k))
+            fresh, text = self._measure_step(k, t, z, new, image_of, condition)
+            for place, n in enumerate(new):
+                found[names[n]].append(fresh[place : place + 1])
+            empty = Rows.cat([(found.get(name) or self._known[name])[k] for name in names])
+            terms.append(self.score.combine(empty[image_of], text))
+        if not self.resample:
+            self._known |= found
+        return self._average(terms, len(batch["texts"]))
+
+    def _lay_out(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """Posteriors, seeds and names of N images, and the image of each candidate (B * T * I,).
+
+        To resample is to give every candidate an image of its own.
+        """
+        n_items, n_texts = len(batch["texts"]), len(batch["texts"][0])
+        places = rearrange(torch.arange(seeds.numel()), "(b i) -> b i", b=n_items)
+        image_of = repeat(places, "b i -> (b t i)", t=n_texts)
+        posterior, seeds = batch["posterior"].flatten(0, 1), seeds.flatten()
+        if not self.resample:
+            return posterior, seeds, [name for row in batch["identifiers"] for name in row], image_of
+        own = [derive_seeds(seed, number) for number, seed in enumerate(seeds[image_of].split(1))]
+        return posterior[image_of], torch.cat(own), [str(n) for n in range(len(own))], torch.arange(len(own))
+
+    def _measure_step(
+        self, k: int, t: int, z: Tensor, new: Sequence[int], image_of: Tensor, condition: tuple[Tensor, Tensor]
+    ) -> tuple[Rows, Rows]:
+        """Rows of the new images under the empty text, and of all candidates, at the k-th timestep t."""
+        empty = [part[: len(new)] for part in self.score.encode([""] * max(1, len(new)))]
+        both = tuple(torch.cat(parts) for parts in zip(empty, condition, strict=True))
+        rows = torch.cat([torch.tensor(new, dtype=torch.int64), image_of])
+        shared = draw_noise(derive_seeds(torch.tensor([self.seed]), k), z.shape[1:], z.device)
+        timestep = torch.full((len(rows),), t, device=z.device)
+        found = self.score.measure(z[rows], timestep, both, shared.expand(len(rows), -1, -1, -1))
+        return found[: len(new)], found[len(new) :]
+
+    def _average(self, terms: Sequence[Terms], n_items: int) -> dict[str, Tensor]:
+        """The means over timesteps, each (B, T * I)."""
+        attention, noise = (
+            torch.stack([getattr(term, name) for term in terms]).mean(dim=0).unflatten(0, (n_items, -1))
+            for name in ("attention", "noise")
+        )
+        if self.joint > 1:
+            attention = attention.mean(dim=0, keepdim=True).expand(n_items, -1)
+        if self.score.terms == "both":
+            return {"score": attention + noise, "attention": attention, "noise": noise}
+        return {"score": attention if self.score.terms == "attention" else noise}
+
+    def _draw_latents(self, posterior: Tensor, seeds: Tensor) -> Tensor:
+        """z (n, c, h, w) of posteriors (n, 2c, h, w)."""
+        shape = (posterior.shape[1] // 2, *posterior.shape[2:])
+        eps = draw_noise(derive_seeds(seeds, _POSTERIOR), shape, posterior.device)
+        return draw_latents(posterior, self.scaling_factor, eps if self.posterior == "sample" else None)
+
+    # What is learned, and how it is kept.
+
+    def loss(self, batch: Batch, seeds: Tensor) -> Tensor:
+        """max(0, max over c of s_c - s_0 + margin), one per item, (B,); candidate 0 is the true one.
+
+        Every candidate has a timestep and noise of its own, or all with the same image share theirs.
+        """
+        n_items, n_texts, n_images = len(seeds), len(batch["texts"][0]), len(batch["identifiers"][0])
+        draws = 1 if self.share_draws else n_texts
+        posterior = repeat(batch["posterior"], "b i ... -> (b d i) ...", d=draws)
+        own = [derive_seeds(seeds[:, 0], number) for number in range(draws * n_images)]
+        own = torch.stack(own, dim=1).flatten()  # (b d i)
+        z, timestep = self._draw_latents(posterior, own), self._draw_timesteps(own).to(posterior.device)
+        noise = draw_noise(derive_seeds(own, _NOISE), z.shape[1:], z.device)
+        spread = partial(repeat, pattern="(b d i) ... -> (b d t i) ...", b=n_items, d=draws, t=n_texts // draws)
+        texts = [text for row in batch["texts"] for text in row for _ in range(n_images)]
+        condition = self.score.encode([*[""] * len(z), *texts], masked=self.mask_text)
+        z, timestep, noise = (torch.cat([values, spread(values)]) for values in (z, timestep, noise))
+        found = self.score.measure(z, timestep, condition, noise)
+        empty, text = found[: len(own)], found[len(own) :]
+        terms = self.score.combine(Rows(spread(empty.error), spread(empty.layers)), text)
+        return margin_loss(terms.total.unflatten(0, (n_items, -1)), self.margin)
+
+    def _draw_timesteps(self, seeds: Tensor) -> Tensor:
+        """(n,) uniform in 0..999."""
+        generator = torch.Generator()
+        seeds = derive_seeds(seeds, _TIMESTEP).tolist()
+        return torch.cat([torch.randint(1000, (1,), generator=generator.manual_seed(seed)) for seed in seeds])
+
+    @property
+    def trainable(self) -> nn.Module | None:
+        return self.adapter
+
+    def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
+        parameters = list(self.adapter.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay)
+        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, self.max_grad_norm) and None)
+        return optimizer
+
+    def at(self, timestep: int, ensemble: int) -> DSD:
+        """The same networks and adapter as it is now."""
+        other = copy.copy(self)
+        other._known = {}
+        return other
+
+    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
+        super().save(folder, about)
+        export_adapter(folder, self.adapter.state_dict(), about.get("network", ""))
+
+    @classmethod
+    def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None) -> DSD:
+        section, networks = cfg.DSD, load_diffusion(cfg, device)
+        score = ImageTextScore(
+            networks.unet,
+            networks.scheduler,
+            PromptEncoder(networks.text_encoder, networks.tokenizer),
+            terms=section.TERMS,
+            unconditional=section.UNCONDITIONAL,
+            temperature=section.TEMPERATURE,
+            tokens=section.TOKENS,
+            weights=section.LAYER_WEIGHTS,
+            rows=section.ROWS,
+            recompute=cfg.NETWORK.RECOMPUTE and training,
+        )
+        learned = training or cfg.METHOD.WEIGHTS
+        return cls(
+            score,
+            add_adapter(networks.unet, section.RANK, cfg.SEED) if learned else None,
+            steps=section.TIMESTEPS,
+            seed=cfg.SEED,
+            posterior=cfg.METHOD.POSTERIOR,
+            scaling_factor=networks.facts.scaling_factor,
+            resample=section.RESAMPLE,
+            pool=section.POOL,
+            margin=section.MARGIN,
+            share_draws=section.SHARE_DRAWS,
+            mask_text=section.MASK_TEXT,
+            weight_decay=section.WEIGHT_DECAY,
+            max_grad_norm=section.MAX_GRAD_NORM,
+        )
+
+    @classmethod
+    def fingerprint(cls, cfg) -> str:
+        return fingerprint_diffusion(cfg)
+
+    @classmethod
+    def describe(cls, cfg) -> dict[str, Any]:
+        return {"network": cfg.NETWORK.FOLDER}
+
+
+def margin_loss(scores: Tensor, margin: float) -> Tensor:
+    """The hinge of the hardest wrong candidate: (B,) of scores (B, n), of which the first is the true one's."""
+    return (scores[:, 1:].max(dim=1).values - scores[:, 0] + margin).clamp(min=0)
