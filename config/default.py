@@ -174,6 +174,16 @@ _C.EVAL.PICTURE_LOCALISER = "kernelsoftmax"  # whose predictions pictures show .
 _C.EVAL.PICTURE_ALPHA = 0.1  # ... as right or wrong at this alpha
 _C.EVAL.AVERAGE = "pair"  # "pair" (all alike) or "category" (mean of the categories' means)
 
+# ---- transfer of keypoints from labelled images: transfer.py -----------------------------------------------------
+_C.TRANSFER = CN()
+_C.TRANSFER.COMBINE = "confident"  # of several references: each point's most "confident", or a robust "vote"
+_C.TRANSFER.RADIUS = 0.05  # of the vote: within this share of the target's longer side, predictions support each other
+_C.TRANSFER.MIRROR = True  # references that know left from right are mirrored too; the one that matches better is taken
+_C.TRANSFER.CROP = True  # objects with a box or mask are cut out before they go through the networks
+_C.TRANSFER.MARGIN = 0.1  # share of a box's longer side that is left around it
+_C.TRANSFER.VISIBLE = -1.0  # confidence from which a point is visible, 0..1; -1 = what suits the labelled images best
+_C.TRANSFER.OKS_SIGMA = 0.05  # OKS: a keypoint's standard deviation / object size, where the category names no "sigmas"
+
 
 def get_default_config() -> CN:
     """A fresh copy of the defaults."""

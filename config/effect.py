@@ -25,4 +25,11 @@ WITHOUT_EFFECT = (
     "EVAL.BATCH_SIZE",
     "EVAL.PICTURE_LOCALISER",
     "EVAL.PICTURE_ALPHA",
+    "TRANSFER.COMBINE",  # those of TRANSFER act in transfer.py alone, which keeps them with its labels
+    "TRANSFER.RADIUS",
+    "TRANSFER.MIRROR",
+    "TRANSFER.CROP",
+    "TRANSFER.MARGIN",
+    "TRANSFER.VISIBLE",
+    "TRANSFER.OKS_SIGMA",
 )

@@ -87,6 +87,11 @@ RULES: dict[str, tuple] = {
     "EVAL.BY": ("image", "point"),
     "EVAL.PICTURE_ALPHA": (1e-6, 100),
     "EVAL.AVERAGE": ("pair", "category"),
+    "TRANSFER.COMBINE": ("confident", "vote"),
+    "TRANSFER.RADIUS": (1e-3, 10),
+    "TRANSFER.MARGIN": (0, 10),
+    "TRANSFER.VISIBLE": (-1, 1),
+    "TRANSFER.OKS_SIGMA": (1e-3, 10),
 }
 
 # Entries of tables, each "module:table", which is imported for a value that is not the default's.
@@ -125,6 +130,7 @@ FORMS = {
     "VAL.DENSE": (lambda value: value != 1, "0 or at least 2"),
     "EVAL.ALPHAS": _EACH_ONCE,
     "EVAL.LOCALISERS": _EACH_ONCE,
+    "TRANSFER.VISIBLE": (lambda value: value == -1 or value >= 0, "0..1, or -1"),
 }
 
 

@@ -20,7 +20,7 @@ from engine.result import ResultError, read_summary
 from engine.task import find_task
 from model.backbone.device import resolve_precision
 from model.method import METHODS, find_method
-from model.method.base import WEIGHTS_FILE
+from model.method.base import WEIGHTS_FILE, Method
 from model.prompt.build import name_trained
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.prompt.store import read_prompt
@@ -40,6 +40,10 @@ BY_CONTENT = (
     "PROMPT.",
 )
 OF_TRAINING = ("TRAIN.", "VAL.", "LOSS.")
+OF_SCORES = (
+    *("DATASET.NAME", "DATASET.CATEGORY", "TEST.SPLIT"),
+    *("EVAL.ALPHAS", "EVAL.LOCALISERS", "EVAL.PROTOCOL", "EVAL.BY", "EVAL.AVERAGE"),
+)
 LENGTH = ("TRAIN.EPOCHS", "TRAIN.MAX_STEPS")  # a run may be made longer, unless its schedule depends on the length
 
 
@@ -62,6 +66,16 @@ def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
         content["prompt"], condition = cfg.PROMPT.TYPE, parse_prompt_name(cfg.PROMPT.TYPE).condition
         content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
     return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition, download) | content
+
+
+def what_makes_matches(cfg, method: Method) -> MadeBy:
+    """All that decides the features of an image, and where a point is found by them."""
+    content = _describe(cfg, (*BY_CONTENT, *OF_TRAINING, *OF_SCORES), method.condition)
+    content["weights"] = digest({}, method.trainable.state_dict()) if method.trainable is not None else ""
+    content["EVAL.PICTURE_LOCALISER"] = cfg.EVAL.PICTURE_LOCALISER
+    if METHODS[cfg.METHOD.NAME].takes_prompt:
+        content |= {f"PROMPT.{name}": cfg.PROMPT[name] for name in ("TYPE", "TEMPLATE", "WITHOUT_CATEGORY")}
+    return content
 
 
 def digest_learned(cfg) -> str:

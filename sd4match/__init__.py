@@ -45,6 +45,7 @@ _HOMES = {
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
     "PointError": "sd4match.error",
+    "Transfer": "sd4match.label",
 }
 __all__ = list(_HOMES)
 

@@ -37,14 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y", help="pixels of the source")
     parser.add_argument("--count", type=int, default=20, help="matches shown without --points; default: %(default)s")
     parser.add_argument("--category", help='what both images show, such as "dog"; text and Class prompts use it')
-    parser.add_argument("--network", help="sd2-1, mini, a diffusers folder or a hub id; default: see above")
-    parser.add_argument("--prompt", help='"text" (default), "empty", a learned prompt\'s name, folder or hub id')
-    parser.add_argument("--timestep", type=int, help="diffusion step, 0..999; default: what suits the prompt")
-    parser.add_argument("--ensemble", type=int, help="noise draws that are averaged; fewer are faster")
-    parser.add_argument("--layer", type=int, help="up-block of the UNet that gives the features")
-    parser.add_argument("--localiser", help="nn, bilinear, softmax or kernelsoftmax (default)")
-    parser.add_argument("--image_size", type=int, metavar="PX", help="side of the networks' input")
-    parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
+    add_matcher_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", metavar="FILE", help="the picture, .png, .jpg or .webp; default: a new name, here")
     parser.add_argument("--no_picture", action="store_true", help="write no picture")
@@ -54,6 +47,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.count < 1:
         parser.error(f"--count must be at least 1; got {args.count}")
     return args
+
+
+def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
+    """What Matcher.from_pretrained takes."""
+    parser.add_argument("--network", help="sd2-1, mini, a diffusers folder or a hub id; default: see above")
+    parser.add_argument("--prompt", help='"text" (default), "empty", a learned prompt\'s name, folder or hub id')
+    parser.add_argument("--timestep", type=int, help="diffusion step, 0..999; default: what suits the prompt")
+    parser.add_argument("--ensemble", type=int, help="noise draws that are averaged; fewer are faster")
+    parser.add_argument("--layer", type=int, help="up-block of the UNet that gives the features")
+    parser.add_argument("--localiser", help="nn, bilinear, softmax or kernelsoftmax (default)")
+    parser.add_argument("--image_size", type=int, metavar="PX", help="side of the networks' input")
+    parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
 
 
 def parse_point(text: str) -> tuple[float, float]:

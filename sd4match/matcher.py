@@ -17,6 +17,7 @@ from torch import Tensor
 from config import ConfigError, change_config, load_config, resolve_path
 from engine.build import build_method
 from engine.check import check_config
+from engine.identity import what_makes_matches
 from engine.transfer import move_batch
 from model.backbone.device import check_finite, resolve_device
 from model.method.base import Method
@@ -152,6 +153,10 @@ class Matcher:
             "seed": cfg.SEED,
             "device": str(self.device),
         }
+
+    def identify(self) -> dict[str, Any]:
+        """All that decides the matches beside the images, networks and weights by their content: JSON values."""
+        return what_makes_matches(self.config, self._method)
 
     def at(self, timestep: int | None = None, ensemble: int | None = None, localiser: str | None = None) -> Matcher:
         """The same networks and prompt in another setting, sharing memory and lock; None keeps a setting."""

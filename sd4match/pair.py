@@ -76,21 +76,30 @@ class Pair:
     trg_feat: Tensor
     setting: Setting
 
-    def match(self, points: Sequence | np.ndarray | Tensor, localiser: str | None = None) -> Matches:
+    def match(
+        self,
+        points: Sequence | np.ndarray | Tensor,
+        localiser: str | None = None,
+        src_mask: np.ndarray | None = None,
+        trg_mask: np.ndarray | None = None,
+    ) -> Matches:
         """The places in the target of `points`, (N, 2) or one (x, y), px of the original source image.
 
-        localiser: "nn", "bilinear", "softmax" or "kernelsoftmax" instead of the matcher's own. Raises
+        localiser: "nn", "bilinear", "softmax" or "kernelsoftmax" instead of the matcher's own. Masks, (H, W) bool of
+        the originals: points are looked for in trg_mask alone, and the way back leads into src_mask. Raises
         PointError (a ValueError) for points that are not (x, y) inside the image.
         """
+        src_cells = self._find_cells(src_mask, self.src, self.src_feat)
+        trg_cells = self._find_cells(trg_mask, self.trg, self.trg_feat)
         points = self._check_points(points)
         localiser = localiser or self.setting.localiser
         check_localisers([localiser])
         parts = []
-        for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points)):
+        for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points), trg_cells):
             cells, sim = LOCALISERS[localiser](query)[0], query.sim[0]
             parts.append((cells, sim.flatten(1).amax(dim=1), _mass_near(sim, cells, query.beta)))
         cells, similarity, mass = map(torch.cat, zip(*parts, strict=True))
-        queries = self._ask(self.trg_feat, self.src_feat, cells)
+        queries = self._ask(self.trg_feat, self.src_feat, cells, src_cells)
         back = torch.cat([LOCALISERS[localiser](query)[0] for query in queries])
         cycle = np.linalg.norm(self._to_original(back, self.src, self.src_feat) - points, axis=1)
         agreement = np.exp(-((cycle / (NEAR * max(self.src.size))) ** 2))
@@ -187,8 +196,23 @@ class Pair:
         last = np.array([picture.size[1] - 1, picture.size[0] - 1], np.float32)
         return np.clip(frame.to_orig(px, picture.size).numpy(), 0, last).astype(np.float32)
 
-    def _ask(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor) -> Iterator[Query]:
-        return split_query(from_feat, to_feat, cells, self.setting.beta, self.setting.sigma)
+    def _find_cells(self, mask: np.ndarray | None, picture: Picture, feat: Tensor) -> Tensor | None:
+        """(h, w) bool: the cells whose centres lie in a mask (H, W) of a picture; None if there is no mask, or none."""
+        if mask is None:
+            return None
+        size = tuple(feat.shape[-2:])
+        orig = self.setting.frame.to_orig(
+            cell_to_px(cell_grid(size, torch.zeros(0)), size, self.setting.frame.image_size), picture.size
+        )
+        x, y = orig.round().long().unbind(-1)
+        height, width = picture.size
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        whole = torch.from_numpy(np.ascontiguousarray(mask, bool))
+        found = inside & whole[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+        return found.reshape(size).to(feat.device) if found.any() else None
+
+    def _ask(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor, mask: Tensor | None = None) -> Iterator[Query]:
+        return split_query(from_feat, to_feat, cells, self.setting.beta, self.setting.sigma, mask=mask)
 
 
 def _printable(name: str) -> str:

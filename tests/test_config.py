@@ -284,7 +284,7 @@ def test_the_copy_that_the_release_keeps_is_trained_for_its_number_of_steps():
 
 
 def test_every_key_is_read_somewhere():
-    folders = ("dataset", "engine", "loss", "model", "script", "utils")
+    folders = ("dataset", "engine", "loss", "model", "script", "sd4match", "utils")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     files += [ROOT / name for name in ("train.py", "test.py", "pre_compute_dino_feature.py", "engine/check.py")]
     text = "\n".join(path.read_text() for path in files)

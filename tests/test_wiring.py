@@ -25,6 +25,7 @@ SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5", "PROMPT.INIT", "empty")
 PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")
 WATCHED = {name.split(" ")[0] for keys in (TRAINED_KEYS, TESTED_KEYS, DINO_KEYS) for name in keys}
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
+WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
 
 
 def watches(*keys):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.geometry import Size, at_least_float32, cell_grid
-from utils.localise import LOCALISERS, FeatureSimilarity, Query, check_localisers
+from utils.localise import LOCALISERS, FeatureSimilarity, LimitedSimilarity, Query, check_localisers
 
 MAPS_PER_QUERY = 10  # similarity maps that a localiser holds at once for each query, at most
 FEATURES_PER_QUERY = 16  # and feature vectors
@@ -65,11 +65,21 @@ def resize_features(feat: Tensor, size: Size) -> Tensor:
 
 
 def split_query(
-    src_feat: Tensor, trg_feat: Tensor, cells: Tensor, beta: float, sigma: float, budget_mib: int = 512
+    src_feat: Tensor,
+    trg_feat: Tensor,
+    cells: Tensor,
+    beta: float,
+    sigma: float,
+    budget_mib: int = 512,
+    mask: Tensor | None = None,
 ) -> Iterator[Query]:
-    """Queries of parts of source positions (n, 2), each within `budget_mib`, but of at least one position."""
+    """Queries of parts of source positions (n, 2), each within `budget_mib`, but of at least one position.
+
+    mask: (h', w') bool, the target's cells among which they are looked for.
+    """
     src_feat, trg_feat = at_least_float32(src_feat), at_least_float32(trg_feat)
     per_query = trg_feat.element_size() * (MAPS_PER_QUERY * trg_feat[0].numel() + FEATURES_PER_QUERY * len(trg_feat))
     similarity = FeatureSimilarity(src_feat[None], trg_feat[None])
+    similarity = similarity if mask is None else LimitedSimilarity(similarity, mask)
     for part in cells.split(max(1, budget_mib * MIB // per_query)):
         yield Query(similarity, part[None], beta, sigma)

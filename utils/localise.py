@@ -25,6 +25,7 @@ from utils.geometry import (
     sample_features,
 )
 
+OUTSIDE = -1e30  # similarity beyond a mask
 CORNER_CLAMP = 1e-5  # cells: how far inside the map the query of the bilinear localiser is kept
 
 
@@ -62,6 +63,19 @@ class FeatureSimilarity:
         trg_feat, trg_norm = self._target
         with torch.autocast(device_type=query.device.type, enabled=False):
             return torch.einsum("bnc,bchw->bnhw", query, trg_feat) / (trg_norm + NORM_EPS)
+
+
+class LimitedSimilarity:
+    """A similarity whose maps are as low as can be beyond a mask (h, w) of the target's cells.
+
+    Not infinite: kernelsoftmax multiplies it by a Gaussian, which may be 0.
+    """
+
+    def __init__(self, similarity: Similarity, mask: Tensor) -> None:
+        self.similarity, self.mask, self.src_size = similarity, mask, similarity.src_size
+
+    def __call__(self, points_cell: Tensor) -> Tensor:
+        return self.similarity(points_cell).masked_fill(~self.mask, OUTSIDE)
 
 
 @dataclass(frozen=True, eq=False)

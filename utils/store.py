@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +105,28 @@ def read_json(
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is corrupt ({cause}); {remedy}") from cause
     return content
+
+
+def append_record(file: BinaryIO, content: Mapping[str, Any]) -> None:
+    """Add an object with its digest as a line of a journal, opened for appending; it outlives this process at once."""
+    content = json.loads(json.dumps(content, allow_nan=False))
+    file.write(json.dumps({**content, DIGEST: digest(content)}, separators=(",", ":")).encode() + b"\n")
+    file.flush()
+
+
+def read_records(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position in the file, object) of a journal's lines; what a killed process left unfinished is passed over."""
+    with open(path, "rb") as file:
+        position = 0
+        for line in file:
+            try:
+                content = json.loads(line)
+                whole = content.pop(DIGEST, None) == digest(content)
+            except (ValueError, AttributeError, RecursionError):
+                whole = False
+            if whole:
+                yield position, content
+            position += len(line)
 
 
 def write_tensors(

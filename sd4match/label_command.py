@@ -1,0 +1,131 @@
+"""Carry the keypoints of a few labelled images to a folder of others.
+
+    python transfer.py --references labelled/ --images folder/ --output labels.json --network sd2-1
+    python transfer.py --references labelled/ --images folder/ --output labels.json --boxes b.json --truth t.json
+    accelerate launch --num_processes 4 transfer.py --references labelled/ --images folder/ --output labels.json
+
+References: a file or a folder of files in COCO's keypoint format, LabelMe's, or CSV with the columns image, keypoint,
+x, y and perhaps category, object, visible. The labels come in COCO's format, with a list beside them of what to look at
+first (_review.csv); script/review_labels.py shows and corrects them. Interrupted or killed, the same command goes on.
+
+KEY VALUE: settings of config/default.py, such as TRANSFER.COMBINE vote. Networks: see match.py.
+"""
+
+import argparse
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from engine.entry import entry_point, tell
+from sd4match.command import SETTINGS, add_matcher_flags, choose_network
+from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        Path(sys.argv[0]).name,
+        description=describe_usage(__doc__, "transfer.py", "sd4match-transfer"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--references", required=True, metavar="PLACE", help="labelled images: a label file, or a folder of them")
+    add(
+        "--reference_images",
+        metavar="FOLDER",
+        help="their pictures; default: beside the label files, or in images/ there",
+    )
+    add("--images", required=True, metavar="FOLDER", help="pictures to label, at any depth")
+    add("--output", required=True, metavar="FILE", help="the labels, .json")
+    add("--category", help="what every picture shows; default: the references' only category, or its folder's name")
+    add(
+        "--boxes",
+        metavar="FILE",
+        help="objects to label, in COCO's format, with boxes or masks; only their pictures are taken",
+    )
+    add(
+        "--labelled",
+        metavar="FILE",
+        help="labelled pictures of --images that choose TRANSFER.VISIBLE; default: references",
+    )
+    add("--truth", metavar="FILE", help="labels of --images to compare with: PCK of each keypoint and OKS AP")
+    add("--method", help="a name in METHODS; default: sd4match")
+    add_matcher_flags(parser)
+    add("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TRANSFER.COMBINE vote")
+    return parser.parse_intermixed_args(arguments)
+
+
+def check_output(args: argparse.Namespace) -> Path:
+    """OutputError if the labels would replace what they are made of, or be taken for it the next time."""
+    output, references = Path(args.output), Path(args.references)
+    if output.suffix != ".json":
+        raise OutputError(f"--output {output}: the name must end in .json")
+    if output.is_dir():
+        raise OutputError(f"--output {output} is a folder; name a file in it")
+    if references.is_dir() and output.resolve().parent == references.resolve():
+        raise OutputError(f"--output {output} lies among the references, and would be one of them the next time")
+    inputs = [path for path in (args.references, args.boxes, args.labelled, args.truth) if path]
+    if output.exists() and any(Path(path).exists() and output.samefile(path) for path in inputs):
+        raise OutputError(f"--output {output} is one of the files that are read; choose another name")
+    return output
+
+
+def transfer(args: argparse.Namespace) -> int:
+    """Label the images; 1 if some could not be read."""
+    output = check_output(args)
+    from accelerate import PartialState
+
+    from config import load_config
+    from dataset.annotation import read_labels
+    from engine.check import get_value
+    from sd4match import Matcher, Transfer
+    from sd4match.label import find_targets, require_points
+    from sd4match.label_job import find_review, run_job, write_output
+    from sd4match.label_score import format_score, score_labels
+
+    references = read_labels(args.references, args.reference_images, args.category)
+    require_points(references)
+    boxes, labelled, truth = (
+        read_labels(place, args.images) if place else None for place in (args.boxes, args.labelled, args.truth)
+    )
+    targets = find_targets(references, boxes or args.images, args.category)
+    parsed = load_config(None, args.opts)
+    given = {key: get_value(parsed, key) for key in args.opts[::2]}
+    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=30))  # the others may have more to do
+    device = str(state.device) if state.num_processes > 1 else args.device
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    matcher = Matcher.from_pretrained(
+        args.network or choose_network(), args.prompt, device, method=args.method, **settings, settings=given
+    )
+    job = Transfer(matcher, references)
+    places = run_job(job, targets, output, state)
+    if not state.is_main_process:
+        return 0
+    visible, count = job.find_threshold(labelled)
+    skipped = [{"file_name": name, "reason": place.error} for name, place in places.items() if place.error]
+    info = {
+        "description": "keypoints transferred from labelled images",
+        "matcher": matcher.describe(),
+        "transfer": dict(job.settings),
+        "references": len(references.objects),
+        "visible": {"confidence": visible, "chosen_on_points": count},
+        "skipped": skipped,
+    }
+    write_output(job, targets, places, output, visible, info)
+    print(f"written: {output} ({len(targets) - len(skipped)} images), {find_review(output)}", file=sys.stderr)
+    print(f"visible from confidence {visible:.4g}" + f", chosen on {count} points" * bool(count), file=sys.stderr)
+    if truth:
+        found, alphas = read_labels(output, args.images), matcher.config.EVAL.ALPHAS
+        print(format_score(score_labels(found, truth, alphas, job.settings.OKS_SIGMA)))
+    if skipped:
+        tell(f"{len(skipped)} of {len(targets)} images could not be read and were skipped; {output} lists them")
+    return 1 if skipped else 0
+
+
+@entry_point(
+    "what was labelled is kept, and the same command goes on from it",
+    wrong=(PointError, CategoryError, OutputError),
+)
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_args(arguments)
+    with in_flags({"network", "prompt", "device", *SETTINGS}):
+        return transfer(args)
