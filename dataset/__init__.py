@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dataset.ap10k import AP10K
 from dataset.benchmark import Benchmark, fill_command
 from dataset.comvg import ComVG
 from dataset.custom import Custom
@@ -13,12 +14,14 @@ from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
 from dataset.ranking import RankingBenchmark
 from dataset.record import ImageRef, PairRecord
-from dataset.spair import SPair
+from dataset.spair import SPair, SPairU
 
 BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
     "spair": SPair,
     "pfpascal": PFPascal,
     "pfwillow": PFWillow,
+    "ap10k": AP10K,
+    "spairu": SPairU,
     "custom": Custom,
     "comvg": ComVG,
 }

@@ -67,7 +67,7 @@ class Benchmark(Sequence):
             self._require_layout()
             self.categories = tuple(self.find_categories())
             if "all" in self.categories:
-                raise DatasetError(f"{self.split_files()[0]}: a category is called 'all', which stands for all of them")
+                raise DatasetError(f"{self.origin}: a category is called 'all', which stands for all of them")
             choose(category, ("all", *self.categories), f"category of {self.name}")
             self.category = category
             words = f"{self.name} {split} {self.threshold_rule} {pairs_per_category}"
@@ -113,6 +113,11 @@ class Benchmark(Sequence):
     def __getitem__(self, index: int) -> PairRecord:
         return self._table.record(self._rows[index], self._images)
 
+    @property
+    def origin(self) -> Path:
+        """What says which pairs there are: the list of the split, or the folder of their files."""
+        return [*self.split_files(), *reversed(self.annotation_folders())][0]
+
     def find_symmetry(self, category: str) -> Symmetry | None:
         """What mirroring makes of the keypoints of a category of pairs; None where nobody has said."""
         return self.symmetries.get(category)
@@ -142,7 +147,7 @@ class Benchmark(Sequence):
     def _select(self, category: str) -> np.ndarray:
         rows = np.flatnonzero([category in ("all", name) for name in self._table.category])
         if len(rows) == 0:
-            file = self.split_files()[0]
+            file = self.origin
             why = "".join(f"; all are left out, the first for {reason}" for reason in self.left_out[:1])
             raise DatasetError(f"{file}: split {self.split!r} has no pair of category {category!r}{why}")
         return self._thin_out(rows) if self.pairs_per_category else rows

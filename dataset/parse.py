@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -107,6 +108,19 @@ class Fields:
         if not (np.abs(array[~np.isnan(array)] if nan else array) < LARGEST).all():
             raise self.wrong(key, f"{expected}, none infinite or beyond {LARGEST:g}")
         return array
+
+
+def read_record(path: str | Path, defaults: Mapping[str, Any] | None = None) -> Fields:
+    """The object in a JSON file; defaults: values of keys that it may lack."""
+    try:
+        data = json.loads(read_text(path))
+    except FileNotFoundError:
+        raise MissingDataError(f"{path}: no such file, but the layout lists it") from None
+    except (RecursionError, ValueError) as error:
+        raise error if isinstance(error, DatasetError) else DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: holds a {type(data).__name__}, expected an object with the pair's keys")
+    return Fields(str(path), {**(defaults or {}), **data})
 
 
 def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[str], list[Fields]]:

@@ -22,6 +22,8 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
+from dataset.ap10k import LISTS as AP10K_LISTS
+from dataset.ap10k_split import CROWD, build_pairs
 from dataset.pfpascal import ALIASES
 from utils.image import ImageError, read_image
 from utils.progress import progress
@@ -46,10 +48,11 @@ class Part:
     page: str  # where a person finds it
     brings: tuple[str, ...]  # names in the folder of the data set once it is there
     also: tuple[str, ...] = ()  # patterns of further names to take from beside them
+    name: str = ""  # of the file, where the address does not say it
 
     @property
     def file_name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.name or self.url.rpartition("/")[2]
 
     @property
     def is_pairs(self) -> bool:
@@ -59,6 +62,9 @@ class Part:
 FLOW = "https://www.di.ens.fr/willow/research/proposalflow/"
 SPAIR = "https://cvlab.postech.ac.kr/research/SPair-71k/"
 LISTS, LISTS_PAGE = "https://www.robots.ox.ac.uk/~xinghui/sd4match/", "https://github.com/ActiveVisionLab/SD4Match#data"
+AP10K, DRIVE = "https://github.com/AlexTheBad/AP-10K", "https://drive.usercontent.google.com/download"
+GEOAWARE = "https://raw.githubusercontent.com/Junyi42/GeoAware-SC/master/"
+JAMAISVU = "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/"
 SPLITS = ("trn_pairs.csv", "val_pairs.csv", "test_pairs.csv")
 PARTS: dict[str, tuple[Part, ...]] = {  # the archive, then the pair lists where they are apart
     "spair": (Part(f"{SPAIR}data/SPair-71k.tar.gz", SPAIR, ("Layout", "PairAnnotation", "JPEGImages"), ("*",)),),
@@ -70,12 +76,24 @@ PARTS: dict[str, tuple[Part, ...]] = {  # the archive, then the pair lists where
         Part(f"{FLOW}dataset/PF-dataset.zip", FLOW, ("PF-dataset",)),
         Part(f"{LISTS}test_pairs.csv", LISTS_PAGE, ("test_pairs.csv",)),
     ),
+    "ap10k": (
+        Part(
+            f"{DRIVE}?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&confirm=t", AP10K, ("annotations", "data"), name="ap-10k.zip"
+        ),
+        Part(f"{GEOAWARE}data/{CROWD}", "https://github.com/Junyi42/GeoAware-SC", (CROWD,)),
+    ),
+    "spairu": (Part(f"{JAMAISVU}SPair-U.zip", "https://arxiv.org/abs/2506.08220", ("PairAnnotation",), ("*",)),),
 }
+BUILDERS = {"ap10k": build_pairs}  # what makes the pairs of a data set whose archives bring none
 EXPECTED: dict[str, dict[str, int]] = {  # pairs of each split, and images where the data set states them
     "spair": {"trn": 53_340, "val": 5_384, "test": 12_234, "images": 1_800},
     "pfpascal": {"trn": 2_940, "val": 308, "test": 299},
     "pfwillow": {"test": 900},
+    "ap10k": {"images": 10_015},
+    "spairu": {},
 }
+STATED = {"ap10k": {"trn": 261_000, "val": 17_000, "test": 36_000}}  # pairs, rounded, over all splits that start so
+TOLERANCE = 0.05  # of these counts: the lists are not the authors' own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.check:
             prepare(args.name, folder, (args.url, args.pairs_url), args.pairs)
         check(args.name, folder)
-    except (PrepareError, OSError) as error:
+    except (PrepareError, DatasetError, OSError) as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         return 1
     return 0
@@ -105,8 +123,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs-url", help="another address of the pair lists (PF-PASCAL, PF-WILLOW)")
     parser.add_argument("--pairs", type=Path, help="folder that holds the pair lists in CSV already")
     args = parser.parse_args(argv)
-    if args.name == "spair" and (args.pairs or args.pairs_url):
-        parser.error("--pairs and --pairs-url: the archive of SPair-71k brings its own pair lists")
+    if args.name in ("spair", "spairu") and (args.pairs or args.pairs_url):
+        parser.error(
+            f"--pairs and --pairs-url: the archive of {BENCHMARKS[args.name].FOLDER} brings its own pair lists"
+        )
     return args
 
 
@@ -126,12 +146,16 @@ def prepare(name: str, folder: Path, urls: Sequence[str | None] = (None, None), 
             continue
         if part.is_pairs and pairs:
             raise PrepareError(f"--pairs {pairs}: {', '.join(missing)} not found there")
-        is_list = part.file_name.endswith(".csv")
+        is_list = part.file_name.endswith((".csv", ".txt"))
         file = folder / part.file_name if is_list else folder.parent / "download" / part.file_name
         if not file.is_file():
             download(part, url or part.url, file)
         if not is_list:
             install(file, folder, part)
+    if name in BUILDERS:
+        copy_lists(pairs or folder, folder / AP10K_LISTS, [f"{split}.txt" for split in BENCHMARKS[name].SPLITS])
+        for split, count in BUILDERS[name](folder).items():
+            say(f"listed {count:,} pairs in {folder / AP10K_LISTS / split}.txt")
 
 
 def copy_lists(source: Path, folder: Path, names: Sequence[str]) -> None:
@@ -139,6 +163,7 @@ def copy_lists(source: Path, folder: Path, names: Sequence[str]) -> None:
     for name in names:
         path = find_item(source, name)
         if path and not (folder / name).exists():
+            folder.mkdir(exist_ok=True)
             temporary = folder / f"{name}.part"
             shutil.copyfile(path, temporary)
             os.replace(temporary, folder / name)
@@ -268,23 +293,32 @@ def check(name: str, folder: Path) -> None:
             "Nothing that was there is replaced: move the wrong files away and run "
             f"`sh script/prepare_data.sh {name} --root {shlex.quote(str(folder.parent))}` again."
         )
-    say(f"{name} is complete: {', '.join(f'{count:,} {what}' for what, count in expected.items())}")
+    counts = f": {', '.join(f'{count:,} {what}' for what, count in expected.items())}" if expected else ""
+    say(f"{name} is complete{counts}")
 
 
 def find_problems(name: str, folder: Path, expected: Mapping[str, int]) -> list[str]:
     """Opens every split with its reader, which looks at each annotation, decodes every image, compares the counts."""
-    problems, sizes = [], {}
+    problems, sizes, found = [], {}, {}
     for split in BENCHMARKS[name].SPLITS:
         try:
             benchmark = build_benchmark(name, folder, split)
         except (DatasetError, MissingDataError) as error:
             problems.append(str(error).splitlines()[0])
             continue
-        if len(benchmark) != expected[split]:
+        found[split] = len(benchmark) + len(benchmark.left_out)
+        if len(benchmark) != expected.get(split, len(benchmark)):
             problems.append(f"split {split} has {len(benchmark):,} pairs, expected {expected[split]:,}")
         sizes |= {image.path: image.size for image in benchmark.images()}
+    for start, stated in STATED.get(name, {}).items():
+        count = sum(number for split, number in found.items() if split.startswith(start))
+        say(
+            f"{start}: {count:,} pairs over all settings, the authors state {stated:,} (rounded; of lists of their own)"
+        )
+        if abs(count / stated - 1) > TOLERANCE:
+            problems.append(f"{count:,} {start} pairs are far from the {stated:,} that the authors state")
     if "images" in expected:
-        count = sum(1 for path in folder.glob("JPEGImages/*/*.jpg") if not path.name.startswith("."))
+        count = sum(1 for path in folder.glob("JPEGImages/**/*.jpg") if not path.name.startswith("."))
         if count != expected["images"]:
             problems.append(f"JPEGImages has {count:,} images, expected {expected['images']:,}")
     return list(dict.fromkeys(problems)) + find_bad_images(sizes)

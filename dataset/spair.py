@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from dataset.benchmark import Benchmark, list_names
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import Fields, read_text
+from dataset.parse import Fields, read_record, read_text
 from dataset.record import FLAGS, ImageRef, Keypoints
-from dataset.symmetry import SPAIR
+from dataset.symmetry import SPAIR, Symmetry
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
 
 LINE = re.compile(r"[^/\\]+-[^/\\]+-[^/\\]+:(?!\.+$)([^/\\:]+)")  # {number}-{source}-{target}:{category}
 LONGEST_SIDE = 100_000  # px
+EXTRA = "ExtraPairAnnotation"
+logger = logging.getLogger(__name__)
 
 
 class SPair(Benchmark):
@@ -33,35 +39,139 @@ SPair-71k/
     threshold_rule = "bbox"
     max_kps = 30
     SYMMETRIES = SPAIR
-    IMAGE_FOLDER = "ImageAnnotation"
+    FOLDERS = ("PairAnnotation", "ImageAnnotation", "JPEGImages")
+
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        """Of the pairs' annotations, the images' and the images, below the root."""
+        return self.FOLDERS
 
     def split_files(self) -> list[Path]:
         return [self._layout_file(self.split)]
 
     def annotation_folders(self) -> list[Path]:
-        images = self.root / self.IMAGE_FOLDER
-        return [self.root / "PairAnnotation" / self.split, *([images] if images.is_dir() else [])]
+        pairs, images, _ = self.folders
+        known = (self.root / images).is_dir()
+        return [self.root / pairs / self.split, *([self.root / images] if known else [])]
 
     def find_categories(self) -> list[str]:
         """Sorted categories of all layout files there are, so that every split counts them alike."""
         files = [path for path in map(self._layout_file, self.SPLITS) if path.is_file()]
         return sorted({category for path in files for category in read_layout(path).values()})
 
+    def list_lines(self) -> dict[str, str]:
+        """{line: category} of the split."""
+        return read_layout(self._layout_file(self.split))
+
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
-        lines = read_layout(self._layout_file(self.split))
         folder, *images = map(str, self.annotation_folders())
         seen = SeenImages(*images)
         names = list_names(folder)
-        for line, category in progress(lines.items(), f"indexing {self.name} {self.split}", unit="pairs"):
+        for line, category in progress(self.list_lines().items(), f"indexing {self.name} {self.split}", unit="pairs"):
             name = f"{line}.json"
             if name not in names and name.replace(":", "_") in names:  # disks of Windows have no colons
                 name = name.replace(":", "_")
-            add_annotation(builder, line, category, read_annotation(f"{folder}/{name}"), seen)
+            pair = read_record(f"{folder}/{name}", dict.fromkeys(FLAGS, -1))
+            sides = [self._read_side(builder, pair, category, side, seen) for side in ("src", "trg")]
+            self.add(builder, line, category, pair, sides)
         return builder.build()
+
+    def add(self, builder: TableBuilder, line: str, category: str, pair: Fields, sides: list[Side]) -> None:
+        """Adds the pair of one annotation file."""
+        kps, names = read_kps(pair)
+        add_annotation(builder, line, category, pair, [side.place for side in sides], kps, names)
+        last = len(symmetry.permutation) - 1 if (symmetry := self.find_symmetry(category)) else self.max_kps
+        if outside := [name for name in names if not (name.isdecimal() and int(name) <= last)]:
+            raise DatasetError(
+                f"{pair.where}: keypoint {outside[0]!r} is outside the table of {category}: ids are 0..{last}"
+            )
+
+    def _read_side(self, builder: TableBuilder, pair: Fields, category: str, side: str, images: SeenImages) -> Side:
+        if pair.get("category") != category:
+            raise pair.wrong("category", f"{category!r} as its layout line says")
+        name = pair.file_name(f"{side}_imname")
+        stem, path = os.path.splitext(name)[0], f"{self.folders[2]}/{category}/{name}"
+        seen, azimuth = images.read(category, stem)
+        ref = ImageRef(f"{category}-{stem}", path, category, read_size(pair, f"{side}_imsize"), azimuth=azimuth)
+        return Side(builder.add_image(ref, pair.where, seen), seen)
 
     def _layout_file(self, split: str) -> Path:
         return self.root / "Layout" / "large" / f"{split}.txt"
+
+
+class SPairU(SPair):
+    """SPair-U (Jamais Vu, 2025): SPair-71k's test pairs with points that nobody was trained on.
+
+    Lies in a folder of its own, or in SPair-71k's as ExtraPairAnnotation and ExtraImageAnnotation; the images are
+    SPair-71k's. Keypoints are those of the two images' annotations where they are there, as its authors read them.
+    """
+
+    name = "spairu"
+    FOLDER = "SPair-U"
+    SPLITS = ("test",)
+    LAYOUT = """\
+SPair-U/                                   beside SPair-71k/, which holds the images
+  PairAnnotation/test/{line}.json          line: 000001-2008_002719-2008_004100:aeroplane
+  ImageAnnotation/{category}/{image}.json  all keypoints of an image (optional)
+or SPair-71k/ with ExtraPairAnnotation/test/ and ExtraImageAnnotation/"""
+    SYMMETRIES: Mapping[str, Symmetry] = {}  # its ids are other points than SPair-71k's
+    symmetries = SYMMETRIES
+
+    def __init__(self, root: str | Path, *args, **kwargs) -> None:
+        beside = Path(root).parent / SPair.FOLDER
+        super().__init__(root if Path(root).is_dir() or not (beside / EXTRA).is_dir() else beside, *args, **kwargs)
+
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        prefix = "Extra" if (self.root / EXTRA).is_dir() else ""
+        pairs, images, pictures = self.FOLDERS
+        own = (self.root / pictures).is_dir()
+        return f"{prefix}{pairs}", f"{prefix}{images}", pictures if own else f"../{SPair.FOLDER}/{pictures}"
+
+    def split_files(self) -> list[Path]:
+        """None where there is no list, or only SPair-71k's: then the pairs are the files of the folder."""
+        path = self._layout_file(self.split)
+        return [path] if path.is_file() and not (self.root / EXTRA).is_dir() else []
+
+    def find_categories(self) -> list[str]:
+        return sorted(set(self.list_lines().values()))
+
+    def list_lines(self) -> dict[str, str]:
+        if files := self.split_files():
+            return read_layout(files[0])
+        folder = self.annotation_folders()[0]
+        if not folder.is_dir():
+            raise MissingDataError(f"{folder}: no such folder")
+        found = (re.fullmatch(r"(.+-.+-.+)[:_]([^:_]+)\.json", name) for name in sorted(list_names(str(folder))))
+        return {f"{match[1]}:{match[2]}": match[2] for match in found if match}
+
+    def read(self) -> PairTable:
+        self._differing: list[str] = []
+        table = super().read()
+        if self._differing:
+            some = f"{len(self._differing)} of {len(table.pair_id)} pair files, such as {self._differing[0]}"
+            logger.warning("%s: %s, differ from the images' annotations, which count here", self.name, some)
+        return table
+
+    def add(self, builder: TableBuilder, line: str, category: str, pair: Fields, sides: list[Side]) -> None:
+        kps, names = read_kps(pair)
+        if all(side.seen for side in sides):
+            known = [dict(zip(side.seen.ids, side.seen.points.tolist(), strict=True)) for side in sides]
+            common = [name for name in known[0] if name in known[1]]
+            points = [[points[name] for name in common] for points in known]
+            said = sorted(zip(names, *(side.tolist() for side in kps), strict=True))
+            if said != sorted(zip(common, *points, strict=True)):
+                self._differing.append(pair.where)
+            kps, names = [np.reshape(side, (-1, 2)) for side in points], common
+        add_annotation(builder, line, category, pair, [side.place for side in sides], kps, names)
+
+
+class Side(NamedTuple):
+    """An image of a pair."""
+
+    place: int  # in the table
+    seen: Keypoints | None
 
 
 def read_layout(path: Path) -> dict[str, str]:
@@ -93,7 +203,7 @@ class SeenImages:
         if self.folder is None:
             return None, -1
         if (category, image) not in self._known:
-            fields = read_annotation(f"{self.folder}/{category}/{image}.json")
+            fields = read_record(f"{self.folder}/{category}/{image}.json", {"azimuth_id": -1})
             self._known[category, image] = read_seen(fields), fields.whole("azimuth_id", -1, 7)
         return self._known[category, image]
 
@@ -108,42 +218,31 @@ def read_seen(fields: Fields) -> Keypoints:
     return Keypoints(tuple(seen), points)
 
 
-def read_annotation(path: str) -> Fields:
-    """The JSON file of a pair, or of an image."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise MissingDataError(f"{path}: no such file, but the layout lists it") from None
-    try:
-        data = json.loads(text)
-    except (RecursionError, ValueError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise DatasetError(f"{path}: holds a {type(data).__name__}, expected an object with the pair's keys")
-    return Fields(path, dict.fromkeys((*FLAGS, "azimuth_id"), -1) | data)
-
-
-def add_annotation(builder: TableBuilder, pair_id: str, category: str, pair: Fields, images_seen: SeenImages) -> None:
-    """Adds the pair of one annotation file and its two images."""
-    if pair.get("category") != category:
-        raise pair.wrong("category", f"{category!r} as its layout line says")
-    images = []
-    for side in ("src", "trg"):
-        name = pair.file_name(f"{side}_imname")
-        stem, path = os.path.splitext(name)[0], f"JPEGImages/{category}/{name}"
-        seen, azimuth = images_seen.read(category, stem)
-        size = read_size(pair, f"{side}_imsize")
-        ref = ImageRef(f"{category}-{stem}", path, category, size, azimuth=azimuth)
-        images.append(builder.add_image(ref, pair.where, seen))
+def read_kps(pair: Fields) -> tuple[list[np.ndarray], list[str]]:
+    """Points (N, 2) of source and target, and their ids, of the file of a pair."""
     names = pair.get("kps_ids")
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise pair.wrong("kps_ids", 'a list of names such as ["0", "7"]')
+    kps = [pair.array(f"{side}_kps", (None, 2), "a list of [x, y] points") for side in ("src", "trg")]
+    return kps, list(map(str, names))
+
+
+def add_annotation(
+    builder: TableBuilder,
+    pair_id: str,
+    category: str,
+    pair: Fields,
+    images: list[int],
+    kps: list[np.ndarray],
+    names: list[str],
+) -> None:
+    """Adds the pair of one annotation file, of images that the table has, with these keypoints."""
     builder.add_pair(
         pair_id,
         category,
         images,
-        kps=[pair.array(f"{side}_kps", (None, 2), "a list of [x, y] points") for side in ("src", "trg")],
-        kps_ids=list(map(str, names)),
+        kps=kps,
+        kps_ids=names,
         bbox=[pair.array(f"{side}_bndbox", (4,), "[x1, y1, x2, y2]") for side in ("src", "trg")],
         where=pair.where,
         flags=[pair.whole(name, -1, 127) for name in FLAGS],

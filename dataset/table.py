@@ -96,6 +96,10 @@ class TableBuilder:
         seen: the keypoints that it shows, where the annotations say so.
         """
         place, known = self._images.setdefault(ref.identifier, (len(self._images), ref))
+        if seen and len(seen.ids) > self.max_kps:
+            raise DatasetError(
+                f"{where}: image {ref.identifier} shows {len(seen.ids)} keypoints, more than {self.max_kps}"
+            )
         if place == len(self._seen):
             self._seen.append(seen)
         if ref != known:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.ap10k_split import build_pairs
 from mini.render.categories import FAMILIES, SPECIES, keypoint_tables
 from mini.render.files import save, write_json
 from mini.render.render import Scene, instance_seed, random_size, render_scene
@@ -45,6 +46,7 @@ def write_ap10k(
         }
         write_json(base / "annotations" / f"ap10k-{split}-split1.json", content)
     write_json(base / "keypoints.json", keypoint_tables(SPECIES[name] for name in species))
+    build_pairs(base)
     return {"images": sum(map(len, records.values())), **{split: len(rows) for split, rows in records.items()}}
 
 

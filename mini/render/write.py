@@ -27,6 +27,7 @@ SPAIR_CLASSES = tuple(c for c in PASCAL_CLASSES if c not in ("diningtable", "sof
 SPAIR_IMAGES = {"trn": 60, "val": 20, "test": 30}  # per category
 SPAIR_PAIRS = {"trn": 300, "val": 50, "test": 120}  # per category
 SPAIR_FULL_PAIRS = {"trn": 53340, "val": 5384, "test": 12234}  # of the real benchmark, all categories
+RANDOM_POINTS = 20  # of each image of the index of the real size
 PFPASCAL_IMAGES = {"trn": 20, "val": 10, "test": 10}  # per category
 PFPASCAL_PAIRS = {"trn": 30, "val": 10, "test": 10}  # per category; trn rows appear a second time mirrored
 PFWILLOW_CLASSES = {  # folder: category, azimuth range in degrees
@@ -39,7 +40,7 @@ PFWILLOW_CLASSES = {  # folder: category, azimuth range in degrees
 PFWILLOW_IMAGES, PFWILLOW_PAIRS = 12, 20  # per class
 WILLOW_POINTS = 10
 
-LAYOUT_VERSION = 2  # of the files beside the images
+LAYOUT_VERSION = 3  # of the files beside the images
 _MIN_COMMON = 4  # keypoints a pair must share
 _FIRST_INDEX = {"spair": 0, "pfpascal": 100_000, "pfwillow": 200_000}  # of the instances of each benchmark
 _COORDINATES = ("XA", "YA", "XB", "YB")
@@ -216,6 +217,8 @@ def write_full_size_spair_index(
             lines.append(pair["filename"])
         write_lines(base / "Layout" / "large" / f"{split}.txt", lines)
         counts[split] = len(lines)
+    table = {"names": [], "flip": list(range(RANDOM_POINTS)), "groups": []}
+    write_json(base / "keypoints.json", dict.fromkeys(SPAIR_CLASSES, table))
     return counts
 
 
@@ -406,7 +409,7 @@ def _pfwillow_row(folder: str, pair: Pair) -> list:
 def _random_record(rng: np.random.Generator, category: str, name: str) -> dict:
     """Image record with random numbers; keypoints 0 to 3 are always visible."""
     width, height = (int(v) for v in rng.integers(300, 501, 2))
-    points = rng.integers(0, (width, height), (20, 2)).tolist()
+    points = rng.integers(0, (width, height), (RANDOM_POINTS, 2)).tolist()
     kps = {str(k): point if k < 4 or point[0] % 3 else None for k, point in enumerate(points)}
     return {
         "filename": f"{name}.jpg",
