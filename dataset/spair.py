@@ -81,11 +81,11 @@ SPair-71k/
         """Adds the pair of one annotation file."""
         kps, names = read_kps(pair)
         add_annotation(builder, line, category, pair, [side.place for side in sides], kps, names)
-        last = len(symmetry.permutation) - 1 if (symmetry := self.find_symmetry(category)) else self.max_kps
-        if outside := [name for name in names if not (name.isdecimal() and int(name) <= last)]:
-            raise DatasetError(
-                f"{pair.where}: keypoint {outside[0]!r} is outside the table of {category}: ids are 0..{last}"
-            )
+        if symmetry := self.find_symmetry(category):
+            last = len(symmetry.permutation) - 1
+            if outside := [name for name in names if not (name.isdecimal() and int(name) <= last)]:
+                what = f"keypoint {outside[0]!r} is outside the table of {category}: ids are 0..{last}"
+                raise DatasetError(f"{pair.where}: {what}")
 
     def _read_side(self, builder: TableBuilder, pair: Fields, category: str, side: str, images: SeenImages) -> Side:
         if pair.get("category") != category:
