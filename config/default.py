@@ -57,7 +57,7 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.METHOD = CN()
-_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift"; of rankings "dsd"
+_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift", "geoaware"; of rankings "dsd"
 _C.METHOD.WEIGHTS = ""  # learned weights to test, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
 _C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
 _C.METHOD.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
@@ -93,6 +93,27 @@ _C.DSD.WEIGHT_DECAY = 0.01  # of AdamW
 _C.DSD.MAX_GRAD_NORM = 1.0  # larger gradients are scaled down to this norm
 # the baseline that compares embeddings
 _C.DSD.CLIP_FOLDER = "openai/clip-vit-large-patch14"  # transformers folder or hub id of a whole CLIP model
+
+# ---- maps of several layers of Stable Diffusion, of a large image in windows ("layers", which geoaware reads) -------
+_C.FEATURES = CN()
+# "mid", an up-block ("up1": its output), or a part of one as diffusers calls it; these are GeoAware-SC's s3, s4, s5
+_C.FEATURES.TAPS = ("up2.attentions.1", "up1.attentions.1", "up0.resnets.1")
+_C.FEATURES.SIZE = (960, 960)  # (H, W) pixels of the image, which DATASET.FRAME brings to it
+_C.FEATURES.WINDOW = 512  # pixels, side of the square windows that the UNet sees one by one
+_C.FEATURES.STRIDE = 512  # pixels between windows; the last is moved back to the border, overlaps are averaged
+_C.FEATURES.TIMESTEP = 50  # diffusion step of the noised latent, 0..999
+_C.FEATURES.NOISE_SEED = 42  # of the one noise that all windows of all images get
+_C.FEATURES.FREEU = (1.2, 1.4, 0.9, 0.2)  # b1, b2, s1, s2 of FreeU, by the width of a map; () = without
+# Condition of each window: what ODISE's implicit captioner makes of it. Its checkpoint, or the file that
+# script/convert_captioner.py makes of it; "" = the prompt alone.
+_C.FEATURES.CAPTIONER = ""
+_C.FEATURES.CLIP_FOLDER = "openai/clip-vit-large-patch14-336"  # what the captioner sees with
+_C.FEATURES.PROMPT = ""  # a sentence, which may say {category}; "" = the captioner's condition, else the empty prompt
+
+# ---- GeoAware-SC: the post-processor on top of "layers" and DINOv2; without METHOD.WEIGHTS the maps as they are -----
+_C.GEOAWARE = CN()
+_C.GEOAWARE.WIDTH = 768  # channels of its descriptors, a multiple of 4
+_C.GEOAWARE.DROPOUT = 0.2  # share of its input's elements that are zeroed in training
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()
@@ -168,6 +189,9 @@ _C.EVAL.ALPHAS = (0.01, 0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at mo
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
 _C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells
+# Of the localiser "window": feature cells from the maximum to the border of the window; 0 = the whole map; below 0, a
+# Gaussian of this standard deviation.
+_C.EVAL.WINDOW = 7
 _C.EVAL.PROTOCOL = "resized"  # "resized" (SD4Match: frame of IMAGE_SIZE) or "original" (frame of the image file)
 _C.EVAL.BY = "image"  # mean over "image" pairs or over every keypoint ("point")
 _C.EVAL.PICTURE_LOCALISER = "kernelsoftmax"  # whose predictions pictures show ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,28 @@ from torch.utils.data import Dataset
 
 from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.record import FLAGS, ImageRef, Keypoints, PairRecord, threshold
+from dataset.record import FLAGS, ImageRef, Keypoints, PairRecord, mirror_identifier, threshold
 from utils.frame import Frame, as_frame
 from utils.image import ImageError, read_image
 
 Cache = Any  # what was computed once per image: `identifier in cache`, `cache.get(identifier)` -> tensor
+
+
+class MirroredCache:
+    """Of each image what a cache holds of its mirror image."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    @property
+    def folder(self) -> Path:
+        return self.cache.folder
+
+    def __contains__(self, identifier: str) -> bool:
+        return mirror_identifier(identifier) in self.cache
+
+    def get(self, identifier: str) -> Any:
+        return self.cache.get(mirror_identifier(identifier))
 
 
 def load_pil(ref: ImageRef) -> Image.Image:

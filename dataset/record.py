@@ -5,7 +5,7 @@ Points are (x, y) pixels, boxes (x1, y1, x2, y2) pixels, sizes (H, W).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,15 @@ class ImageRef:
     size: tuple[int, int] | None  # (H, W) of the upright image; None where the data set does not say
     flip: bool = False  # mirrored left to right after loading
     azimuth: int = -1  # 0..7, the object's view in steps of 45 degrees (SPair's azimuth_id); -1 = unknown
+
+
+def mirror_ref(ref: ImageRef) -> ImageRef:
+    """The mirror image, which is another image."""
+    return replace(ref, identifier=mirror_identifier(ref.identifier), flip=not ref.flip)
+
+
+def mirror_identifier(identifier: str) -> str:
+    return f"{identifier}-mirrored"
 
 
 class Keypoints(NamedTuple):

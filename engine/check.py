@@ -49,6 +49,14 @@ RULES: dict[str, tuple] = {
     "DSD.MAX_GRAD_NORM": (1e-9, 1e9),
     "METHOD.SD_WEIGHT": (0, 1e3),
     "METHOD.DINO_WEIGHT": (0, 1e3),
+    "FEATURES.SIZE": (1, 8192),
+    "FEATURES.WINDOW": (1, 8192),
+    "FEATURES.STRIDE": (1, 8192),
+    "FEATURES.TIMESTEP": _TIMESTEP,
+    "FEATURES.NOISE_SEED": (0, 2**32 - 1),
+    "FEATURES.FREEU": (0, 100),
+    "GEOAWARE.WIDTH": (4, 2**16),
+    "GEOAWARE.DROPOUT": (0, 0.99),
     "PROMPT.KIND": ("Single", "Class", "CPM"),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
     "PROMPT.LENGTH": (1, 75),
@@ -83,6 +91,7 @@ RULES: dict[str, tuple] = {
     "EVAL.ALPHAS": (1e-6, 100),
     "EVAL.BETA": _TEMPERATURE,
     "EVAL.SIGMA": (0.01, 1e4),
+    "EVAL.WINDOW": (-8192, 8192),
     "EVAL.PROTOCOL": ("resized", "original"),
     "EVAL.BY": ("image", "point"),
     "EVAL.PICTURE_ALPHA": (1e-6, 100),
@@ -121,6 +130,10 @@ FORMS = {
     "TRAIN.START": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
     "METHOD.DINO_SIZE": _SIZE,
     "DSD.LAYER_WEIGHTS": (lambda value: len(value) == 3 and sum(value) > 0, "three numbers, not all 0"),
+    "FEATURES.TAPS": _EACH_ONCE,
+    "FEATURES.SIZE": _SIZE,
+    "FEATURES.FREEU": (lambda value: len(value) in (0, 4), "nothing or four factors b1, b2, s1, s2"),
+    "GEOAWARE.WIDTH": (lambda value: value % 4 == 0, "a multiple of 4"),
     "PROMPT.INIT": (
         lambda value: value in ("random", "empty") or value.startswith("text:"),
         "random, empty or text:<a sentence>",
@@ -210,6 +223,8 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
                 yield f"{key} must be 1, got {value}: {cfg.METHOD.NAME} adds no noise, so all draws are alike"
     if "dino" in entry.reads:
         yield from _check_dino(cfg)
+    if "layers" in entry.reads:
+        yield from _check_layers(cfg)
     if {"dino", "posterior"} <= set(entry.reads) and cfg.METHOD.SD_WEIGHT + cfg.METHOD.DINO_WEIGHT == 0:
         yield "METHOD.SD_WEIGHT and METHOD.DINO_WEIGHT must be not both 0"
 
@@ -245,27 +260,62 @@ def _check_dino(cfg: CN) -> Iterator[str]:
     yield from _check_size("METHOD.DINO_SIZE", section.DINO_SIZE, facts.patch_size, "this DINOv2")
 
 
+def _check_layers(cfg: CN) -> Iterator[str]:
+    """What Stable Diffusion's own files, its windows and the captioner rule out for the maps of its layers."""
+    section = cfg.FEATURES
+    yield from _check_unet(cfg, training=False)
+    facts, problems = _find_facts(cfg)
+    yield from problems
+    if facts is None:
+        return
+    sizes = {"SIZE": section.SIZE, "WINDOW": (section.WINDOW,) * 2, "STRIDE": (section.STRIDE,) * 2}
+    for key, size in sizes.items():
+        yield from _check_size(f"FEATURES.{key}", size, facts.image_divisor, "this UNet")
+    if min(section.SIZE) < section.WINDOW:
+        yield f"FEATURES.WINDOW {section.WINDOW} must fit into FEATURES.SIZE {section.SIZE}"
+    if section.STRIDE > section.WINDOW:
+        yield f"FEATURES.STRIDE {section.STRIDE} must be at most FEATURES.WINDOW {section.WINDOW}: pixels are left out"
+    for tap in section.TAPS:
+        try:
+            facts.tap_shape((facts.image_divisor,) * 2, tap)
+        except ValueError as error:
+            yield f"FEATURES.TAPS {tap}: {error}"
+    if section.CAPTIONER:
+        if not os.path.isfile(resolve_path(section.CAPTIONER)):
+            yield (
+                f"FEATURES.CAPTIONER {section.CAPTIONER}: no such file; it is ODISE's checkpoint (docs/geoaware.md), "
+                'or what script/convert_captioner.py makes of it; "" takes the prompt FEATURES.PROMPT instead'
+            )
+        if cfg.NETWORK.INIT == "random":
+            yield "FEATURES.CAPTIONER needs NETWORK.INIT pretrained"
+
+
 def _check_size(key: str, size: tuple[int, int], divisor: int, who: str) -> Iterator[str]:
     if any(side % divisor for side in size):
         height, width = (max(divisor, round(side / divisor) * divisor) for side in size)
         yield f"{key} {size}: {who} takes multiples of {divisor} px; the nearest is ({height}, {width})"
 
 
-def _check_network(cfg: CN) -> Iterator[str]:
-    """What the network's own config files rule out. A hub id that is not on disk yet is checked after its download."""
+def _find_facts(cfg: CN):
+    """The network's sizes, None if they are not known yet, and what rules it out."""
     from model.backbone.facts import is_hub_id, network_facts
 
     folder = resolve_network(cfg.NETWORK.FOLDER)
     try:
         facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
     except ValueError as error:  # an unknown architecture, or a config file that is no JSON
-        yield f"NETWORK: {error}"
-        return
+        return None, [f"NETWORK: {error}"]
+    if facts is None and not is_hub_id(folder):
+        return None, [f"NETWORK.FOLDER {cfg.NETWORK.FOLDER}: not a diffusers folder (vae, unet, ...), and no hub id"]
+    return facts, list(_check_backbone_name(cfg, facts)) if facts else []
+
+
+def _check_network(cfg: CN) -> Iterator[str]:
+    """What the network's own config files rule out. A hub id that is not on disk yet is checked after its download."""
+    facts, problems = _find_facts(cfg)
+    yield from problems
     if facts is None:
-        if not is_hub_id(folder):
-            yield f"NETWORK.FOLDER {cfg.NETWORK.FOLDER}: not a diffusers folder (vae, unet, ...), and no hub id"
         return
-    yield from _check_backbone_name(cfg, facts)
     if facts.n_up_blocks <= cfg.METHOD.LAYER:
         yield (
             f"METHOD.LAYER {cfg.METHOD.LAYER} does not exist in {cfg.NETWORK.FOLDER}: "

@@ -108,4 +108,4 @@ class Correspondence(Task):
 def build_protocol(cfg) -> Protocol:
     """How the config wants predictions made and judged."""
     section = cfg.EVAL
-    return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL)
+    return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL, section.WINDOW)

@@ -28,6 +28,7 @@ class Protocol:
     beta: float
     sigma: float  # feature cells
     frame: str  # "resized" or "original"
+    window: int = 7  # feature cells
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ def evaluate(
         ):
             src_kps = batch["src_kps"].to(device)
             found = localise(
-                similarity, src_kps, dataset.image_size, protocol.localisers, protocol.beta, protocol.sigma
+                similarity,
+                src_kps,
+                dataset.image_size,
+                protocol.localisers,
+                protocol.beta,
+                protocol.sigma,
+                protocol.window,
             )
             evaluator.update(batch, {name: points.cpu() for name, points in found.items()})
             bar.update(len(src_kps))

@@ -36,6 +36,8 @@ BY_CONTENT = (
     "NETWORK.UNET",
     "CONDITION.",
     "METHOD.DINO_FOLDER",
+    "FEATURES.CAPTIONER",
+    "FEATURES.CLIP_FOLDER",
     "METHOD.WEIGHTS",
     "PROMPT.",
 )
@@ -109,7 +111,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Sequ
 def require_training(cfg, folder: Path, made_by: MadeBy) -> None:
     """ConfigError if the weights in a folder were learned with another method, settings of it, or networks."""
     now = _describe(cfg, BY_CONTENT, None)
-    kept = {key: value for key, value in now.items() if key.startswith("METHOD.") or key == "networks"}
+    kept = {key: value for key, value in now.items() if key.startswith(("METHOD.", "FEATURES.")) or key == "networks"}
     kept |= {key: {"fingerprint": now[key]["fingerprint"]} for key in METHODS[cfg.METHOD.NAME].reads}
     if made_by and (changed := differences(made_by, kept)):
         raise ConfigError(
@@ -160,6 +162,7 @@ def _describe(cfg, left_out: tuple[str, ...], condition: str | None, download: b
     entry = METHODS[cfg.METHOD.NAME]
     left_out = (*WITHOUT_EFFECT, *left_out, *(() if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")))
     left_out += tuple(f"{other.section}." for other in METHODS.values() if other.section not in ("", entry.section))
+    left_out += () if "layers" in entry.reads else ("FEATURES.",)
     content = {key: value for key, value in iter_keys(cfg) if not key.startswith(left_out)}
     content["PRECISION"] = resolve_precision(cfg)
     reads = (*entry.reads, "condition") if condition else entry.reads

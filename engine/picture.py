@@ -59,7 +59,7 @@ def match_pair(cfg, method, dataset: PairDataset, position: int, device: torch.d
     n = int(batch["kps_mask"].sum())
     size, src_kps = dataset.image_size, batch["src_kps"][:, :n]
     localiser, section = cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL
-    options = {"beta": section.BETA, "sigma": section.SIGMA}
+    options = {"beta": section.BETA, "sigma": section.SIGMA, "window": section.WINDOW}
     pred = localise(similarity, batch["src_kps"], size, (localiser,), **options)[localiser]
     return MatchedPair(
         **_load_images(dataset, position),
@@ -77,8 +77,15 @@ def match_pair_densely(cfg, method, dataset: PairDataset, position: int, device:
     _, similarity = next(match_pairs(method, dataset, [position], cfg.SEED, device))
     size, record, section = dataset.image_size, dataset.benchmark[position], cfg.EVAL
     finer = [resize_features(feat, (grid, grid)) for feat in _find_maps(cfg, similarity)]
-    sigma = section.SIGMA * grid / max(similarity.src_size)
-    field = match_densely(*finer, localiser=section.PICTURE_LOCALISER, beta=section.BETA, sigma=sigma)
+    finer_by = grid / max(similarity.src_size)
+    field = match_densely(
+        *finer,
+        localiser=section.PICTURE_LOCALISER,
+        beta=section.BETA,
+        sigma=section.SIGMA * finer_by,
+        window=round(section.WINDOW * finer_by),
+        image_size=size,
+    )
     return DensePair(
         **_load_images(dataset, position),
         trg_box=dataset.frame.box_to_px(torch.from_numpy(record.trg_bbox), record.trg.size),

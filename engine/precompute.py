@@ -1,6 +1,6 @@
 """Filling the caches: everything that a method reads of each image is computed once and then read from disk."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,10 @@ from accelerate.utils import broadcast_object_list
 
 from config import resolve_path
 from dataset import ImageRef
-from dataset.pair_dataset import PairDataset, load_pil
+from dataset.pair_dataset import MirroredCache, PairDataset, load_pil
+from dataset.record import mirror_ref
 from model.method.base import Method
-from model.source import Source, find_sources
+from model.source import Compute, Source, find_sources
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_images
 from utils.progress import progress
 
@@ -36,11 +37,14 @@ def unique_images(datasets: Iterable[PairDataset]) -> list[ImageRef]:
     return list({ref.identifier: ref for data in datasets for ref in data.benchmark.images()}.values())
 
 
-def fill_from_source(cfg, source: Source, refs: Sequence[ImageRef], accelerator: Accelerator) -> FeatureCache:
+def fill_from_source(
+    cfg, source: Source, refs: Sequence[ImageRef], accelerator: Accelerator
+) -> FeatureCache | MirroredCache:
     """The cache of a source, holding every image. Every process must call this; they share the missing images.
 
     The network is loaded only if an image is missing, and dropped afterwards.
     """
+    refs = list(map(mirror_ref, refs)) if source.mirrored else refs
     cache = FeatureCache(find_caches(cfg) / source.folder / cfg.DATASET.NAME, source.stamp, source.shape)
     by_name = {ref.identifier: ref for ref in refs}
     hashes = dict(zip(by_name, hash_images([ref.path for ref in refs]), strict=True))
@@ -51,7 +55,7 @@ def fill_from_source(cfg, source: Source, refs: Sequence[ImageRef], accelerator:
         fill_cache(
             cache,
             hashes,
-            lambda names: compute(_map(load_pil, [by_name[name] for name in names])),
+            lambda names: _compute(compute, [by_name[name] for name in names]),
             share,
             cfg.EVAL.BATCH_SIZE,
             partial(progress, what=f"{source.folder}, {len(missing)} images", shown=accelerator.is_main_process),
@@ -63,9 +67,9 @@ def fill_from_source(cfg, source: Source, refs: Sequence[ImageRef], accelerator:
             f"{cache.folder} lacks {len(left)} images after the build: OUTPUT_ROOT must be on a disk that all machines "
             "share"
         )
-    return cache
+    return MirroredCache(cache) if source.mirrored else cache
 
 
-def _map(function: Callable, values: Sequence) -> list:
+def _compute(compute: Compute, refs: Sequence[ImageRef]) -> Iterable:
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, values))
+        return compute(list(pool.map(load_pil, refs)), [ref.category for ref in refs])

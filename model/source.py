@@ -1,17 +1,21 @@
-"""What can be cached of an image: the VAE's posterior, the conditions of CPM, DINOv2's map; and what makes each."""
+"""What can be cached of an image: the VAE's posterior, CPM's conditions, maps of layers and of DINOv2; and how."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor
 
-from config import resolve_network
+from config import resolve_network, resolve_path
 from model.backbone.architecture import HUB_IDS
+from model.backbone.captioner import Captioner, read_captioner
+from model.backbone.device import resolve_dtype, resolve_precision
+from model.backbone.diffusion import Diffusion
 from model.backbone.facts import (
     DinoFacts,
     condition_facts,
@@ -23,12 +27,18 @@ from model.backbone.facts import (
 )
 from model.backbone.facts import find_unet as locate_unet
 from model.backbone.fingerprint import network_fingerprint
+from model.backbone.layers import LayerExtractor
 from model.backbone.load import load_stable_diffusion, load_vision
+from model.backbone.text import PromptEncoder
 from model.backbone.vae import encode_posterior
 from model.backbone.vision import compute_condition, compute_dino_map
+from model.prompt.text_prompt import category_word
 from utils.frame import Frame, build_frame
+from utils.store import digest
 
-Compute = Callable[[Sequence[Image]], Tensor]  # of n RGB images -> (n, *shape)
+# of n RGB images, and their categories if known -> (n, *shape), or for named shapes n dicts of tensors
+Compute = Callable[[Sequence[Image], Sequence[str | None]], Iterable]
+MIRRORED = "_mirrored"  # ends the name of what is read of the images' mirror images
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,10 @@ class Source:
     """One kind of cached array: where it goes, what it depends on, and how it is computed."""
 
     folder: str  # below the folder of caches
-    stamp: dict
-    shape: tuple[int, ...]
+    stamp: dict  # with the "fingerprint" of the networks
+    shape: tuple[int, ...] | dict[str, tuple[int, ...]]  # of an array, or of several by name
     load: Callable[[torch.device], Compute]  # loads the network
+    mirrored: bool = False  # of the mirror images
 
 
 def find_stable_diffusion(cfg) -> dict:
@@ -110,7 +121,7 @@ def posterior_source(cfg) -> Source:
         vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
 
         @torch.no_grad()
-        def compute(images: Sequence[Image]) -> Tensor:
+        def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Tensor:
             return encode_posterior(vae, _fit(images, frame))
 
         return compute
@@ -134,7 +145,7 @@ def condition_source(cfg, condition: str) -> Source:
     def load(device: torch.device) -> Compute:
         positions = cfg.CONDITION.DINO_POSITIONS
         network = load_vision(spec.network, device=device, seed=cfg.SEED, positions=positions, **where)
-        return partial(compute_condition, condition, network)
+        return lambda images, categories: compute_condition(condition, network, images)
 
     return Source(spec.cache, stamp, shape, load)
 
@@ -178,7 +189,7 @@ def dino_source(cfg) -> Source:
     def load(device: torch.device) -> Compute:
         model, _ = load_dino(cfg, device)
 
-        def compute(images: Sequence[Image]) -> Tensor:
+        def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Tensor:
             return compute_dino_map(
                 model,
                 facts,
@@ -193,19 +204,102 @@ def dino_source(cfg) -> Source:
     return Source("DINOv2-map", stamp, facts.feature_shape(section.DINO_SIZE), load)
 
 
-SOURCES = {"posterior": posterior_source, "dino": dino_source}  # what a method may read of each image
+def layers_source(cfg) -> Source:
+    """Maps of several layers of Stable Diffusion, by tap (model.backbone.layers.LayerExtractor)."""
+    section, where = cfg.FEATURES, find_stable_diffusion(cfg) | find_unet(cfg)
+    frame = build_frame(cfg.DATASET.FRAME, section.SIZE)
+    stamp = {
+        "what": "maps of layers of Stable Diffusion",
+        "fingerprint": fingerprint_stable_diffusion(cfg, ("vae", "unet", "text_encoder", "tokenizer", "scheduler")),
+        "precision": resolve_precision(cfg),
+        "image_size": list(section.SIZE),
+        "preprocessing": frame.resampling,
+        **{key.lower(): section[key] for key in ("WINDOW", "STRIDE", "TIMESTEP", "NOISE_SEED", "FREEU", "PROMPT")},
+    }
+    if "{category}" in section.PROMPT:
+        stamp["without_category"] = cfg.PROMPT.WITHOUT_CATEGORY
+    if section.CAPTIONER:
+        clip = {"folder": resolve_network(section.CLIP_FOLDER), "key": "FEATURES.CLIP_FOLDER"}
+        stamp["captioner"] = digest({}, read_captioner(resolve_path(section.CAPTIONER)))
+        stamp["clip"] = _fingerprint(partial(load_vision, "CLIP", **clip), folder=clip["folder"])
+    facts = network_facts(**find_stable_diffusion(cfg))
+    shapes = {tap: facts.tap_shape(section.SIZE, tap) for tap in section.TAPS}
+
+    def load(device: torch.device) -> Compute:
+        dtype = resolve_dtype(cfg.PRECISION, device)
+        vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **find_stable_diffusion(cfg)).vae
+        parts = ("unet", "scheduler", "text_encoder", "tokenizer")
+        networks = load_stable_diffusion(parts=parts, dtype=dtype, device=device, seed=cfg.SEED, **where)
+        captioner = None
+        if section.CAPTIONER:
+            network = load_vision("CLIP", device=device, dtype=dtype, **clip)
+            captioner = Captioner(read_captioner(resolve_path(section.CAPTIONER)), network.model).to(device)
+        extract = LayerExtractor(
+            Diffusion(networks.unet, networks.scheduler, section.TAPS),
+            vae,
+            PromptEncoder(networks.text_encoder, networks.tokenizer),
+            scaling_factor=facts.scaling_factor,
+            window=section.WINDOW,
+            stride=section.STRIDE,
+            timestep=section.TIMESTEP,
+            seed=section.NOISE_SEED,
+            freeu=section.FREEU,
+            captioner=captioner,
+        )
+
+        def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Iterator[dict[str, Tensor]]:
+            maps = extract(_fit(images, frame), [_say(cfg, category) for category in categories])
+            return ({tap: value[i] for tap, value in maps.items()} for i in range(len(images)))
+
+        return compute
+
+    return Source(f"layers-{cfg.NETWORK.NAME}", stamp, shapes, load)
+
+
+def _say(cfg, category: str | None) -> str:
+    """The prompt under which the layers of an image of this category are read."""
+    prompt = cfg.FEATURES.PROMPT
+    if "{category}" not in prompt:
+        return prompt
+    return cfg.PROMPT.WITHOUT_CATEGORY if category is None else prompt.replace("{category}", category_word(category))
+
+
+# what a method may read of each image
+SOURCES = {"posterior": posterior_source, "dino": dino_source, "layers": layers_source}
 
 
 def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:
     """What a method reads of each image, by its key in a batch; "condition" is that of its prompt."""
-    return {key: condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg) for key in reads}
+    return {key: _find_source(cfg, key, condition) for key in reads}
+
+
+def _find_source(cfg, key: str, condition: str | None) -> Source:
+    if key.endswith(MIRRORED):
+        return replace(_find_source(cfg, key.removesuffix(MIRRORED), condition), mirrored=True)
+    return condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg)
+
+
+def load_sources(sources: Mapping[str, Source], device: torch.device) -> dict[str, Compute]:
+    """What computes each, of images as they are: an array and that of the mirror image share their networks."""
+    plain = {key.removesuffix(MIRRORED): source for key, source in sources.items()}
+    loaded = {key: source.load(device) for key, source in plain.items()}
+    return {
+        key: partial(_mirror_first, loaded[key.removesuffix(MIRRORED)]) if source.mirrored else loaded[key]
+        for key, source in sources.items()
+    }
+
+
+def _mirror_first(compute: Compute, images: Sequence[Image], categories: Sequence[str | None]) -> Iterable:
+    return compute([ImageOps.mirror(image) for image in images], categories)
 
 
 def are_here(cfg, reads: Sequence[str], condition: str | None, diffusion: bool) -> bool:
     """Whether the networks of what a method reads, and Stable Diffusion if it runs it, are on this machine."""
     if cfg.NETWORK.INIT == "random":
         return True
-    places = [find_stable_diffusion(cfg)] if diffusion or "posterior" in reads else []
+    places = [find_stable_diffusion(cfg)] if diffusion or {"posterior", "layers"} & set(reads) else []
+    if "layers" in reads and cfg.FEATURES.CAPTIONER:
+        places.append({"folder": resolve_network(cfg.FEATURES.CLIP_FOLDER)})
     places += [find_dino(cfg)] if "dino" in reads else []
     places += [find_condition(cfg, condition)] if condition else []
     unet = find_unet(cfg).get("unet")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError, change_config, load_config, resolve_path
+from dataset.pair_dataset import collate
 from engine.build import build_method
 from engine.check import check_config
 from engine.identity import what_makes_matches
@@ -23,7 +24,7 @@ from model.backbone.device import check_finite, resolve_device
 from model.method.base import Method
 from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
-from model.source import find_sources
+from model.source import find_sources, load_sources
 from sd4match.error import KEYS, CategoryError
 from sd4match.pair import Pair, Setting
 from sd4match.source import MINI_NOTE, find_prompt, find_settings
@@ -42,7 +43,7 @@ class ImageFeatures:
     identifier: str  # of the pixels
     seed: int  # of its noise
     feature: Tensor | None  # (C, h, w) float32, not normalised; None if the prompt depends on the partner
-    inputs: dict[str, Tensor]  # what the matcher reads of the image: VAE posteriors, the prompt's condition
+    inputs: dict[str, Tensor | dict[str, Tensor]]  # what the matcher reads of the image, such as the VAE's posterior
     made_by: Mapping[str, Any]  # what computed each input, and the feature
 
 
@@ -69,6 +70,7 @@ class Matcher:
             section.BETA,
             section.SIGMA,
             build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE),
+            section.WINDOW,
         )
 
     @classmethod
@@ -109,9 +111,7 @@ class Matcher:
         check_config(cfg, training=False)
         device = resolve_device(cfg.DEVICE)
         method = build_method(cfg, device, None, folder=prompt_folder)
-        sources = {
-            key: source.load(device) for key, source in find_sources(cfg, method.reads, method.condition).items()
-        }
+        sources = load_sources(find_sources(cfg, method.reads, method.condition), device)
         return cls(cfg, method, sources, device)
 
     @property
@@ -190,7 +190,9 @@ class Matcher:
         needed = find_sources(other.config, other._method.reads, other._method.condition)
         kept = {key: compute for key, compute in self._sources.items() if key != "condition"}
         kept["condition"] = self._conditions.get(other._method.condition)
-        other._sources = {key: kept.get(key) or source.load(self.device) for key, source in needed.items()}
+        kept = {key: compute for key, compute in kept.items() if compute}
+        added = load_sources({key: source for key, source in needed.items() if key not in kept}, self.device)
+        other._sources = {key: value for key, value in (kept | added).items() if key in needed}
         if "condition" in needed:
             self._conditions[other._method.condition] = other._sources["condition"]
         return other
@@ -288,7 +290,7 @@ class Matcher:
             for key, compute in self._sources.items():
                 todo = [image for image in images if key not in image.inputs]
                 if todo:
-                    values = compute([image.picture.image for image in todo])
+                    values = compute([image.picture.image for image in todo], [image.category for image in todo])
                     for image, value in zip(todo, values, strict=True):
                         image.inputs[key] = value
             if self.depends_on_pair:
@@ -325,8 +327,7 @@ class Matcher:
 
 def _join(images: Sequence[ImageFeatures]) -> dict[str, Any]:
     """The image batch that a matcher reads."""
-    batch = {key: torch.stack([image.inputs[key] for image in images]) for key in images[0].inputs}
-    return {**batch, "category": [image.category for image in images]}
+    return {**collate([image.inputs for image in images]), "category": [image.category for image in images]}
 
 
 def _seeds(images: Sequence[ImageFeatures]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ class Setting:
     beta: float  # temperature of the softmax
     sigma: float  # of kernelsoftmax's Gaussian, feature cells
     frame: Frame  # of the networks' input
+    window: int = 7  # of the localiser "window", feature cells
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of utils.localise.Query."""
+        image_size = self.frame.image_size
+        return {"beta": self.beta, "sigma": self.sigma, "window": self.window, "image_size": image_size}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +93,8 @@ class Pair:
     ) -> Matches:
         """The places in the target of `points`, (N, 2) or one (x, y), px of the original source image.
 
-        localiser: "nn", "bilinear", "softmax" or "kernelsoftmax" instead of the matcher's own. Masks, (H, W) bool of
-        the originals: points are looked for in trg_mask alone, and the way back leads into src_mask. Raises
+        localiser: "nn", "bilinear", "softmax", "kernelsoftmax" or "window" instead of the matcher's own. Masks, (H, W)
+        bool of the originals: points are looked for in trg_mask alone, and the way back leads into src_mask. Raises
         PointError (a ValueError) for points that are not (x, y) inside the image.
         """
         src_cells = self._find_cells(src_mask, self.src, self.src_feat)
@@ -142,7 +150,7 @@ class Pair:
     def dense(self) -> DenseField:
         """The place of every source cell on the target and the way back, in cells."""
         setting = self.setting
-        return match_densely(self.src_feat, self.trg_feat, setting.localiser, beta=setting.beta, sigma=setting.sigma)
+        return match_densely(self.src_feat, self.trg_feat, setting.localiser, **setting.options)
 
     def draw(self, found: Matches) -> np.ndarray:
         """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""
@@ -212,7 +220,7 @@ class Pair:
         return found.reshape(size).to(feat.device) if found.any() else None
 
     def _ask(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor, mask: Tensor | None = None) -> Iterator[Query]:
-        return split_query(from_feat, to_feat, cells, self.setting.beta, self.setting.sigma, mask=mask)
+        return split_query(from_feat, to_feat, cells, mask=mask, **self.setting.options)
 
 
 def _printable(name: str) -> str:

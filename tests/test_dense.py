@@ -57,13 +57,13 @@ def test_a_match_that_does_not_come_back_has_its_distance_as_error():
     assert match_densely(src, trg).cycle.tolist() == [[0.0, 0.0, 2.0]]
 
 
-@pytest.mark.parametrize("name", ["nn", "bilinear", "softmax", "kernelsoftmax"])
+@pytest.mark.parametrize("name", ["nn", "bilinear", "softmax", "kernelsoftmax", "window"])
 def test_equals_the_localiser_at_every_cell(name):
     src, trg = random_maps(src=(6, 6), trg=(6, 6))
-    field = match_densely(src, trg, localiser=name, sigma=1.5)
+    field = match_densely(src, trg, localiser=name, sigma=1.5, window=2, image_size=(96, 96))
     cells_px = cell_to_px(cell_grid((6, 6), like=src), (6, 6), (96, 96))
     similarity = FeatureSimilarity(src[None], trg[None])
-    predicted = localise(similarity, cells_px[None], (96, 96), (name,), sigma=1.5)[name][0]
+    predicted = localise(similarity, cells_px[None], (96, 96), (name,), sigma=1.5, window=2)[name][0]
     torch.testing.assert_close(cell_to_px(field.points, (6, 6), (96, 96)).flatten(0, 1), predicted, atol=1e-3, rtol=0)
 
 

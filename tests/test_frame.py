@@ -67,6 +67,9 @@ def test_pad_as_geoaware_does():
         [140, 0]
     ]  # 333 * 1.68 = 559.44 -> 559, (840 - 559) // 2
     assert frame.to_px(torch.ones(1, 2), (420, 420)).tolist() == [[2, 2]]
+    # exact halves go to the even number: 39 * 840 / 624 = 52.5 -> 52, (840 - 52) // 2
+    assert frame.to_px(torch.zeros(1, 2), (39, 624)).tolist() == [[0, 394]]
+    assert (frame.fit(Image.new("RGB", (624, 39), "white"))[0, :, 0] == 1).sum() == 52
     image = frame.fit(Image.new("RGB", (500, 333), "white"))
     assert (image[:, :140] == -1).all() and (image[:, 140:699] == 1).all() and (image[:, 699:] == -1).all()
     assert frame.fit(Image.new("RGB", (1, 2000))).shape == (3, 840, 840)

@@ -1,16 +1,19 @@
 """Coordinates and localisers: round trips, known shifts, and parity with the plain reference."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from script.speed import reference
 from utils import geometry
-from utils.localise import LOCALISERS, FeatureSimilarity, argmax_cell
+from utils.localise import LOCALISERS, FeatureSimilarity, Query, argmax_cell
 from utils.localise import localise as localise_similarity
 
 IMAGE_SIZE = (64, 96)
 FEAT_SIZE = (9, 13)
+ON_CORNERS = [name for name in LOCALISERS if name != "window"]  # whose corner cells lie on the corner pixels
 
 
 def make_pair(batch=2, n=6, channels=8, dtype=torch.float32, seed=0):
@@ -76,7 +79,7 @@ def test_cell_grid_is_row_major_xy():
 # --- the plain reference ---
 
 
-@pytest.mark.parametrize("name", LOCALISERS)
+@pytest.mark.parametrize("name", ON_CORNERS)
 def test_equals_the_plain_reference(name):
     src, trg, kps = (v.double() for v in make_pair(n=5))
     kps[0, 0], kps[0, 1] = torch.tensor([0.0, 0.0]), torch.tensor([95.0, 63.0])
@@ -101,7 +104,7 @@ def on_cells(cells):
     return torch.tensor(cells, dtype=torch.float32)[None] * torch.tensor([95 / 12, 63 / 8])
 
 
-@pytest.mark.parametrize("name", LOCALISERS)
+@pytest.mark.parametrize("name", ON_CORNERS)
 def test_identical_features_match_themselves(name):
     feat = torch.randn(1, 256, *FEAT_SIZE, generator=torch.Generator().manual_seed(0))
     kps = on_cells([[1, 1], [6, 4], [12, 8], [0, 0]])
@@ -109,7 +112,7 @@ def test_identical_features_match_themselves(name):
     torch.testing.assert_close(predicted, kps, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("name", LOCALISERS)
+@pytest.mark.parametrize("name", ON_CORNERS)
 def test_a_shift_by_k_cells_moves_every_match_by_k_cells(name):
     feat = torch.randn(1, 256, *FEAT_SIZE, generator=torch.Generator().manual_seed(0))
     shifted = feat.roll((2, 3), dims=(2, 3))  # down by 2 cells, right by 3
@@ -147,6 +150,54 @@ def test_kernelsoftmax_ignores_a_far_second_peak_that_pulls_softmax():
     assert (found["kernelsoftmax"] - 2).abs().max() < 0.1
 
 
+# --- window: GeoAware-SC's section on matching, in plain loops ---
+
+
+def match_as_geoaware(src, trg, point, window, beta):
+    """(x, y) px of one point (x, y) px, in maps (C, h, w) of an image of IMAGE_SIZE."""
+    (height, width), (h, w) = IMAGE_SIZE, FEAT_SIZE
+    column, row = int(point[0] * w / width), int(point[1] * h / height)
+    query = src[:, row, column] / src[:, row, column].norm()
+    similarity = {(x, y): float(query @ trg[:, y, x] / trg[:, y, x].norm()) for y in range(h) for x in range(w)}
+    x0, y0 = max(similarity, key=similarity.get)
+    weights = {}
+    for (x, y), value in similarity.items():
+        if window > 0:
+            value *= abs(x - x0) <= window and abs(y - y0) <= window
+        elif window < 0:
+            value *= math.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * window**2))
+        weights[x, y] = math.exp(value / beta)
+    total = sum(weights.values())
+    mean = [sum(weight * cell[axis] for cell, weight in weights.items()) / total for axis in (0, 1)]
+    return (mean[0] + 0.5) * width / w, (mean[1] + 0.5) * height / h
+
+
+@pytest.mark.parametrize("window", [7, 2, 1, 0, -1, -3])
+@pytest.mark.parametrize("beta", [0.02, 0.3])
+def test_window_equals_plain_loops(window, beta):
+    src, trg, kps = make_pair(n=5)
+    kps[0, 0], kps[0, 1] = torch.tensor([0.0, 0.0]), torch.tensor([95.0, 63.0])
+    kps[0, 2] = torch.tensor([96 * 4 / 13, 64 * 2 / 9])  # on the border of two cells
+    found = localise(src, trg, kps, IMAGE_SIZE, names=["window"], beta=beta, window=window)["window"]
+    for b in range(2):
+        expected = [match_as_geoaware(src[b], trg[b], point, window, beta) for point in kps[b].double().tolist()]
+        torch.testing.assert_close(found[b], torch.tensor(expected), atol=2e-3, rtol=0)
+
+
+def test_window_reads_the_cell_that_a_point_lies_in_and_answers_with_centres():
+    """60 x 60 cells of 14 px in 840 px: a point anywhere in a cell is sent to that cell's centre."""
+    feat = torch.randn(1, 256, 60, 60, generator=torch.Generator().manual_seed(0))
+    kps = torch.tensor([[[0.0, 0.0], [13.9, 14.0], [14.0, 27.99], [839.0, 420.0]]])
+    found = localise_similarity(FeatureSimilarity(feat, feat), kps, (840, 840), ["window"], beta=0.02)["window"]
+    assert found[0].round(decimals=2).tolist() == [[7, 7], [7, 21], [21, 21], [833, 427]]
+
+
+def test_window_without_a_frame_answers_in_cells():
+    feat = torch.randn(1, 256, *FEAT_SIZE, generator=torch.Generator().manual_seed(0))
+    query = Query(FeatureSimilarity(feat, feat), torch.tensor([[[2.4, 3.6], [12.0, 8.0]]]), beta=0.02)
+    torch.testing.assert_close(LOCALISERS["window"](query), torch.tensor([[[2.0, 4.0], [12.0, 8.0]]]))
+
+
 # --- batches and precision ---
 
 
@@ -174,8 +225,8 @@ def test_half_precision_maps_are_correlated_in_float32(dtype):
 def test_names_choose_the_localisers_and_unknown_ones_list_the_known():
     src, trg, kps = make_pair()
     assert list(localise(src, trg, kps, IMAGE_SIZE, names=("softmax", "nn"))) == ["softmax", "nn"]
-    with pytest.raises(ValueError, match=r"\['window'\].*nn.*bilinear.*softmax.*kernelsoftmax"):
-        localise(src, trg, kps, IMAGE_SIZE, names=["nn", "window"])
+    with pytest.raises(ValueError, match=r"\['centre'\].*nn.*bilinear.*softmax.*kernelsoftmax.*window"):
+        localise(src, trg, kps, IMAGE_SIZE, names=["nn", "centre"])
 
 
 def test_a_new_localiser_is_a_function_and_a_line(monkeypatch):

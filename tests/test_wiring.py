@@ -24,6 +24,8 @@ GOLDEN = json.loads(VALUES.read_text())
 SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5", "PROMPT.INIT", "empty")
 PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")
 WATCHED = {name.split(" ")[0] for keys in (TRAINED_KEYS, TESTED_KEYS, DINO_KEYS) for name in keys}
+WATCHED |= {key for key in KEYS if key.startswith("FEATURES.")}  # tests/test_geoaware_features.py
+WATCHED |= {"GEOAWARE.WIDTH", "GEOAWARE.DROPOUT"}  # tests/test_geoaware.py
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
 
@@ -542,6 +544,13 @@ def test_what_a_summary_holds(test):
         name: {"0.07", "0.2"} for name in ("softmax", "nn")
     }
     assert (summary["protocol"], summary["by"], summary["average"]) == ("original", "point", "category")
+
+
+@watches("EVAL.WINDOW")
+def test_window_of_the_localiser(test):
+    more = ("EVAL.LOCALISERS", "[window]", "EVAL.ALPHAS", CURVE, "METHOD.LAYER", "2", "EVAL.WINDOW")
+    tables = [test(*more, window).summary["pck"] for window in ("0", "1", "-1")]
+    assert tables[0] != tables[1] != tables[2] != tables[0]
 
 
 @watches("TEST.PICTURES", "EVAL.PICTURE_LOCALISER", "EVAL.PICTURE_ALPHA")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ def match_densely(
     localiser: str = "nn",
     beta: float = 0.04,
     sigma: float = 7.0,
+    window: int = 7,
+    image_size: Size | None = None,
     budget_mib: int = 512,
 ) -> DenseField:
     """Match every cell of a map with another map, forward and back.
@@ -38,7 +41,8 @@ def match_densely(
     Args:
         src_feat, trg_feat: (C, h, w) and (C, h', w'), not normalised, on one device.
         localiser: a name in `utils.localise.LOCALISERS`.
-        beta, sigma: of the localiser, sigma in cells of the target map.
+        beta, sigma, window: of the localiser, the last two in cells of the target map.
+        image_size: (H, W) px of the frame that both maps are of; the localiser "window" takes it into account.
         budget_mib: what may be held at once beside the maps themselves, but at least one query's similarity maps;
             the source is matched in parts of that size.
     Raises:
@@ -51,10 +55,11 @@ def match_densely(
     if budget_mib < 1:
         raise ValueError(f"budget_mib must be at least 1, got {budget_mib}")
     locate, cells = LOCALISERS[localiser], cell_grid(src_feat.shape[-2:], like=at_least_float32(src_feat))
-    forth = split_query(src_feat, trg_feat, cells, beta, sigma, budget_mib)
+    options = {"beta": beta, "sigma": sigma, "window": window, "image_size": image_size}
+    forth = split_query(src_feat, trg_feat, cells, budget_mib, **options)
     parts = [(locate(query)[0], query.sim[0].flatten(1).amax(dim=1)) for query in forth]
     points, similarity = map(torch.cat, zip(*parts, strict=True))
-    back = split_query(trg_feat, src_feat, points, beta, sigma, budget_mib)
+    back = split_query(trg_feat, src_feat, points, budget_mib, **options)
     cycle = (torch.cat([locate(query)[0] for query in back]) - cells).norm(dim=-1)
     return DenseField(*(values.unflatten(0, src_feat.shape[-2:]) for values in (points, similarity, cycle)))
 
@@ -68,12 +73,11 @@ def split_query(
     src_feat: Tensor,
     trg_feat: Tensor,
     cells: Tensor,
-    beta: float,
-    sigma: float,
     budget_mib: int = 512,
     mask: Tensor | None = None,
+    **options: Any,
 ) -> Iterator[Query]:
-    """Queries of parts of source positions (n, 2), each within `budget_mib`, but of at least one position.
+    """Queries, with `options`, of parts of source positions (n, 2), each within `budget_mib`, but of at least one.
 
     mask: (h', w') bool, the target's cells among which they are looked for.
     """
@@ -82,4 +86,4 @@ def split_query(
     similarity = FeatureSimilarity(src_feat[None], trg_feat[None])
     similarity = similarity if mask is None else LimitedSimilarity(similarity, mask)
     for part in cells.split(max(1, budget_mib * MIB // per_query)):
-        yield Query(similarity, part[None], beta, sigma)
+        yield Query(similarity, part[None], **options)

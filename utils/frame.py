@@ -90,8 +90,8 @@ class Pad(Frame):
     resampling = "padded, Lanczos"
 
     def fit(self, image: Image.Image) -> Tensor:
-        scale, offset = self._place(torch.tensor([image.height, image.width]))
-        size = [max(1, round(side * scale.item())) for side in image.size]
+        _, size, offset = self._place(torch.tensor([image.height, image.width]))
+        size = size.clamp(min=1).int().tolist()[::-1]
         canvas = Image.new("RGB", self.image_size[::-1])
         canvas.paste(image.resize(size, Image.Resampling.LANCZOS), tuple(offset.int().tolist()))
         return (rearrange(torch.from_numpy(np.array(canvas)), "h w c -> c h w").float() / 255 - 0.5) / 0.5
@@ -105,15 +105,17 @@ class Pad(Frame):
         return (points - offset) / scale
 
     def _place_for(self, points: Tensor, size: Size | Tensor) -> list[Tensor]:
-        placed = self._place(torch.as_tensor(size, device=points.device))
-        return [part[..., None, :].to(points.dtype) for part in placed]
+        scale, _, offset = self._place(torch.as_tensor(size, device=points.device))
+        return [part[..., None, :].to(points.dtype) for part in (scale, offset)]
 
-    def _place(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Factor (..., 1) and whole offset (x, y) (..., 2) in float64 of images of `size` (..., 2)."""
+    def _place(self, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Factor (..., 1), new size (..., 2) and offset (x, y) (..., 2) in float64 of images of `size` (..., 2)."""
         size = size.double()
         frame = size.new_tensor(self.image_size)
-        scale = (frame / size).amin(dim=-1, keepdim=True)
-        return scale, ((frame - (size * scale).round()) / 2).floor().flip(-1)  # round half to even
+        scale, axis = (frame / size).min(dim=-1, keepdim=True)
+        # multiplied before it is divided: halves are then exact, and go to the even number
+        resized = (size * frame.expand_as(size).gather(-1, axis) / size.gather(-1, axis)).round()
+        return scale, resized, ((frame - resized) / 2).floor().flip(-1)
 
 
 FRAMES: dict[str, type[Frame]] = {"stretch": Stretch, "pad": Pad}

@@ -21,12 +21,15 @@ from utils.geometry import (
     cell_to_px,
     l2_norm,
     l2_normalise,
+    patch_to_px,
     px_to_cell,
+    px_to_patch,
     sample_features,
 )
 
 OUTSIDE = -1e30  # similarity beyond a mask
 CORNER_CLAMP = 1e-5  # cells: how far inside the map the query of the bilinear localiser is kept
+PATCH_EPS = 1e-4  # patches: a point this near below a border lies on it, and so beyond
 
 
 class Similarity(Protocol):
@@ -83,13 +86,16 @@ class Query:
     """What every localiser reads; the queries' maps are computed on first use and shared.
 
     query_cell: (B, N, 2), (x, y) in cells of the source's grid; beta: temperature of the soft-arg-max; sigma: width of
-    kernelsoftmax's Gaussian, cells.
+    kernelsoftmax's Gaussian, cells; window: as config key EVAL.WINDOW, cells; image_size: (H, W) px of the frame that
+    both maps are of, None if there is none.
     """
 
     similarity: Similarity
     query_cell: Tensor
     beta: float = 0.04
     sigma: float = 7.0
+    window: int = 7
+    image_size: Size | None = None
 
     @cached_property
     def sim(self) -> Tensor:
@@ -146,11 +152,40 @@ def kernelsoftmax(query: Query) -> Tensor:
     return soft_argmax_cell(damp_away_from(query.sim, argmax_cell(query.sim), query.sigma), query.beta)  # Eq. (8)
 
 
+def window(query: Query) -> Tensor:
+    """Soft-arg-max of the similarity in a window around its arg-max; GeoAware-SC's choice.
+
+    Outside the window similarities are multiplied by 0, not left out. The source is read at the cell that the point
+    lies in. Cells are squares of pixels, as there: what is found is the expected centre of one.
+    """
+    src_size, image_size = query.similarity.src_size, query.image_size
+    patch = query.query_cell + 0.5
+    if image_size:
+        patch = px_to_patch(cell_to_px(query.query_cell, src_size, image_size), image_size, src_size)
+    last = patch.new_tensor(src_size).flip(-1) - 1
+    cell = (patch + PATCH_EPS).floor().clamp(min=0).minimum(last)
+    sim = query.similarity(cell)
+    found = soft_argmax_cell(_keep_near(sim, argmax_cell(sim), query.window), query.beta)
+    if not image_size:
+        return found
+    trg_size = sim.shape[-2:]
+    return px_to_cell(patch_to_px(found + 0.5, trg_size, image_size), image_size, trg_size)
+
+
+def _keep_near(sim: Tensor, centre_cell: Tensor, window: int) -> Tensor:
+    """sim (..., h, w), 0 farther than `window` cells from centre_cell (..., 2) on an axis; see EVAL.WINDOW."""
+    if window <= 0:
+        return damp_away_from(sim, centre_cell, -window) if window else sim
+    distance = cell_grid(sim.shape[-2:], like=sim) - centre_cell[..., None, :]  # (..., h * w, 2)
+    return sim * (distance.abs().amax(dim=-1) <= window).unflatten(-1, sim.shape[-2:])
+
+
 LOCALISERS: dict[str, Callable[[Query], Tensor]] = {
     "nn": nn,
     "bilinear": bilinear,
     "softmax": softmax,
     "kernelsoftmax": kernelsoftmax,
+    "window": window,
 }
 
 
@@ -168,6 +203,7 @@ def localise(
     names: Iterable[str] = tuple(LOCALISERS),
     beta: float = 0.04,
     sigma: float = 7.0,
+    window: int = 7,
 ) -> dict[str, Tensor]:
     """Predicted target keypoints by each localiser: name -> (B, N, 2), px, at least float32.
 
@@ -175,9 +211,10 @@ def localise(
         src_kps: (B, N, 2) source keypoints, px; padded points give meaningless predictions.
         image_size: (H, W) of the frame that px are of, the same for source and target.
         names: keys of LOCALISERS.
-        beta, sigma: see `Query`.
+        beta, sigma, window: see `Query`.
     """
     names = tuple(names)
     check_localisers(names)
-    query = Query(similarity, px_to_cell(at_least_float32(src_kps), image_size, similarity.src_size), beta, sigma)
+    query_cell = px_to_cell(at_least_float32(src_kps), image_size, similarity.src_size)
+    query = Query(similarity, query_cell, beta, sigma, window, image_size)
     return {name: cell_to_px(LOCALISERS[name](query), query.sim.shape[-2:], image_size) for name in names}

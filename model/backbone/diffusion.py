@@ -1,4 +1,4 @@
-"""The frozen UNet of Stable Diffusion as a feature extractor: any of its blocks, and nothing after the last of them."""
+"""The frozen UNet of Stable Diffusion as a feature extractor: any of its blocks, or of their parts, and no more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Diffusion(nn.Module):
     """(latent, timestep, text condition, noise) -> feature maps (n, C, h, w) of named blocks, as the UNet gives them.
 
     Blocks are called "down0", "down1", ..., "mid", "up0", "up1", ...; a block's map is its output, after its
-    down- or upsampler. Gradients reach the latents and the condition, never the frozen weights.
+    down- or upsampler. Parts are called as in diffusers, "up1.attentions.1". Gradients reach the latents and the
+    condition, never the frozen weights.
     """
 
     def __init__(
@@ -24,11 +25,10 @@ class Diffusion(nn.Module):
         recompute: bool = False,  # gradient checkpointing: less memory, more time, the same numbers
     ) -> None:
         super().__init__()
-        known = name_blocks(unet)
-        if unknown := [name for name in blocks if name not in known]:
-            raise ValueError(f"the UNet has no block {', '.join(unknown)}; it has {', '.join(known)}")
+        for name in blocks:
+            find_tap(unet, name)
         self.blocks = tuple(blocks)
-        self.last = max(blocks, key=list(known).index)
+        self.last = max(blocks, key=lambda name: _order(unet, name))
         self.unet = _cut(unet.requires_grad_(False).eval(), self.last)
         self.scheduler = scheduler
         if recompute:
@@ -64,14 +64,16 @@ class Diffusion(nn.Module):
         timestep = _expand(timestep, latents)
         sample = latents if noise is None else self.noised(latents, noise, timestep)
         found: dict[str, Tensor] = {}
-        blocks = name_blocks(self.unet)
-        handles = [blocks[name].register_forward_hook(_keep(name, found)) for name in self.blocks if name != self.last]
+        whole = self.last if "." not in self.last else None  # is the UNet's output
+        hooked = [name for name in self.blocks if name != whole]
+        handles = [find_tap(self.unet, name).register_forward_hook(_keep(name, found)) for name in hooked]
         try:
             output = self.unet(sample.to(self.dtype), timestep, condition.to(self.dtype), return_dict=False)
         finally:
             for handle in handles:
                 handle.remove()
-        found[self.last] = output[0]
+        if whole:
+            found[whole] = output[0]
         return {name: found[name] for name in self.blocks}
 
 
@@ -82,10 +84,39 @@ def name_blocks(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
     return blocks | {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
 
 
+def find_tap(unet: UNet2DConditionModel, tap: str) -> nn.Module:
+    """The block, or part of a block, of a name; ValueError if the UNet has none."""
+    blocks, (name, _, part) = name_blocks(unet), tap.partition(".")
+    if name not in blocks:
+        raise ValueError(f"the UNet has no block {name}; it has {', '.join(blocks)}")
+    try:
+        return blocks[name].get_submodule(part)
+    except AttributeError:
+        raise ValueError(f"the UNet has no {tap}: its {name} consists of {_list_parts(blocks[name])}") from None
+
+
+def _list_parts(block: nn.Module) -> str:
+    parts = [f"{name}.{i}" for name in ("resnets", "attentions") for i in range(len(getattr(block, name, ())))]
+    return ", ".join(parts)
+
+
+def _order(unet: UNet2DConditionModel, tap: str) -> tuple:
+    """When a tap's map is there: in a block, each residual layer is followed by its attention."""
+    name, _, part = tap.partition(".")
+    kind, _, number = part.partition(".")
+    return list(name_blocks(unet)).index(name), float(number or "inf"), kind == "attentions"
+
+
 def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
-    """Drop what follows a block, in place: the stock forward then returns that block's output."""
+    """Drop what follows a tap, in place: the stock forward then returns the output of what is left of its block."""
+    last, _, part = last.partition(".")
     kept = list(name_blocks(unet))
     kept = kept[: kept.index(last) + 1]
+    if part and last.startswith("up"):
+        block, count = find_tap(unet, last), int(part.split(".")[1]) + 1
+        block.resnets, block.upsamplers = block.resnets[:count], None
+        if hasattr(block, "attentions"):
+            block.attentions = block.attentions[:count]
     unet.down_blocks = unet.down_blocks[: sum(name.startswith("down") for name in kept)]
     unet.mid_block = unet.mid_block if "mid" in kept else None
     unet.up_blocks = unet.up_blocks[: sum(name.startswith("up") for name in kept)]

@@ -16,6 +16,7 @@ from utils.store import read_json
 
 _LARGEST, _MOST_LAYERS, _LONGEST_SIDE = 2**20, 100, 2**13  # in any configuration; vocabularies have 49,408 entries
 _SIDES = ("size", "crop_size", "height", "width", "shortest_edge", "image_size", "sample_size")  # px
+TAP = r"mid|up(\d+)(\.(?:resnets|attentions)\.\d+)?"  # what gives a feature map
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
@@ -51,6 +52,19 @@ class NetworkFacts:
         _check_multiples(image_size, self.image_divisor)
         stride = self.image_divisor // 2 ** min(layer + 1, self.n_up_blocks - 1)  # the last block has no upsampler
         return (self.up_channels[layer], image_size[0] // stride, image_size[1] // stride)
+
+    def tap_shape(self, image_size: tuple[int, int], tap: str) -> tuple[int, int, int]:
+        """(C, h, w) of "mid", a whole up-block such as "up1", or a part before its upsampler, "up1.attentions.1".
+
+        Raises ValueError as `feature_shape`, and for other names.
+        """
+        if not (match := re.fullmatch(TAP, tap)):
+            raise ValueError('a tap is "mid", an up-block such as "up1", or "up1.resnets.0", "up1.attentions.0"')
+        layer, inner = int(match[1] or 0), match[2]
+        channels, *size = self.feature_shape(image_size, layer)
+        if (tap == "mid" or inner) and layer < self.n_up_blocks - 1:
+            size = [side // 2 for side in size]
+        return (channels, *size)
 
 
 @dataclass(frozen=True)

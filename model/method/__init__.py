@@ -40,6 +40,7 @@ METHODS: dict[str, Entry] = {
     ),
     "dsd": Entry("model.method.dsd:DSD", ("posterior",), learns=True, task="ranking", section="DSD"),
     "cleandift": Entry("model.method.cleandift:CleanDIFT", ("posterior",), takes_prompt=True, learns=True),
+    "geoaware": Entry("model.method.geoaware:GeoAware", ("layers", "dino"), learns=True, section="GEOAWARE"),
 }
 
 

@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import json
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from utils.store import (
     atomic_path,
     digest,
     read_json,
+    read_released,
     read_tensors,
     require_finite,
     write_json,
@@ -267,7 +267,7 @@ def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
     if path.name == OWN_FILE:
         tensors, _ = read_tensors(path, PromptError, _REMEDY)
     else:
-        tensors = _read_released(path)
+        tensors = read_released(path, PromptError, _REMEDY)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise PromptError(f"{path} holds no table of tensors, so it is no {name.method} prompt")
     # the authors' files may hold a buffer of the text model; a prompt without global tokens an empty tensor
@@ -282,15 +282,3 @@ def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
     with _naming(path):
         require_finite(kept)
     return kept
-
-
-def _read_released(path: Path) -> Any:
-    """What torch.save wrote, without unpickling code; PyTorch does not look at the archive's checksums itself."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"its checksum of {damaged} differs")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PromptError(f"{path} cannot be read ({reason}); {_REMEDY}") from error

@@ -1,0 +1,82 @@
+"""GeoAware-SC: maps of several layers of Stable Diffusion and of DINOv2, raw or through a learned post-processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.backbone.facts import dino_facts
+from model.head import AggregationNetwork
+from model.method.base import Batch, FeatureMethod, join_sides
+from model.source import find_dino, layers_source
+from utils.geometry import l2_normalise
+from utils.noise import seeded
+
+EPS = 1e-10  # added to the norms
+
+
+class GeoAware(FeatureMethod):
+    """Without a post-processor ("zero-shot") the cosine of two cells is the mean of both networks' cosines."""
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        taps: Sequence[str],  # layers of Stable Diffusion, in the order of the post-processor's input
+        head: AggregationNetwork | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.taps, self.head = image_size, tuple(taps), head
+
+    reads = ("layers", "dino")
+
+    @property
+    def trainable(self) -> nn.Module | None:
+        return self.head
+
+    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
+        return self.describe_cells(batch["layers"], batch["dino"])
+
+    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        layers = {tap: torch.cat([batch["src_layers"][tap], batch["trg_layers"][tap]]) for tap in self.taps}
+        src_feat, trg_feat = self.describe_cells(layers, join_sides(batch, "dino")).chunk(2)
+        return src_feat, trg_feat
+
+    def describe_cells(self, layers: dict[str, Tensor], dino: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w) on DINOv2's grid of layers {tap: (n, c, h', w')} and dino (n, D, h, w)."""
+        maps = join_maps([layers[tap] for tap in self.taps], dino)
+        return self.head(maps) if self.head else balance(maps, dino.shape[1])
+
+    @classmethod
+    def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
+        with seeded(cfg.SEED):
+            head = build_head(cfg) if training or cfg.METHOD.WEIGHTS else None
+        return cls(cfg.DATASET.IMAGE_SIZE, cfg.FEATURES.TAPS, head).to(device)
+
+
+def build_head(cfg) -> AggregationNetwork:
+    """A new post-processor for the configured layers and DINOv2."""
+    channels = [layers_source(cfg).shape[tap][0] for tap in cfg.FEATURES.TAPS]
+    dims = (*channels, dino_facts(**find_dino(cfg)).width)
+    return AggregationNetwork(dims, cfg.GEOAWARE.WIDTH, cfg.GEOAWARE.DROPOUT)
+
+
+def join_maps(layers: Sequence[Tensor], dino: Tensor) -> Tensor:
+    """(n, sum of channels, h, w), raw, float32, on DINOv2's grid, of maps (n, c, h', w') and dino (n, D, h, w)."""
+    maps = [maps.float() for maps in (*layers, dino)]
+    size = dino.shape[-2:]
+    return torch.cat(
+        [
+            F.interpolate(x, size=size, mode="bilinear", align_corners=False) if x.shape[-2:] != size else x
+            for x in maps
+        ],
+        dim=1,
+    )
+
+
+def balance(maps: Tensor, dino_width: int) -> Tensor:
+    """The channels of Stable Diffusion and the last `dino_width`, DINOv2's, each L2-normalised in every cell."""
+    layers, dino = maps[:, :-dino_width], maps[:, -dino_width:]
+    return torch.cat([l2_normalise(part, dim=1, eps=EPS) for part in (layers, dino)], dim=1)
