@@ -8,3 +8,10 @@ def sd4match(name: str = "mini", prompt: str | None = None, device: str = "auto"
     from sd4match import Matcher
 
     return Matcher.from_pretrained(name, prompt, device, **settings)
+
+
+def featurizer(name: str = "mini", *args, **options):
+    """sd4match.Featurizer with the same arguments: images -> {layer: feature map}."""
+    from sd4match import Featurizer
+
+    return Featurizer(name, *args, **options)

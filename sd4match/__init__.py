@@ -38,6 +38,8 @@ if not (HERE / "config").is_dir():  # the installed package holds them all
 
 _HOMES = {
     "CategoryError": "sd4match.error",
+    "Features": "sd4match.featurizer",
+    "Featurizer": "sd4match.featurizer",
     "ImageError": "sd4match.matcher",
     "ImageFeatures": "sd4match.matcher",
     "LearnedPrompt": "sd4match.prompt",

@@ -20,9 +20,9 @@ def reset_accelerate() -> None:
 
 
 def call(script: str, *arguments: str) -> int:
-    """Run train.py, test.py, ... in this process; its exit status."""
+    """Run train.py, script/compare.py, ... in this process; its exit status."""
     reset_accelerate()
-    main = importlib.import_module(Path(script).stem).main
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         try:

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
     AutoImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
@@ -25,6 +27,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
+    PreTrainedModel,
 )
 
 from model.backbone.architecture import STABLE_DIFFUSION, VISION, default_hub_id, get_architecture
@@ -131,6 +134,29 @@ def load_vision(
         embeddings = loaded.model.embeddings
         embeddings.interpolate_pos_encoding = MethodType(_stretch_by_scale, embeddings)
     return loaded
+
+
+def load_transformer(
+    folder: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", positions: str = "scale"
+) -> tuple[PreTrainedModel, Tensor, Tensor]:
+    """A frozen vision transformer (DINOv2, with or without registers, DINOv3) in a transformers folder or hub id.
+
+    Returns it with the mean and deviation (3, 1, 1) of its pixels in [0, 1]. positions: as of `load_vision`.
+    """
+    source = NetworkSource(folder, "name")
+    required = ["config.json", "preprocessor_config.json"]
+    path = source.fetch([*required, *(name.format("model") for name in _WEIGHTS)], required)
+    kind, processor = (read_config(path / name) for name in required)
+    if not str(kind.get("model_type")).startswith("dinov"):
+        raise NetworkError(source.explain(f"it is a {kind.get('model_type')}, not dinov2 or dinov3_vit"))
+    if kind["model_type"] == "dinov2":
+        model = load_vision("DINO", folder, dtype=dtype, device=device, key="name", positions=positions).model
+    else:
+        config = source.attempt(lambda: AutoConfig.from_pretrained(path))
+        model = source.load(MODEL_MAPPING[type(config)], path, dtype=dtype)
+        freeze(model, dtype, device, folder)
+    mean, std = (torch.tensor(processor[f"image_{what}"], device=device)[:, None, None] for what in ("mean", "std"))
+    return model, mean, std
 
 
 def freeze(network: nn.Module, dtype: torch.dtype, device: torch.device | str, who: str) -> None:

@@ -1,4 +1,4 @@
-"""What DINOv2 and CLIP see in an image: the condition of a conditional prompt, and DINOv2's map."""
+"""What DINOv2 and CLIP see in an image: the condition of a conditional prompt, DINOv2's map, maps of any layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from PIL.Image import Image
-from torch import Tensor
-from transformers import Dinov2Model
+from torch import Tensor, nn
+from transformers import Dinov2Model, PreTrainedModel
 
 from model.backbone.facts import DinoFacts, get_condition
 from model.backbone.load import VisionNetwork
@@ -65,3 +65,44 @@ def normalise_pixels(images: Tensor, facts: DinoFacts) -> Tensor:
         torch.tensor(values, device=images.device)[:, None, None] for values in (facts.image_mean, facts.image_std)
     )
     return ((images + 1) / 2 - mean) / std
+
+
+def name_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Layers of a vision transformer of transformers, in their order: "block0", "block0.query", "block0.key", ...
+
+    A block's map is its output; "last" is that of the final layer norm.
+    """
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers]
+    found: dict[str, nn.Module] = {}
+    for i, block in enumerate(stacks[0]):
+        found[f"block{i}"] = block
+        parts = {name.rpartition(".")[2]: part for name, part in block.named_modules()}
+        found |= {f"block{i}.{kind}": parts[f"{kind[0]}_proj"] for kind in ("query", "key", "value")}
+    return found | {"last": model}
+
+
+def compute_layer_maps(model: PreTrainedModel, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Maps (n, C, h, w) of `name_layers`, one cell per patch, for normalised pixels (n, 3, H, W); the model's dtype.
+
+    H and W must be multiples of the patch. Class and register tokens are left out.
+    """
+    patch = model.config.patch_size
+    height, width = (side // patch for side in pixels.shape[-2:])
+    found: dict[str, Tensor] = {}
+    known = name_layers(model)
+
+    def keep(name: str):
+        def hook(module: nn.Module, inputs: tuple, output) -> None:
+            tokens = getattr(output, "last_hidden_state", output)
+            tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+            found[name] = rearrange(tokens[:, -height * width :], "n (h w) c -> n c h w", h=height)
+
+        return hook
+
+    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        model(pixels.to(device=model.device, dtype=model.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in layers}
