@@ -10,11 +10,15 @@ from dataset.benchmark import Benchmark, fill_command
 from dataset.comvg import ComVG
 from dataset.custom import Custom
 from dataset.error import DatasetError, MissingDataError, choose
+from dataset.manifest import Manifest
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
 from dataset.ranking import RankingBenchmark
 from dataset.record import ImageRef, PairRecord
+from dataset.refcocog import RefCOCOg
 from dataset.spair import SPair, SPairU
+from dataset.vqa import VQABinary, VQAOther
+from dataset.winoground import Winoground
 
 BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
     "spair": SPair,
@@ -24,6 +28,11 @@ BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
     "spairu": SPairU,
     "custom": Custom,
     "comvg": ComVG,
+    "refcocog": RefCOCOg,
+    "vqa_other": VQAOther,
+    "vqa_binary": VQABinary,
+    "winoground": Winoground,
+    "manifest": Manifest,
 }
 
 __all__ = [

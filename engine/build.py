@@ -21,7 +21,7 @@ from engine.task import find_task
 from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
-from model.method import find_method
+from model.method import METHODS, find_method
 from model.method.base import Method
 from model.source import find_stable_diffusion
 
@@ -49,12 +49,13 @@ def find_output(cfg) -> Path:
 
 
 def find_datasets(cfg) -> list[str]:
-    """Names of the benchmarks whose folder is in DATASET.ROOT; MissingDataError if there is none."""
+    """Names of the benchmarks for the method whose folder is in DATASET.ROOT; MissingDataError if there is none."""
     root = Path(resolve_path(cfg.DATASET.ROOT))
-    names = [name for name, benchmark in BENCHMARKS.items() if (root / benchmark.FOLDER).is_dir()]
+    known = {name: kind for name, kind in BENCHMARKS.items() if kind.task == METHODS[cfg.METHOD.NAME].task}
+    names = [name for name, benchmark in known.items() if (root / benchmark.FOLDER).is_dir()]
     if not names:
         command = fill_command(cfg.DATASET.PREPARE, cfg.DATASET.NAME, root)
-        folders = ", ".join(benchmark.FOLDER for benchmark in BENCHMARKS.values())
+        folders = ", ".join(benchmark.FOLDER for benchmark in known.values())
         raise MissingDataError(f"{root} (DATASET.ROOT) holds none of {folders}; `{command}` makes one")
     return names
 

@@ -28,6 +28,7 @@ WATCHED |= {key for key in KEYS if key.startswith("FEATURES.")}  # tests/test_ge
 WATCHED |= {"GEOAWARE.WIDTH", "GEOAWARE.DROPOUT"}  # tests/test_geoaware.py
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
+WATCHED |= {"DATASET.FEW_SHOT", *(key for key in KEYS if key.startswith("DSD."))}  # tests/test_dsd.py
 
 
 def watches(*keys):
