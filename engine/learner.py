@@ -2,7 +2,6 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -30,7 +29,8 @@ class Learner:
     """One optimiser step per effective batch; its whole state goes into a checkpoint and comes back bit for bit.
 
     No module is wrapped: gradients are averaged over the processes here, so that a method may run its learnable part
-    in any way. A step that the gradient scaler skips is not counted, nor does the schedule advance.
+    in any way; every process starts alike, from the seed. A step that the gradient scaler skips is not counted, nor
+    does the schedule advance.
     """
 
     def __init__(
@@ -42,8 +42,6 @@ class Learner:
         total_steps: int,
     ):
         self.accelerator, self.module = accelerator, module
-        for parameter in module.parameters():
-            broadcast(parameter.data)
         self.optimizer = accelerator.prepare(optimizer)
         self.scheduler = scheduler
         self.total_steps = total_steps
