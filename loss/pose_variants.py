@@ -41,7 +41,6 @@ class PoseVariants:
     whose images share no keypoint is left out.
     """
 
-    objective: nn.Module  # the dense one
     sparse: float = 1.0  # weight in L_0
     dense: float = 1.0  # weight in L_0
     noise: float = 0.1  # label noise: sigma = noise * T / 2, T the longest side of the target's box
@@ -50,17 +49,25 @@ class PoseVariants:
     single: float = 0.0
 
     @property
-    def mirrors(self) -> bool:
-        """Whether mirrored images are needed."""
-        return any((self.double, self.alone, self.single))
+    def needs(self) -> tuple[str, ...]:
+        """Whose descriptors are needed."""
+        mirrored = {"src_mirrored": self.double or self.alone or self.single, "trg_mirrored": self.double}
+        return ("src", "trg", *(name for name, weight in mirrored.items() if weight))
 
     def __call__(
-        self, maps: Mapping[str, Tensor], batch: Mapping[str, Any], seeds: Tensor, tau: Tensor, image_size: Size
+        self,
+        objective: nn.Module,
+        maps: Mapping[str, Tensor],
+        batch: Mapping[str, Any],
+        seeds: Tensor,
+        tau: Tensor,
+        image_size: Size,
     ) -> Tensor:
         """One loss per pair, (B,); 0 for a pair without keypoints.
 
         Args:
-            maps: descriptors "src" and "trg", and if `mirrors` "src_mirrored" and "trg_mirrored".
+            objective: the dense one, of loss.LOSSES.
+            maps: the descriptors that `needs` names.
             batch: see dataset.pair_dataset. seeds: (B,) int64, of the label noise. tau: of the sparse objective.
             image_size: (H, W) of the frame.
         """
@@ -81,7 +88,7 @@ class PoseVariants:
             if self.dense:
                 labels = points.trg + self.draw_noise(points, derive_seeds(seeds, LABELS + number))
                 similarity = FeatureSimilarity(*feats)
-                value = self.dense * self.objective(similarity, points.src, labels, points.mask, image_size)
+                value = self.dense * objective(similarity, points.src, labels, points.mask, image_size)
             if number == 0 or not self.dense:
                 sides = [
                     describe(feat, kps, image_size) for feat, kps in zip(feats, (points.src, points.trg), strict=True)

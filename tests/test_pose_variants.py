@@ -14,6 +14,7 @@ from utils.noise import derive_seeds, draw_noise
 
 SIZE, GRID = (84, 84), (6, 6)  # px, patches
 TAU = torch.tensor(9.0)
+DENSE = SoftArgmaxError(0.3)
 
 
 def make_maps(*names, batch=3, channels=5, seed=0):
@@ -183,17 +184,19 @@ def test_total_is_the_weighted_mean_over_the_terms_that_are_there(weights):
     maps = make_maps("src", "trg", "src_mirrored", "trg_mirrored")
     batch, seeds = make_batch(counts=(4, 0, 3)), torch.tensor([5, 6, 7])
     batch["src_seen_partner"][1], batch["src_seen_ids"][1] = -1, -1  # nothing is known of the second pair
-    variants = PoseVariants(SoftArgmaxError(0.3), noise=0.0, **weights)
-    found = variants(maps, batch, seeds, TAU, SIZE)
+    variants = PoseVariants(noise=0.0, **weights)
+    found = variants(DENSE, maps, batch, seeds, TAU, SIZE)
     expected = [plain_total(variants, maps, batch, b) for b in range(3)]
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
     assert found[1] == 0
 
 
 def test_without_weights_no_mirrored_image_is_asked_for():
-    variants = PoseVariants(SoftArgmaxError(), double=0.0, alone=0.0)
-    assert not variants.mirrors and PoseVariants(SoftArgmaxError(), double=0.0, alone=0.0, single=1.0).mirrors
-    assert variants(make_maps("src", "trg"), make_batch(), torch.tensor([1, 2, 3]), TAU, SIZE).isfinite().all()
+    variants = PoseVariants(double=0.0, alone=0.0)
+    assert variants.needs == ("src", "trg")
+    assert PoseVariants(double=0.0, alone=0.0, single=1.0).needs == ("src", "trg", "src_mirrored")
+    assert PoseVariants(alone=0.0).needs == ("src", "trg", "src_mirrored", "trg_mirrored")
+    assert variants(DENSE, make_maps("src", "trg"), make_batch(), torch.tensor([1, 2, 3]), TAU, SIZE).isfinite().all()
 
 
 def test_parts_change_sides_in_the_mirrored_source():
@@ -231,24 +234,24 @@ def test_mirrored_twice_is_where_it_was_and_the_border_stays_in_the_grid():
 
 def test_label_noise_has_the_deviation_it_should_and_moves_labels_alone():
     batch = make_batch()
-    variants = PoseVariants(SoftArgmaxError(0.3), noise=0.1, double=0.0, alone=0.0)
+    variants = PoseVariants(noise=0.1, double=0.0, alone=0.0)
     kps, extent = torch.zeros(200, 30, 2), torch.tensor([60.0, 240.0]).repeat(100)
     noise = variants.draw_noise(Points(kps, kps, kps[..., 0] == 0, extent), torch.arange(200))
     for number, sigma in enumerate((3.0, 12.0)):  # 0.1 T / 2
         drawn = noise[number::2]
         assert drawn.std().item() == pytest.approx(sigma, rel=0.05) and abs(drawn.mean().item()) < sigma / 20
     maps, seeds = make_maps("src", "trg"), torch.tensor([5, 6, 7])
-    noisy = variants(maps, batch, seeds, TAU, SIZE)
+    noisy = variants(DENSE, maps, batch, seeds, TAU, SIZE)
     moved = {
         **batch,
         "trg_kps": batch["trg_kps"]
         + 0.05 * batch["pck_threshold"][:, None, None] * draw_noise(derive_seeds(seeds, LABELS), (6, 2)),
     }
-    plain = PoseVariants(SoftArgmaxError(0.3), noise=0.0, double=0.0, alone=0.0, sparse=0.0)
-    sparse = PoseVariants(SoftArgmaxError(0.3), noise=0.0, double=0.0, alone=0.0, dense=0.0)
-    expected = plain(maps, moved, seeds, TAU, SIZE) + sparse(maps, batch, seeds, TAU, SIZE)
+    plain = PoseVariants(noise=0.0, double=0.0, alone=0.0, sparse=0.0)
+    sparse = PoseVariants(noise=0.0, double=0.0, alone=0.0, dense=0.0)
+    expected = plain(DENSE, maps, moved, seeds, TAU, SIZE) + sparse(DENSE, maps, batch, seeds, TAU, SIZE)
     torch.testing.assert_close(noisy, expected)
-    values = [variants(maps, batch, seeds + k, TAU, SIZE) for k in (0, 0, 1)]
+    values = [variants(DENSE, maps, batch, seeds + k, TAU, SIZE) for k in (0, 0, 1)]
     assert torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
 
 

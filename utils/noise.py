@@ -36,6 +36,19 @@ def draw_noise(
     return noise.to(device=device, dtype=dtype, non_blocking=True)
 
 
+def drop_elements(x: Tensor, share: float, seeds: Tensor) -> Tensor:
+    """Dropout of x (n, ...): elements are zeroed with probability `share`, the others divided by 1 - share.
+
+    Row i is drawn from seeds[i] (n,) alone, on x's device: another device draws others.
+    """
+    if not share:
+        return x
+    generator, kept = torch.Generator(x.device), torch.empty_like(x)
+    for row, seed in zip(kept, seeds.tolist(), strict=True):
+        row.bernoulli_(1 - share, generator=generator.manual_seed(seed))
+    return x * kept / (1 - share)
+
+
 def noise_seeds(base_seed: int, epoch: int, index: Tensor | Sequence[int], side: int) -> Tensor:
     """Seeds (B,) int64 of the pairs `index` (B,) in `epoch`; side 0 = source image, 1 = target image."""
     words = np.asarray(index, dtype=np.int64).reshape(-1)
