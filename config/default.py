@@ -115,6 +115,13 @@ _C.FEATURES.PROMPT = ""  # a sentence, which may say {category}; "" = the captio
 _C.GEOAWARE = CN()
 _C.GEOAWARE.WIDTH = 768  # channels of its descriptors, a multiple of 4
 _C.GEOAWARE.DROPOUT = 0.2  # share of its input's elements that are zeroed in training
+_C.GEOAWARE.WEIGHT_DECAY = 1e-3  # of AdamW
+_C.GEOAWARE.SPARSE = 1.0  # weight of the contrastive objective of a pair ...
+_C.GEOAWARE.DENSE = 1.0  # ... and of LOSS.NAME; 0 = mirrored images are contrasted too
+_C.GEOAWARE.NOISE = 0.1  # the dense objective's targets are moved by N(0, (NOISE * longer side of the box / 2)^2)
+_C.GEOAWARE.DOUBLE = 1.0  # weight of the pair of both mirror images; the pair itself has 1; 0 = without
+_C.GEOAWARE.SELF = 0.25  # weight of the mirrored source with the source itself; 0 = without
+_C.GEOAWARE.SINGLE = 0.0  # weight of the mirrored source with the target; 0 = without
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()

@@ -57,6 +57,8 @@ RULES: dict[str, tuple] = {
     "FEATURES.FREEU": (0, 100),
     "GEOAWARE.WIDTH": (4, 2**16),
     "GEOAWARE.DROPOUT": (0, 0.99),
+    "GEOAWARE.WEIGHT_DECAY": (0, 10),
+    **{f"GEOAWARE.{term}": (0, 1e3) for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")},
     "PROMPT.KIND": ("Single", "Class", "CPM"),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
     "PROMPT.LENGTH": (1, 75),

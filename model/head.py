@@ -23,7 +23,6 @@ class AggregationNetwork(nn.Module):
         self,
         feature_dims: Sequence[int] = (640, 1280, 1280, 768),  # channels of s3, s4, s5, DINOv2
         width: int = 768,  # channels of a descriptor
-        dropout: float = 0.0,  # share of the input's elements that are zeroed in training
     ) -> None:
         super().__init__()
         self.feature_dims, self.width = tuple(feature_dims), width
@@ -31,11 +30,10 @@ class AggregationNetwork(nn.Module):
         self.mixing_weights = nn.Parameter(torch.ones(len(self.feature_dims)))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # ln tau of the contrastive objective
         self.self_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))  # of no objective; the files hold it
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """Descriptors (n, width, h, w), >= 0 and not normalised, of raw maps (n, sum of feature_dims, h, w)."""
-        maps = self.dropout(features).split(self.feature_dims, dim=1)
+        maps = features.split(self.feature_dims, dim=1)
         mixing = self.mixing_weights.softmax(dim=0)
         return sum(weight * layer(x) for weight, layer, x in zip(mixing, self.bottleneck_layers, maps, strict=True))
 

@@ -43,7 +43,7 @@ def test_keys_of_the_post_processor(world, tmp_path):
     cfg = settings(world, tmp_path, "GEOAWARE.WIDTH", "8", "GEOAWARE.DROPOUT", "0.4")
     method = build_method(cfg, torch.device("cpu"), None, training=True)
     head = method.trainable
-    assert head.feature_dims == (24, 32, 24) and head.width == 8 and head.dropout.p == 0.4
+    assert head.feature_dims == (24, 32, 24) and head.width == 8 and method.dropout == 0.4
     assert build_method(cfg, torch.device("cpu"), None).trainable is None
     assert torch.equal(build_method(cfg, torch.device("cpu"), None, training=True).head.mixing_weights, torch.ones(3))
     batch = {"layers": {}, "dino": torch.randn(2, 24, 4, 4)}

@@ -53,7 +53,8 @@ class Method(nn.Module):
     @classmethod
     def name_learned(cls, cfg) -> str:
         """Name of what training learns: of its log and its folder of weights."""
-        return f"{cfg.METHOD.NAME}_{cfg.DATASET.NAME}_{cfg.NETWORK.NAME}"
+        start = Path(cfg.TRAIN.START).name
+        return f"{cfg.METHOD.NAME}_{cfg.DATASET.NAME}_{cfg.NETWORK.NAME}{start and f'_from_{start}'}"
 
     @classmethod
     def name_tested(cls, cfg) -> str:

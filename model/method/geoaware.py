@@ -10,15 +10,17 @@ from torch.nn import functional as F
 
 from model.backbone.facts import dino_facts
 from model.head import AggregationNetwork
+from model.head_learning import HeadLearning
 from model.method.base import Batch, FeatureMethod, join_sides
-from model.source import find_dino, layers_source
+from model.source import MIRRORED, find_dino, layers_source
 from utils.geometry import l2_normalise
 from utils.noise import seeded
 
+READS = ("layers", "dino")
 EPS = 1e-10  # added to the norms
 
 
-class GeoAware(FeatureMethod):
+class GeoAware(HeadLearning, FeatureMethod):
     """Without a post-processor ("zero-shot") the cosine of two cells is the mean of both networks' cosines."""
 
     def __init__(
@@ -30,7 +32,9 @@ class GeoAware(FeatureMethod):
         super().__init__()
         self.image_size, self.taps, self.head = image_size, tuple(taps), head
 
-    reads = ("layers", "dino")
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return READS + tuple(f"{key}{MIRRORED}" for key in READS if self.mirrors)
 
     @property
     def trainable(self) -> nn.Module | None:
@@ -44,6 +48,10 @@ class GeoAware(FeatureMethod):
         src_feat, trg_feat = self.describe_cells(layers, join_sides(batch, "dino")).chunk(2)
         return src_feat, trg_feat
 
+    def maps(self, batch: Batch, side: str, mirrored: bool, seeds: Tensor) -> Tensor:
+        layers, dino = (batch[f"{side}_{key}{MIRRORED * mirrored}"] for key in READS)
+        return join_maps([layers[tap] for tap in self.taps], dino)
+
     def describe_cells(self, layers: dict[str, Tensor], dino: Tensor) -> Tensor:
         """Feature maps (n, C, h, w) on DINOv2's grid of layers {tap: (n, c, h', w')} and dino (n, D, h, w)."""
         maps = join_maps([layers[tap] for tap in self.taps], dino)
@@ -53,14 +61,17 @@ class GeoAware(FeatureMethod):
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
         with seeded(cfg.SEED):
             head = build_head(cfg) if training or cfg.METHOD.WEIGHTS else None
-        return cls(cfg.DATASET.IMAGE_SIZE, cfg.FEATURES.TAPS, head).to(device)
+        method = cls(cfg.DATASET.IMAGE_SIZE, cfg.FEATURES.TAPS, head).to(device)
+        if training:
+            method.learn_as(cfg.GEOAWARE)
+        return method
 
 
 def build_head(cfg) -> AggregationNetwork:
     """A new post-processor for the configured layers and DINOv2."""
     channels = [layers_source(cfg).shape[tap][0] for tap in cfg.FEATURES.TAPS]
     dims = (*channels, dino_facts(**find_dino(cfg)).width)
-    return AggregationNetwork(dims, cfg.GEOAWARE.WIDTH, cfg.GEOAWARE.DROPOUT)
+    return AggregationNetwork(dims, cfg.GEOAWARE.WIDTH)
 
 
 def join_maps(layers: Sequence[Tensor], dino: Tensor) -> Tensor:

@@ -1,0 +1,218 @@
+"""Learning GeoAware-SC's post-processor on tiny real networks: what its keys change, resume, processes, batches."""
+
+import json
+
+import pytest
+import torch
+
+import test as test_script
+import train as train_script
+from config import ConfigError, load_config
+from dataset.pair_dataset import collate
+from engine.build import build_accelerator, build_method, build_pairs
+from engine.check import check_config
+from engine.precompute import build_caches
+from engine.report import build_result_stem
+from tests.test_train import assert_same_state, launch, log_folder
+from tests.watch import watching
+from utils.checkpoint import CheckpointError, load_checkpoint
+from utils.noise import drop_elements
+from utils.store import StoreError
+
+TINY = (
+    *("METHOD.NAME", "geoaware", "METHOD.DINO_SIZE", "[56, 56]", "METHOD.DINO_NORM", "False", "DATASET.FRAME", "pad"),
+    *("FEATURES.TAPS", "[up2.attentions.1, up1.attentions.1, up0.resnets.1]", "FEATURES.SIZE", "[64, 64]"),
+    *("FEATURES.WINDOW", "64", "FEATURES.STRIDE", "64", "GEOAWARE.WIDTH", "16"),
+    *("LOSS.NAME", "soft_argmax_error", "LOSS.BETA", "0.02", "TRAIN.LR", "0.00125", "TRAIN.SCHEDULER", "one_cycle"),
+    *("EVAL.LOCALISERS", "[nn, window]", "EVAL.PICTURE_LOCALISER", "window", "VAL.LOCALISER", "window"),
+    *("EVAL.WINDOW", "1", "EVAL.BETA", "0.02"),
+)
+KEYS = {  # a value that changes the first loss
+    "GEOAWARE.WIDTH": "32",
+    "GEOAWARE.DROPOUT": "0.5",
+    "GEOAWARE.SPARSE": "0.5",
+    "GEOAWARE.DENSE": "0.5",
+    "GEOAWARE.NOISE": "0.3",
+    "GEOAWARE.DOUBLE": "0.5",
+    "GEOAWARE.SELF": "0.5",
+    "GEOAWARE.SINGLE": "0.5",
+}
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def options(world, *more):
+    return (*TINY, "METHOD.DINO_FOLDER", str(world.root / "dino"), *more)
+
+
+def configure(world, output, *more, training=True):
+    cfg = load_config(None, world.opts(output, *options(world, *more)))
+    check_config(cfg, training=training)
+    return cfg
+
+
+def run(world, output, *more):
+    """Train in this process; the final checkpoint."""
+    cfg = configure(world, output, *more)
+    assert train_script.train(cfg, overwrite=False) == 0
+    return load_checkpoint(log_folder(cfg, output))
+
+
+@pytest.fixture(scope="module")
+def prepared(world, tmp_path_factory):
+    """A function: (method, batch of the training pairs at positions) under some settings, from shared caches."""
+    from tests.command import reset_accelerate
+
+    root = tmp_path_factory.mktemp("caches")
+
+    def prepare(*more, positions=(0,)):
+        reset_accelerate()
+        cfg = configure(world, root, *more)
+        accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, "trn")
+        method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training=True)
+        build_caches(cfg, (pairs,), method, accelerator)
+        return method, collate([pairs[i] for i in positions])
+
+    return prepare
+
+
+def seeds_of(n):
+    return torch.arange(2 * n).view(n, 2)
+
+
+def gradient(method, losses):
+    method.zero_grad()
+    losses.backward()
+    return torch.cat([p.grad.flatten() for p in method.trainable.parameters() if p.grad is not None])
+
+
+def test_it_learns_is_kept_and_tested(world, tmp_path):
+    run(world, tmp_path, "TRAIN.EPOCHS", "4", "VAL.PICTURES", "1")
+    (folder,) = (tmp_path / "prompt").iterdir()
+    assert folder.name == "geoaware_spair_tiny" and (folder / "weights.safetensors").is_file()
+
+    def score(*more):
+        cfg = configure(world, tmp_path, *more, training=False)
+        test_script.test(cfg)
+        stem = build_result_stem(cfg)
+        return (stem.parent / f"{stem.name}_predictions.csv").read_text()
+
+    assert score("METHOD.WEIGHTS", folder.name) != score()
+    with pytest.raises(StoreError, match="does not fit the method"):
+        score("METHOD.WEIGHTS", folder.name, "GEOAWARE.WIDTH", "32")
+    lines = [json.loads(line) for line in next(tmp_path.rglob("metrics.jsonl")).open()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+
+
+def test_one_pair_is_learned_by_heart(prepared):
+    method, batch = prepared("GEOAWARE.NOISE", "0.0", "GEOAWARE.DROPOUT", "0.0")
+    optimizer, losses = method.build_optimizer(0.01, 1.0), []
+    for _ in range(60):
+        losses.append(method.loss(batch, seeds_of(1)).mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.35 * losses[0]
+    frozen = [name for name, p in method.trainable.named_parameters() if p.grad is None]
+    assert frozen == ["self_logit_scale"]  # of no objective
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_changes_the_loss(prepared, key):
+    losses = [prepared(*more)[0].loss(prepared()[1], seeds_of(1)) for more in ((), (key, KEYS[key]))]
+    assert losses[0] != losses[1]
+
+
+def test_weight_decay_is_the_optimisers(prepared):
+    values = []
+    for decay in ("0.0", "0.5"):
+        method, batch = prepared("GEOAWARE.WEIGHT_DECAY", decay)
+        optimizer = method.build_optimizer(0.1, 1.0)
+        method.loss(batch, seeds_of(1)).mean().backward()
+        optimizer.step()
+        values.append(method.head.bottleneck_layers[0][0].conv1.norm.weight.detach().clone())
+    torch.testing.assert_close(values[1], values[0] - 0.1 * 0.5, atol=1e-5, rtol=0)  # norms start at 1
+
+
+def test_mirror_images_are_read_only_by_terms_that_have_a_weight(prepared):
+    plain, batch = prepared("GEOAWARE.DOUBLE", "0.0", "GEOAWARE.SELF", "0.0")
+    assert plain.reads == ("layers", "dino") and plain.loss(batch, seeds_of(1)).isfinite()
+    single, _ = prepared("GEOAWARE.DOUBLE", "0.0", "GEOAWARE.SELF", "0.0", "GEOAWARE.SINGLE", "1.0")
+    assert single.reads == ("layers", "dino", "layers_mirrored", "dino_mirrored")
+
+
+def test_a_batch_has_the_losses_and_the_gradient_of_its_pairs_one_by_one(prepared):
+    method, batch = prepared(positions=(0, 4, 2))
+    losses = method.loss(batch, seeds_of(3))
+    whole, parts = gradient(method, losses.mean()), 0.0
+    for i, position in enumerate((0, 4, 2)):
+        one = method.loss(prepared(positions=(position,))[1], seeds_of(3)[i : i + 1])
+        torch.testing.assert_close(one, losses[i : i + 1], rtol=1e-4, atol=1e-5)
+        parts = parts + gradient(method, one.sum() / 3)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_parts_equal_the_whole_batch(world, tmp_path):
+    size = ["TRAIN.BATCH_SIZE", "4", "TRAIN.MAX_STEPS", "2"]
+    with watching() as whole:
+        run(world, tmp_path / "whole", *size)
+    with watching() as parts:
+        run(world, tmp_path / "parts", *size, "TRAIN.ACCUMULATION", "2")
+    for one, two in zip(whole.steps, parts.steps, strict=True):
+        torch.testing.assert_close(two.gradient, one.gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(world, tmp_path):
+    """With dropout, label noise and a schedule that moves momentum as well."""
+    from tests.command import call, dying_in_step
+
+    more = ("TRAIN.EPOCHS", "2", "TRAIN.SAVE_EVERY", "2")
+    whole = run(world, tmp_path / "whole", *more)
+    arguments = world.opts(tmp_path / "parts", *options(world, *more))
+    for step in (4, 2):  # counted in each process
+        with dying_in_step(step):
+            call("train.py", "--config_file", "config/spair/base.yaml", *arguments)
+    assert_same_state(whole, run(world, tmp_path / "parts", *more))
+    with pytest.raises(CheckpointError, match="TRAIN.EPOCHS: 2 -> 3"):
+        run(world, tmp_path / "parts", *more, "TRAIN.EPOCHS", "3")
+
+
+def test_two_processes_equal_one(world, tmp_path):
+    more = options(world, "TRAIN.EPOCHS", "2")
+    flags = [str(tmp_path / "gradient"), "train.py", "--config_file", "config/spair/base.yaml"]
+    pair = launch(world, tmp_path / "two", *more, processes=2, script="tests/watched.py", flags=flags)
+    with watching() as seen:
+        one = run(world, tmp_path / "one", "TRAIN.EPOCHS", "2")
+    _, err = pair.communicate(timeout=180)
+    assert pair.returncode == 0, err[-3000:]
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"gradient.{rank}")
+        torch.testing.assert_close(gradients, torch.stack([step.gradient for step in seen.steps]), rtol=1e-2, atol=1e-3)
+    (state,) = (tmp_path / "two").rglob("state.safetensors")
+    for key, value in load_checkpoint(state.parent)["learner"]["weights"].items():
+        torch.testing.assert_close(value, one["learner"]["weights"][key], rtol=1e-3, atol=1e-3)
+
+
+def test_it_starts_from_another_run_and_says_so_in_its_name(world, tmp_path):
+    run(world, tmp_path, "TRAIN.MAX_STEPS", "1", "DATASET.NAME", "pfpascal")
+    start = ("TRAIN.START", "geoaware_pfpascal_tiny", "TRAIN.MAX_STEPS", "1")
+    run(world, tmp_path, *start)
+    assert (tmp_path / "prompt" / "geoaware_spair_tiny_from_geoaware_pfpascal_tiny" / "weights.safetensors").is_file()
+    with pytest.raises(ConfigError, match="trained under other settings: FEATURES.TIMESTEP: 50 -> 60"):
+        run(world, tmp_path, *start, "FEATURES.TIMESTEP", "60")
+
+
+def test_any_objective_of_the_table_can_be_the_dense_one(prepared):
+    method, batch = prepared("LOSS.NAME", "kernel_smoothed_cross_entropy", "LOSS.KERNEL_SIZE", "3")
+    assert (
+        method.loss(batch, seeds_of(1)).isfinite() and type(method.objective).__name__ == "KernelSmoothedCrossEntropy"
+    )
+
+
+def test_dropout_is_of_single_elements_and_of_the_rows_own_seed():
+    x = torch.ones(3, 32, 20, 20)
+    dropped = drop_elements(x, 0.2, torch.tensor([4, 5, 4]))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.2, abs=0.02) and dropped.max() == pytest.approx(1.25)
+    assert (dropped == 0).float().mean(dim=(2, 3)).std() < 0.05
+    assert torch.equal(dropped[0], dropped[2]) and not torch.equal(dropped[0], dropped[1])
+    assert torch.equal(drop_elements(x[1:2], 0.2, torch.tensor([5])), dropped[1:2])
+    assert drop_elements(x, 0.0, torch.tensor([4, 5, 4])) is x
