@@ -40,11 +40,11 @@ class Benchmark(Sequence):
     name: ClassVar[str]
     task: ClassVar[str] = "correspondence"  # what is asked of a method: a name in engine.task.TASKS
     LAYOUT: ClassVar[str]  # the folder, drawn, for error messages
-    ADVICE: ClassVar[str] = "`{prepare}` makes and checks it"
+    ADVICE: ClassVar[str] = "`{prepare}` makes and checks it"  # ends them; another where dataset/prepare.py makes none
     FOLDER: ClassVar[str]  # its usual name
     SPLITS: ClassVar[tuple[str, ...]] = ("trn", "val", "test")
     threshold_rule: str  # "bbox", "image" or "kps": see `threshold`
-    max_kps: int
+    max_kps: int  # of the fullest pair: what batches are padded to
     SYMMETRIES: ClassVar[Mapping[str, Symmetry]] = {}  # by category, of a data set that brings no tables of its own
     categories: tuple[str, ...]  # all categories of the data set, sorted
 

@@ -72,7 +72,7 @@ def mirror_bbox(bbox: np.ndarray, width: int) -> np.ndarray:
 
 
 def threshold(rule: str, bbox: np.ndarray, kps: np.ndarray, size: tuple[int, int]) -> float:
-    """The length that PCK's alpha multiplies, in pixels of whatever frame the target's arguments are in.
+    """The length that PCK's alpha multiplies, Eq. (9), in pixels of whatever frame the target's arguments are in.
 
     rule: "bbox" = longer side of the box (4,); "image" = longer side of the image of `size` (H, W);
     "kps" = longer side of the tight box around the keypoints (N, 2). Map into the frame before calling: sides

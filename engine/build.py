@@ -94,6 +94,8 @@ def build_method(
 ) -> Method:
     """The configured method at the settings of TRAIN, with its objective, or of TEST, with its learned weights."""
     method = find_method(cfg.METHOD.NAME).build(cfg, device, categories, training, folder)
+    if unnamed := set(method.reads) - {*METHODS[cfg.METHOD.NAME].reads, "condition"}:  # what a result says made it
+        raise ValueError(f"the line of {cfg.METHOD.NAME} in METHODS does not say that it reads {', '.join(unnamed)}")
     if training:
         method.objective = build_loss(cfg)
     if weights := cfg.TRAIN.START if training else cfg.METHOD.WEIGHTS:
@@ -129,12 +131,7 @@ def build_generator(cfg, device: torch.device) -> Generator:
 
 
 def build_loss(cfg) -> nn.Module:
-    """The training objective, with those settings of LOSS that it takes; (B,) losses."""
-    section, takes = cfg.LOSS, inspect.signature(loss.LOSSES[cfg.LOSS.NAME]).parameters
-    settings = {
-        "beta": section.BETA,
-        "kernel_size": section.KERNEL_SIZE,
-        "sigma": section.SIGMA,
-        "window": section.WINDOW,
-    }
-    return loss.build_loss(section.NAME, **{name: value for name, value in settings.items() if name in takes})
+    """The training objective; (B,) losses. Its parameters are the keys of LOSS in lower case, as many as it takes."""
+    takes = inspect.signature(loss.LOSSES[cfg.LOSS.NAME]).parameters
+    settings = {key.lower(): value for key, value in cfg.LOSS.items()}
+    return loss.build_loss(cfg.LOSS.NAME, **{name: value for name, value in settings.items() if name in takes})

@@ -59,7 +59,6 @@ RULES: dict[str, tuple] = {
     "GEOAWARE.DROPOUT": (0, 0.99),
     "GEOAWARE.WEIGHT_DECAY": (0, 10),
     **{f"GEOAWARE.{term}": (0, 1e3) for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")},
-    "PROMPT.KIND": ("Single", "Class", "CPM"),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
     "PROMPT.LENGTH": (1, 75),
     "LOSS.BETA": _TEMPERATURE,
@@ -109,6 +108,7 @@ RULES: dict[str, tuple] = {
 TABLES = {
     "DATASET.NAME": "dataset:BENCHMARKS",
     "METHOD.NAME": "model.method:METHODS",
+    "PROMPT.KIND": "model.prompt.name:KINDS",
     "LOSS.NAME": "loss:LOSSES",
     "VAL.LOCALISER": "utils.localise:LOCALISERS",
     "EVAL.LOCALISERS": "utils.localise:LOCALISERS",

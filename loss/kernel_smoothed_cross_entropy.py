@@ -97,7 +97,7 @@ class KernelSmoothedCrossEntropy(nn.Module):
         return torch.where(kps_mask, cross_entropy, 0.0).sum(dim=1) / n_points  # Eq. (6)
 
     def _cross_entropy(self, log_p: Tensor, trg_cell: Tensor, feat_size: Size) -> Tensor:
-        """Smoothed cross-entropy (B, N) of log_p (B, N, h*w) with the truth trg_cell (B, N, 2)."""
+        """Sum over d of Eq. (6): (B, N), of log_p (B, N, h*w) with the truth trg_cell (B, N, 2)."""
         h, w = feat_size
         offsets, kernel = gaussian_kernel(self.kernel_size, self.sigma, like=log_p)
         position = trg_cell[:, :, None] + offsets  # (B, N, K, 2)

@@ -136,7 +136,7 @@ class Matcher:
     @property
     def categories(self) -> tuple[str, ...] | None:
         """The categories that the prompt knows and `category` must be one of; None: any word, or nothing."""
-        return self._prompt.rows if self._prompt and self._prompt.name.method == "Class" else None
+        return self._prompt.rows if self._prompt and self._prompt.name.kind == "Class" else None
 
     def describe(self) -> dict[str, Any]:
         """What the matches depend on beside the images: plain values, for JSON."""

@@ -84,7 +84,7 @@ def test_wrong_settings_name_the_key(opts, message):
         (["DATASET.IMAGE_SIZE", "(97, 96)"], r"IMAGE_SIZE.*multiples of"),
         (["NETWORK.COMPILE", "fast"], r"NETWORK.COMPILE must be one of none, default"),
         (["NETWORK.MEMORY_FORMAT", "nhwc"], r"NETWORK.MEMORY_FORMAT must be one of contiguous, channels_last"),
-        (["PROMPT.KIND", "single"], r"PROMPT.KIND must be one of Single, Class, CPM"),
+        (["PROMPT.KIND", "single"], r"PROMPT.KIND: unknown single; known: Single, Class, CPM"),
         (["TRAIN.TIMESTEP", "1000"], r"TRAIN.TIMESTEP must be in 0..999"),
         (["TRAIN.STEP_RULES", "x", "TRAIN.SCHEDULER", "piecewise_constant"], r"STEP_RULES must be like"),
         (["NETWORK.NAME", "my_net"], r"NETWORK.NAME must be a word.*got 'my_net'"),

@@ -130,7 +130,7 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeypatch, name):
     prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
-    training = "PROMPT.KIND", parse_prompt_name(name).method, "METHOD.LAYER", "0"
+    training = "PROMPT.KIND", parse_prompt_name(name).kind, "METHOD.LAYER", "0"
     cfg = load_config(None, world.opts(tmp_path, *training))
     made_by = {"METHOD.LAYER": cfg.METHOD.LAYER, "networks": SD4Match.fingerprint(cfg)}
     meta = {**SD4Match.describe(cfg), "made_by": made_by}

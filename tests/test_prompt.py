@@ -77,7 +77,7 @@ def test_names_round_trip(name):
 
 def test_the_parts_of_a_name():
     name = parse_prompt_name("CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50")
-    assert (name.method, name.dataset, name.backbone, name.space) == ("CPM", "spair", "sd2-1", "token")
+    assert (name.kind, name.dataset, name.backbone, name.space) == ("CPM", "spair", "sd2-1", "token")
     assert (name.cpm.scope, name.cpm.network, name.cpm.feature) == ("Pair", "DINO", "Feat")
     assert (name.cpm.n_global, name.cpm.n_cond, name.n_tokens, name.condition) == (25, 50, 75, "DINO-Feat")
     name = parse_prompt_name("Single_my_own_set_sd2-1_TokenEmbeds40")

@@ -70,6 +70,29 @@ def test_links_and_pictures_exist():
                 assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+EQUATIONS = re.findall(r"^\| \((\d+)\) \|.*\| (.*) \|$", README, flags=re.M)
+
+
+def find_sources(path: Path, name: str) -> list[str]:
+    """The text of the functions and classes of that name in a file."""
+    text = path.read_text()
+    defined = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, defined) and node.name == name]
+    return [ast.get_source_segment(text, node) for node in nodes]
+
+
+def test_equations_are_numbered():
+    assert [number for number, _ in EQUATIONS] == [str(n + 1) for n in range(len(EQUATIONS))] != []
+
+
+@pytest.mark.parametrize(("number", "where"), EQUATIONS, ids=[number for number, _ in EQUATIONS])
+def test_equations_stand_where_the_table_says(number, where):
+    places = re.findall(r"`(\w+)` in \[[^]]+\]\(([^)]+)\)", where)
+    assert places
+    for name, file in places:
+        assert any(f"Eq. ({number})" in source for source in find_sources(ROOT / file, name)), f"{file}: {name}"
+
+
 def test_requirements_are_checked_by_version():
     assert parse_version("2.13.0+cpu") == (2, 13, 0)
     assert find_missing(["# comment", "", "pytest>=1.0  # used here"]) == []

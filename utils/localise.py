@@ -42,7 +42,7 @@ class Similarity(Protocol):
 
 
 class FeatureSimilarity:
-    """Cosine similarity of two feature maps (B, C, h', w') and (B, C, h, w), not normalised."""
+    """cos of Eq. (4): cosine similarity of two feature maps (B, C, h', w') and (B, C, h, w), not normalised."""
 
     def __init__(self, src_feat: Tensor, trg_feat: Tensor) -> None:
         self.src_feat, self.trg_feat = src_feat, trg_feat

@@ -91,7 +91,7 @@ def _read_truth(batch: Mapping[str, Any], protocol: str) -> tuple[Tensor, Tensor
 
 
 def judge_errors(errors: Tensor, threshold: Tensor, alphas: Sequence[float]) -> Tensor:
-    """(..., N, A) bool, error <= alpha * threshold, of errors (..., N) px, thresholds (...) px and A alphas."""
+    """(..., N, A) bool, error <= alpha * threshold, Eq. (9); errors (..., N), threshold (...) px, A alphas."""
     radius = (threshold.double()[..., None] * torch.tensor(list(alphas), dtype=torch.float64)).float()
     return errors[..., :, None] <= radius[..., None, :]
 

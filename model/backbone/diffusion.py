@@ -47,7 +47,7 @@ class Diffusion(nn.Module):
         return super().train(False)
 
     def noised(self, latents: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, of latents z, noise eps (n, c, h', w'); timestep one or (n,)."""
+        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, Eq. (1); z, eps (n, c, h', w'), timestep one or (n,)."""
         return self.scheduler.add_noise(latents, noise, _expand(timestep, latents))
 
     def features(
@@ -57,7 +57,7 @@ class Diffusion(nn.Module):
         condition: Tensor,  # (n, L, D), what the cross-attention layers read
         noise: Tensor | None,  # (n, c, h', w'); None: the clean latents go in
     ) -> dict[str, Tensor]:
-        """The maps of `blocks`, in the UNet's dtype."""
+        """UNet_{<= block}(x_t, t, c) of Eq. (3): the maps of `blocks`, in the UNet's dtype."""
         divisor = 2**self.unet.num_upsamplers
         if any(side % divisor for side in latents.shape[-2:]):  # the stock UNet would resize between blocks
             raise ValueError(f"latent size {tuple(latents.shape[-2:])} must be a multiple of {divisor} per side")

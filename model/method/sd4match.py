@@ -79,7 +79,7 @@ class SD4Match(FeatureMethod):
         return total / self.ensemble
 
     def noise(self, z: Tensor, seeds: Tensor, draw: int) -> Tensor | None:
-        """eps of x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, Eq. (1): the draw-th of each image."""
+        """eps of Eq. (1), the draw-th of each image; None: the clean latents go in."""
         return draw_noise(derive_seeds(seeds, draw), z.shape[1:], z.device)
 
     # What is learned, and how it is kept.

@@ -1,4 +1,4 @@
-"""Prompts by kind. To add one, write its file and give it a line in KINDS; its name's grammar is in name.py."""
+"""Prompts by kind. To add one, write its file and give it a line in KINDS, in name.py."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from model.prompt.name import PromptName, parse_prompt_name
+from model.prompt.name import BASELINES, KINDS, PromptName, parse_prompt_name
 
 if TYPE_CHECKING:
     from model.backbone.text import PromptEncoder
     from model.prompt.base import Prompt
 
 __all__ = ["KINDS", "new_prompt"]
-
-KINDS = {  # the module whose `build` makes an untrained prompt of that kind; imported when one is built
-    "text": "model.prompt.text_prompt",
-    "empty": "model.prompt.text_prompt",
-    "Single": "model.prompt.simple",
-    "Class": "model.prompt.simple",
-    "CPM": "model.prompt.cpm",
-}
 
 
 def new_prompt(
@@ -44,4 +36,4 @@ def new_prompt(
         "template": template,
         "category_words": category_words,
     }
-    return importlib.import_module(KINDS[name.method]).build(name, text, **settings)
+    return importlib.import_module((KINDS | BASELINES)[name.kind]).build(name, text, **settings)

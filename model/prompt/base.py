@@ -1,4 +1,10 @@
-"""The contract of a prompt."""
+"""The contract of a prompt.
+
+The module of a kind also has functions, as model.prompt.simple has them: `build(name, text, **settings)`, an untrained
+prompt, of the settings of model.prompt.new_prompt; and, of a kind that is learned, `check(name, tensors)`, ValueError
+for tensors that do not fit the name, and `restore(name, tensors, text, categories, condition_shape)`, the prompt that
+a file holds.
+"""
 
 from __future__ import annotations
 

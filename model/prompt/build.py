@@ -44,9 +44,9 @@ def build_prompt(cfg, categories: Sequence[str] | None, training: bool, folder: 
     is not below OUTPUT_ROOT.
     """
     name = name_trained(cfg) if training else parse_prompt_name(cfg.PROMPT.TYPE)
-    if training or (name.method in BASELINES and not (categories is None and name.method == "text")):
+    if training or (name.kind in BASELINES and not (categories is None and name.kind == "text")):
         return _build_fresh(cfg, name, categories or ())
-    if name.method == "text":
+    if name.kind == "text":
         return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
     folder = folder or Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE
     read_prompt(folder, str(name))  # damaged or misnamed files are told before the text model is loaded

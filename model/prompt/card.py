@@ -10,7 +10,7 @@ from model.backbone.architecture import STABLE_DIFFUSION, default_hub_id
 from model.backbone.facts import get_condition, is_hub_id
 from model.prompt.store import StoredPrompt
 
-_METHODS = {
+_KINDS = {
     "Single": "one prompt for every image",
     "Class": "one prompt per category",
     "CPM": "a prompt made for each image or pair by the conditional prompting module",
@@ -52,7 +52,7 @@ def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
     name, made_by = stored.name, stored.made_by
     network = stored.meta.get("network", "")
     return {
-        "method": f"SD4Match-{name.method}: {_METHODS[name.method]}",
+        "method": f"SD4Match-{name.kind}: {_KINDS.get(name.kind, 'a learned prompt')}",
         "variant": name.variant,
         "trained on": name.dataset,
         "backbone": f"{name.backbone}" + (f" ({network})" if network else ""),
@@ -62,7 +62,7 @@ def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
         "layer": made_by.get("METHOD.LAYER"),
         "training timestep": made_by.get("TRAIN.TIMESTEP"),
         "start": made_by.get("PROMPT.INIT"),
-        "categories": ", ".join(sorted(stored.tensors)) if name.method == "Class" else None,
+        "categories": ", ".join(sorted(stored.tensors)) if name.kind == "Class" else None,
         "parameters": f"{sum(value.numel() for value in stored.tensors.values()):,}",
     }
 
@@ -76,7 +76,7 @@ def _format_use(stored: StoredPrompt) -> list[str]:
         "from sd4match import Matcher",
         "",
         'matcher = Matcher.from_pretrained("this folder, or its id on the hub")',
-        'pair = matcher.pair("a.jpg", "b.jpg"' + (', category="dog")' if name.method == "Class" else ")"),
+        'pair = matcher.pair("a.jpg", "b.jpg"' + (', category="dog")' if name.kind == "Class" else ")"),
         "found = pair.match([(120, 80)])",
         "```",
         "",

@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 
 MAX_TOKENS = 75  # learnable slots of a 77-token sequence
-KINDS = ("Single", "Class", "CPM")
-BASELINES = ("text", "empty")
+
+# Prompts by kind: the module that makes them, imported when one is built (see docs/extending.md).
+KINDS = {"Single": "model.prompt.simple", "Class": "model.prompt.simple", "CPM": "model.prompt.cpm"}  # learned
+BASELINES = {"text": "model.prompt.text_prompt", "empty": "model.prompt.text_prompt"}  # in words
 
 _CPM = re.compile(r"(Img|Pair)-(DINO|CLIP)-(Feat|Head)-G(\d+)-C(\d+)(-noN)?")
 _SPACE = re.compile(r"(HiddenState)|TokenEmbeds(\d+)")
 _EXAMPLES = (
     "CPM_{dataset}_{backbone}_{Img|Pair}-{DINO|CLIP}-{Feat|Head}-G{n}-C{n}[-noN], "
-    "{Single|Class}_{dataset}_{backbone}_TokenEmbeds{n} or {Single|Class}_{dataset}_{backbone}_HiddenState, "
+    "{KIND}_{dataset}_{backbone}_TokenEmbeds{n} or {KIND}_{dataset}_{backbone}_HiddenState, "
     "for example CPM_spair_sd2-1_Pair-DINO-Feat-G25-C50"
-)
+).replace("KIND", "|".join(kind for kind in KINDS if kind != "CPM"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class PromptName:
     None.
     """
 
-    method: str
+    kind: str  # of KINDS or BASELINES
     dataset: str = ""
     backbone: str = ""
     space: str = "token"
@@ -73,9 +75,9 @@ class PromptName:
     cpm: CPMVariant | None = None
 
     def __str__(self) -> str:
-        if self.method in BASELINES:
-            return self.method
-        return f"{self.method}_{self.dataset}_{self.backbone}_{self.variant}"
+        if self.kind in BASELINES:
+            return self.kind
+        return f"{self.kind}_{self.dataset}_{self.backbone}_{self.variant}"
 
     @property
     def variant(self) -> str:
@@ -94,25 +96,25 @@ def parse_prompt_name(text: str) -> PromptName:
     """The parts of a prompt's name; ValueError says what a name looks like."""
     if text in BASELINES:
         return PromptName(text)
-    method, _, rest = text.partition("_")
+    kind, _, rest = text.partition("_")
     dataset, backbone, variant = (["", "", *rest.rsplit("_", 2)])[-3:]
-    if method not in KINDS or not dataset or not backbone or re.search(r"[^\w.-]", text, re.ASCII):
+    if kind not in KINDS or not dataset or not backbone or re.search(r"[^\w.-]", text, re.ASCII):
         raise ValueError(f"{text!r} is no prompt name: text, empty, {_EXAMPLES}")
-    return format_prompt(method, dataset, backbone, variant)
+    return format_prompt(kind, dataset, backbone, variant)
 
 
-def format_prompt(method: str, dataset: str, backbone: str, variant: str) -> PromptName:
+def format_prompt(kind: str, dataset: str, backbone: str, variant: str) -> PromptName:
     """A learned prompt's name from its parts, for example ("Single", "spair", "sd2-1", "TokenEmbeds75")."""
-    if method not in KINDS:
-        raise ValueError(f"prompt method must be one of {', '.join(KINDS)}; got {method!r}")
+    if kind not in KINDS:
+        raise ValueError(f"prompt kind must be one of {', '.join(KINDS)}; got {kind!r}")
     for word, what in ((dataset, "data set"), (backbone, "backbone")):
         if not re.fullmatch(r"[\w.-]+", word, re.ASCII) or (what == "backbone" and "_" in word):
             raise ValueError(f"{word!r} cannot be a {what} in a prompt name (letters, digits, '.', '-')")
-    if method == "CPM":
+    if kind == "CPM":
         cpm = parse_cpm(variant)
-        return PromptName(method, dataset, backbone, "token", cpm.n_tokens, cpm)
+        return PromptName(kind, dataset, backbone, "token", cpm.n_tokens, cpm)
     space, n_tokens = parse_space(variant)
-    return PromptName(method, dataset, backbone, space, n_tokens)
+    return PromptName(kind, dataset, backbone, space, n_tokens)
 
 
 def parse_cpm(variant: str) -> CPMVariant:

@@ -26,7 +26,7 @@ class SimplePrompt(Prompt):
         """sequences: (L, D) for each category of a Class prompt, or for "dataset" alone (Single)."""
         super().__init__(name)
         self.space = name.space
-        self.depends_on = "category" if name.method == "Class" else "nothing"
+        self.depends_on = "category" if name.kind == "Class" else "nothing"
         self.rows = tuple(sequences)
         self._index = {row: i for i, row in enumerate(self.rows)}
         values = torch.stack([sequence.detach().float() for sequence in sequences.values()])
@@ -59,8 +59,8 @@ def build(name: PromptName, text: PromptEncoder, *, categories, init, seed, cate
 
 def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
     """ValueError for tensors of a file that are not whole sequences, or of another kind than the name's."""
-    if not tensors or (name.method == "Single") != (set(tensors) == {SINGLE_KEY}):
-        raise ValueError(f"named as a {name.method} prompt, but its file holds: {', '.join(sorted(tensors))}")
+    if not tensors or (name.kind == "Single") != (set(tensors) == {SINGLE_KEY}):
+        raise ValueError(f"named as a {name.kind} prompt, but its file holds: {', '.join(sorted(tensors))}")
     width = max((value.shape[-1] for value in tensors.values() if value.ndim), default=0)
     for key, value in tensors.items():
         if tuple(value.shape) != (1, MAX_TOKENS + 2, width):
@@ -77,7 +77,7 @@ def restore(
                 f"{key!r} is {tuple(value.shape)}, but this backbone takes (1, {text.n_positions}, {text.width}); "
                 "the prompt belongs to another Stable Diffusion version"
             )
-    if missing := sorted(set(categories) - set(tensors)) if name.method == "Class" else []:
+    if missing := sorted(set(categories) - set(tensors)) if name.kind == "Class" else []:
         raise ValueError(f"no prompt for {', '.join(missing)}; it has: {', '.join(sorted(tensors))}")
     return SimplePrompt(name, {key: tensors[key][0] for key in sorted(tensors)})
 
@@ -97,7 +97,7 @@ def start_sequences(
     (the sentence's; slots after it as the tokenizer pads them). Each row of a Class prompt has its own random
     start, and its own category in place of the sentence's {category}.
     """
-    rows = sorted(categories) if name.method == "Class" else [SINGLE_KEY]
+    rows = sorted(categories) if name.kind == "Class" else [SINGLE_KEY]
     if not rows:
         raise ValueError(f"{name} needs the data set's categories")
     if init == "random" and name.space == "hidden":
@@ -115,7 +115,7 @@ def _sentences(init: str, name: PromptName, words: Sequence[str]) -> list[str]:
     kind, _, sentence = init.partition(":")
     if init != "empty" and not (kind == "text" and sentence):
         raise ValueError(f"prompt init must be random, empty or text:<a sentence>; got {init!r}")
-    if "{category}" in sentence and name.method != "Class":
+    if "{category}" in sentence and name.kind != "Class":
         raise ValueError(f"prompt init {init!r}: only a Class prompt has a row for each {{category}}")
     return [sentence.replace("{category}", word) for word in words]
 

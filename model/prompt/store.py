@@ -22,7 +22,6 @@ from torch import Tensor
 
 from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
-from model.prompt import KINDS as KIND_MODULES
 from model.prompt.base import Prompt
 from model.prompt.name import KINDS, PromptName, parse_prompt_name
 from utils.store import (
@@ -68,7 +67,7 @@ def tensor_file(name: PromptName, form: str = "release") -> str:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
     if form == "own":
         return OWN_FILE
-    return "ckpt.pt" if name.method == "CPM" else "caption.pt"
+    return "ckpt.pt" if name.kind == "CPM" else "caption.pt"
 
 
 def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | None = None) -> Path:
@@ -77,7 +76,7 @@ def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | No
     meta: what else prompt.json should say, JSON values: "made_by" (the settings and digests of its training),
     "metrics", ... StoreError for tensors that are not finite; then the earlier prompt is still whole.
     """
-    if prompt.name.method not in KINDS:
+    if prompt.name.kind not in KINDS:
         raise ValueError(f"the prompt {prompt.name} has nothing to save")
     return write_prompt(folder, StoredPrompt(prompt.name, prompt.to_tensors(), dict(meta or {})))
 
@@ -167,17 +166,17 @@ def list_prompts(root: str | Path) -> list[str]:
 
 def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the name and the tensors themselves say."""
-    sample = tensors["alpha_cond"] if name.method == "CPM" else next(iter(tensors.values()))
+    sample = tensors["alpha_cond"] if name.kind == "CPM" else next(iter(tensors.values()))
     content = {
         "name": str(name),
-        "kind": name.method,
+        "kind": name.kind,
         "dataset": name.dataset,
         "backbone": name.backbone,
         "space": name.space,
         "learnable_tokens": name.n_tokens,
         "width": sample.shape[-1],
     }
-    if name.method == "Class":
+    if name.kind == "Class":
         content["categories"] = sorted(tensors)
     if name.condition:
         content["condition"] = name.condition
@@ -186,7 +185,7 @@ def _describe(name: PromptName, tensors: Mapping[str, Tensor]) -> dict[str, Any]
 
 def _kind(name: PromptName) -> Any:
     """The module of the prompt's kind."""
-    return importlib.import_module(KIND_MODULES[name.method])
+    return importlib.import_module(KINDS[name.kind])
 
 
 @contextlib.contextmanager
@@ -211,7 +210,7 @@ def _read_name(folder: Path, text: str) -> PromptName:
         )
     with _naming(folder):
         name = parse_prompt_name(text)
-    if name.method not in KINDS:
+    if name.kind not in KINDS:
         raise PromptError(f"{folder}: {name} is a prompt in words, not a learned one")
     return name
 
@@ -269,7 +268,7 @@ def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
     else:
         tensors = read_released(path, PromptError, _REMEDY)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise PromptError(f"{path} holds no table of tensors, so it is no {name.method} prompt")
+        raise PromptError(f"{path} holds no table of tensors, so it is no {name.kind} prompt")
     # the authors' files may hold a buffer of the text model; a prompt without global tokens an empty tensor
     kept = {
         str(key): value

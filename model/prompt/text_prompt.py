@@ -20,7 +20,7 @@ def category_word(name: str) -> str:
 
 def build(name: PromptName, text: PromptEncoder, *, categories, template, category_words, **_: Any) -> TextPrompt:
     """See model.prompt.new_prompt."""
-    return TextPrompt(template if name.method == "text" else "", text, categories, category_words)
+    return TextPrompt(template if name.kind == "text" else "", text, categories, category_words)
 
 
 class TextPrompt(Prompt):
