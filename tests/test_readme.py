@@ -74,11 +74,11 @@ EQUATIONS = re.findall(r"^\| \((\d+)\) \|.*\| (.*) \|$", README, flags=re.M)
 
 
 def find_sources(path: Path, name: str) -> list[str]:
-    """The text of the functions and classes of that name in a file."""
+    """The lines of the functions and classes of that name in a file."""
     text = path.read_text()
     defined = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, defined) and node.name == name]
-    return [ast.get_source_segment(text, node) for node in nodes]
+    return ["\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]) for node in nodes]
 
 
 def test_equations_are_numbered():
