@@ -56,7 +56,7 @@ def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timestep", type=int, help="diffusion step, 0..999; default: what suits the prompt")
     parser.add_argument("--ensemble", type=int, help="noise draws that are averaged; fewer are faster")
     parser.add_argument("--layer", type=int, help="up-block of the UNet that gives the features")
-    parser.add_argument("--localiser", help="nn, bilinear, softmax or kernelsoftmax (default)")
+    parser.add_argument("--localiser", help="nn, bilinear, softmax, kernelsoftmax (default) or window")
     parser.add_argument("--image_size", type=int, metavar="PX", help="side of the networks' input")
     parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
 

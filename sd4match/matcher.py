@@ -27,7 +27,7 @@ from model.prompt.text_prompt import OpenTextPrompt
 from model.source import find_sources, load_sources
 from sd4match.error import KEYS, CategoryError
 from sd4match.pair import Pair, Setting
-from sd4match.source import MINI_NOTE, find_prompt, find_settings
+from sd4match.source import MINI_NOTE, find_prompt, find_settings, find_weights
 from utils.frame import build_frame
 from utils.image import ImageError as ImageError
 from utils.image import ImageSource, Picture, read_image
@@ -76,16 +76,17 @@ class Matcher:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = "mini",  # "mini", "sd2-1", a network's or a prompt's folder or hub id
+        name: str = "mini",  # "mini", "sd2-1", "geoaware", a network's or a prompt's folder or hub id
         prompt: str
         | None = None,  # "text", "empty", a learned prompt's name, folder or hub id; None: name's, or "text"
         device: str = "auto",  # "auto" (GPU if there is one), or a torch device
         *,
-        method: str | None = None,  # "sd4match" (default), "dinov2", "sd_dino", "cleandift"
+        method: str | None = None,  # "sd4match" (default), "dinov2", "sd_dino", "cleandift", "geoaware"
+        weights: str | Path | None = None,  # learned weights other than prompts: name below OUTPUT_ROOT/prompt, folder
         timestep: int | None = None,  # diffusion step, 0..999; None: the one that suits the prompt
         ensemble: int | None = None,  # noise draws that are averaged; None: the configuration's
         layer: int | None = None,  # up-block that gives the features; None: the configuration's
-        localiser: str | None = None,  # "nn", "bilinear", "softmax", "kernelsoftmax"
+        localiser: str | None = None,  # "nn", "bilinear", "softmax", "kernelsoftmax", "window"
         image_size: int | tuple[int, int] | None = None,  # (H, W) of the networks' input
         precision: str | None = None,  # "auto", "fp32", "fp16", "bf16"
         seed: int | None = None,  # of the noise
@@ -100,17 +101,18 @@ class Matcher:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         named = {"timestep": timestep, "ensemble": ensemble, "layer": layer, "localiser": localiser}
         given = {KEYS[name]: value for name, value in (named | {"image_size": size, "device": device}).items()}
-        given |= {"PRECISION": precision, "SEED": seed}
+        learned, folder = (None, None) if weights is None else find_weights(str(weights))
+        given |= {"PRECISION": precision, "SEED": seed, "METHOD.WEIGHTS": learned}
         given = {key: value for key, value in given.items() if value is not None}
         cfg = load_config(found.config_file, overrides={**found.settings, **given, **(settings or {})})
-        return cls.from_config(cfg, found.prompt_folder)
+        return cls.from_config(cfg, folder or found.prompt_folder)
 
     @classmethod
-    def from_config(cls, cfg, prompt_folder: str | Path | None = None) -> Matcher:
-        """The matcher that test.py tests under a config, its prompt from `prompt_folder` if that is given."""
+    def from_config(cls, cfg, folder: str | Path | None = None) -> Matcher:
+        """The matcher that test.py tests under a config, its prompt or weights from `folder` if that is given."""
         check_config(cfg, training=False)
         device = resolve_device(cfg.DEVICE)
-        method = build_method(cfg, device, None, folder=prompt_folder)
+        method = build_method(cfg, device, None, folder=folder)
         sources = load_sources(find_sources(cfg, method.reads, method.condition), device)
         return cls(cfg, method, sources, device)
 

@@ -40,6 +40,7 @@ def _make_preset(backbone: str, folder: str) -> Preset:
 PRESETS = {
     "mini": Preset("config/mini/base.yaml", "config/mini/base.yaml", "config/mini/{method}.yaml"),
     **{name: _make_preset(name, default_hub_id(name)) for name in ("sd2-1", "sd1-5")},
+    "geoaware": Preset(*["config/spair/geoaware.yaml"] * 3),  # a method with networks of its own
 }
 
 
@@ -76,6 +77,15 @@ def _find_network(name: str, prompt: str, method: str | None) -> Found:
 def _describe_folder(name: str) -> Preset:
     """A network that has no name here."""
     return _make_preset(_guess_backbone(name), str(Path(name).resolve()) if Path(name).is_dir() else name)
+
+
+def find_weights(weights: str) -> tuple[str, Path | None]:
+    """METHOD.WEIGHTS for a name or folder of learned weights, and the folder if that is not below OUTPUT_ROOT."""
+    if Path(weights).is_dir():
+        return Path(weights).resolve().name, Path(weights)
+    if Path(weights).is_file():
+        raise ConfigError(f"{weights} is a file: script/convert_geoaware.py makes a folder of the authors' weights")
+    return weights, None
 
 
 def is_prompt(name: str) -> bool:
