@@ -58,7 +58,8 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.METHOD = CN()
-_C.METHOD.NAME = "sd4match"  # "sd4match", "dift", "dinov2", "sd_dino", "cleandift", "geoaware"; of rankings "dsd"
+# "sd4match", "dift", "dinov2", "sd_dino", "cleandift", "geoaware", "ldm_correspondence"; of rankings "dsd"
+_C.METHOD.NAME = "sd4match"
 _C.METHOD.WEIGHTS = ""  # learned weights to test, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
 _C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
 _C.METHOD.POSTERIOR = "sample"  # latent = "sample" of the VAE's posterior, or its "mode"
@@ -122,6 +123,29 @@ _C.GEOAWARE.NOISE = 0.1  # the dense objective's targets are moved by N(0, (NOIS
 _C.GEOAWARE.DOUBLE = 1.0  # weight of the pair of both mirror images; the pair itself has 1; 0 = without
 _C.GEOAWARE.SELF = 0.25  # weight of the mirrored source with the source itself; 0 = without
 _C.GEOAWARE.SINGLE = 0.0  # weight of the mirrored source with the target; 0 = without
+
+# ---- ldm_correspondence: a text embedding per point -------------------------------------------------------------
+# Numbers of the authors' release. Images are squares of DATASET.IMAGE_SIZE pixels; the release takes 512.
+_C.LDM = CN()
+_C.LDM.LAYERS = ("up1.0", "up1.1", "up1.2", "up2.0")  # cross-attention layers (model.backbone.attention.name_layers)
+_C.LDM.READ_LAYERS = ()  # the layers on which embeddings are read, if not those on which they are found
+_C.LDM.HEADS = (4, 5, 6, 7)  # of each layer, 0..; the release takes the second half of them; () = all
+_C.LDM.TOKEN = 1  # token whose attention is the map, 0..TOKENS - 1
+_C.LDM.TOKENS = 77  # tokens of an embedding, all of which are free
+_C.LDM.STEPS = 129  # steps of Adam
+_C.LDM.LR = 0.0023755632081200314  # its learning rate
+_C.LDM.SIGMA = 27.97853316316864  # standard deviation of the blob that the map is pushed towards, px of the image
+_C.LDM.ROUNDS = 5  # embeddings of each point, from different noise, whose maps are averaged
+_C.LDM.CROP_PERCENT = 93.16549294381423  # side of the random crops, % of the image's
+_C.LDM.CROP_MARGIN = 0.15  # share of a crop's side that the point keeps from its border, where the image allows it
+_C.LDM.FLIP_PROB = 0.0  # chance, in each step, that the source is mirrored; the release's earlier default was 0.36
+_C.LDM.FIND_TIMESTEP = 140  # diffusion step at which embeddings are found, 0..999
+_C.LDM.TIMESTEP = 40  # diffusion step at which they are read; the paper speaks of one step for both
+_C.LDM.NOISE = "uniform"  # "uniform" in [0, 1), as the release, which shifts the latents; or "normal"
+_C.LDM.CROPS = 20  # crops on which each embedding is read: the four corners, then around its running maximum
+_C.LDM.PIXEL_SOFTMAX = True  # each layer's map goes through a softmax over its pixels before the mean; in retest: no
+_C.LDM.ROWS_AT_ONCE = 64  # embeddings in the UNet together: bounds the memory; halved when a GPU's runs out
+_C.LDM.KEPT_CROPS = 8192  # latents of crops that are kept to be used again: at 512 px 64 KiB each
 
 # ---- the prompt ------------------------------------------------------------------------------------------------
 _C.PROMPT = CN()

@@ -59,6 +59,22 @@ RULES: dict[str, tuple] = {
     "GEOAWARE.DROPOUT": (0, 0.99),
     "GEOAWARE.WEIGHT_DECAY": (0, 10),
     **{f"GEOAWARE.{term}": (0, 1e3) for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")},
+    "LDM.TOKEN": (0, 1023),
+    "LDM.TOKENS": (1, 1024),
+    "LDM.HEADS": (0, 1023),
+    "LDM.STEPS": (1, 10**5),
+    "LDM.LR": (1e-12, 1e3),
+    "LDM.SIGMA": (0.01, 1e4),
+    "LDM.ROUNDS": _COUNT,
+    "LDM.CROP_PERCENT": (1, 100),
+    "LDM.CROP_MARGIN": (0, 0.5),
+    "LDM.FLIP_PROB": (0, 1),
+    "LDM.FIND_TIMESTEP": _TIMESTEP,
+    "LDM.TIMESTEP": _TIMESTEP,
+    "LDM.NOISE": ("uniform", "normal"),
+    "LDM.CROPS": _COUNT,
+    "LDM.ROWS_AT_ONCE": (1, 10**5),
+    "LDM.KEPT_CROPS": (1, 10**7),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
     "PROMPT.LENGTH": (1, 75),
     "LOSS.BETA": _TEMPERATURE,
@@ -136,6 +152,7 @@ FORMS = {
     "FEATURES.SIZE": _SIZE,
     "FEATURES.FREEU": (lambda value: len(value) in (0, 4), "nothing or four factors b1, b2, s1, s2"),
     "GEOAWARE.WIDTH": (lambda value: value % 4 == 0, "a multiple of 4"),
+    "LDM.LAYERS": _EACH_ONCE,
     "PROMPT.INIT": (
         lambda value: value in ("random", "empty") or value.startswith("text:"),
         "random, empty or text:<a sentence>",
@@ -211,7 +228,7 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
 
     entry = METHODS[cfg.METHOD.NAME]
     yield from _check_task(cfg, entry)
-    if entry.takes_prompt or "posterior" in entry.reads:
+    if entry.takes_prompt or entry.runs_diffusion or "posterior" in entry.reads:
         yield from _check_network(cfg)
         yield from _check_unet(cfg, training)
     if training and not entry.learns:

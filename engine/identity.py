@@ -166,7 +166,7 @@ def _describe(cfg, left_out: tuple[str, ...], condition: str | None, download: b
     content = {key: value for key, value in iter_keys(cfg) if not key.startswith(left_out)}
     content["PRECISION"] = resolve_precision(cfg)
     reads = (*entry.reads, "condition") if condition else entry.reads
-    if download or are_here(cfg, reads, condition, entry.takes_prompt):
+    if download or are_here(cfg, reads, condition, entry.takes_prompt or entry.runs_diffusion):
         content["networks"] = find_method(cfg.METHOD.NAME).fingerprint(cfg)
         content |= {key: source.stamp for key, source in find_sources(cfg, reads, condition).items()}
     return json.loads(json.dumps(content))

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from config import resolve_path
+from config import find_caches
 from dataset import ImageRef
 from dataset.pair_dataset import MirroredCache, PairDataset, load_pil
 from dataset.record import mirror_ref
@@ -18,18 +18,26 @@ from utils.cache import CacheError, FeatureCache, fill_cache, hash_images
 from utils.progress import progress
 
 
-def find_caches(cfg) -> Path:
-    """The folder below which caches are kept."""
-    return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))
-
-
 def build_caches(cfg, datasets: Sequence[PairDataset], method: Method, accelerator: Accelerator) -> None:
     """Fill the caches that the method reads, and give them to the datasets."""
     refs = unique_images(datasets)
     for key, source in find_sources(cfg, method.reads, method.condition).items():
-        cache = fill_from_source(cfg, source, refs, accelerator)
+        cache = fill_from_source(cfg, source, refs, accelerator) if source.folder else Reader(source, refs)
         for data in datasets:
             data.caches[key] = cache
+
+
+class Reader:
+    """In a cache's place for what is made faster than it is read: nothing is kept."""
+
+    def __init__(self, source: Source, refs: Iterable[ImageRef]) -> None:
+        self._compute, self._refs = source.load("cpu"), {ref.identifier: ref for ref in refs}
+
+    def __contains__(self, identifier: str) -> bool:
+        return identifier in self._refs
+
+    def get(self, identifier: str) -> Tensor:
+        return self._compute([load_pil(self._refs[identifier])])[0]
 
 
 def unique_images(datasets: Iterable[PairDataset]) -> list[ImageRef]:

@@ -45,7 +45,7 @@ MIRRORED = "_mirrored"  # ends the name of what is read of the images' mirror im
 class Source:
     """One kind of cached array: where it goes, what it depends on, and how it is computed."""
 
-    folder: str  # below the folder of caches
+    folder: str  # below the folder of caches; "": not kept, made when it is read
     stamp: dict  # with the "fingerprint" of the networks
     shape: tuple[int, ...] | dict[str, tuple[int, ...]]  # of an array, or of several by name
     load: Callable[[torch.device], Compute]  # loads the network
@@ -264,8 +264,19 @@ def _say(cfg, category: str | None) -> str:
     return cfg.PROMPT.WITHOUT_CATEGORY if category is None else prompt.replace("{category}", category_word(category))
 
 
+def image_source(cfg) -> Source:
+    """The resized image itself, in [-1, 1]."""
+    frame = build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
+    stamp = {"what": "image", "image_size": list(cfg.DATASET.IMAGE_SIZE), "preprocessing": frame.resampling}
+
+    def load(device: torch.device) -> Compute:
+        return lambda images, categories: _fit(images, frame)
+
+    return Source("", {**stamp, "fingerprint": ""}, (3, *cfg.DATASET.IMAGE_SIZE), load)
+
+
 # what a method may read of each image
-SOURCES = {"posterior": posterior_source, "dino": dino_source, "layers": layers_source}
+SOURCES = {"posterior": posterior_source, "dino": dino_source, "layers": layers_source, "image": image_source}
 
 
 def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:

@@ -29,6 +29,7 @@ WATCHED |= {key for key in KEYS if key.startswith("GEOAWARE.")}  # tests/test_ge
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
 WATCHED |= {"DATASET.FEW_SHOT", *(key for key in KEYS if key.startswith("DSD."))}  # tests/test_dsd.py
+WATCHED |= {key for key in KEYS if key.startswith("LDM.")}  # tests/test_ldm_correspondence.py
 
 
 def watches(*keys):

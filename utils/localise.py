@@ -131,6 +131,11 @@ def nn(query: Query) -> Tensor:
     return argmax_cell(query.sim)
 
 
+def centre(query: Query) -> Tensor:
+    """`nn` half a cell further on both axes: the cell's middle, counted from the map's corner (LDM_correspondences)."""
+    return nn(query) + 0.5
+
+
 def bilinear(query: Query) -> Tensor:
     """`nn` for the four cells around the query, averaged with the query's bilinear weights."""
     h, w = query.similarity.src_size
@@ -182,6 +187,7 @@ def _keep_near(sim: Tensor, centre_cell: Tensor, window: int) -> Tensor:
 
 LOCALISERS: dict[str, Callable[[Query], Tensor]] = {
     "nn": nn,
+    "centre": centre,
     "bilinear": bilinear,
     "softmax": softmax,
     "kernelsoftmax": kernelsoftmax,

@@ -24,6 +24,7 @@ def draw_noise(
     shape: Sequence[int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    uniform: bool = False,  # in [0, 1) instead
 ) -> Tensor:
     """Standard normal noise (n, *shape), row i drawn from seeds[i] alone; seeds: (n,) int64.
 
@@ -32,7 +33,8 @@ def draw_noise(
     generator = torch.Generator()
     noise = torch.empty(len(seeds), *shape, pin_memory=torch.device(device).type == "cuda")
     for row, seed in zip(noise, seeds.tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
+        generator.manual_seed(seed)
+        row.uniform_(generator=generator) if uniform else row.normal_(generator=generator)
     return noise.to(device=device, dtype=dtype, non_blocking=True)
 
 

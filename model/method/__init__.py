@@ -27,6 +27,7 @@ class Entry:
     adds_noise: bool = False  # whether several noise draws can be averaged
     task: str = "correspondence"  # what it can be asked: a name in engine.task.TASKS
     section: str = ""  # of the config that is its own, if it has one
+    runs_diffusion: bool = False  # whether it runs Stable Diffusion without reading its posteriors
 
 
 METHODS: dict[str, Entry] = {
@@ -39,6 +40,9 @@ METHODS: dict[str, Entry] = {
         "model.method.sd_dino:SDDINO", ("posterior", "dino"), takes_prompt=True, learns=True, adds_noise=True
     ),
     "dsd": Entry("model.method.dsd:DSD", ("posterior",), learns=True, task="ranking", section="DSD"),
+    "ldm_correspondence": Entry(
+        "model.method.ldm_correspondence:LDMCorrespondence", ("image",), section="LDM", runs_diffusion=True
+    ),
     "cleandift": Entry("model.method.cleandift:CleanDIFT", ("posterior",), takes_prompt=True, learns=True),
     "geoaware": Entry("model.method.geoaware:GeoAware", ("layers", "dino"), learns=True, section="GEOAWARE"),
 }

@@ -1,0 +1,347 @@
+"""LDM_correspondences: against a plain loop over points, rounds and steps; crops, blobs, read-out: known answers."""
+
+import json
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch.nn import functional as F
+
+import test as test_script
+from config import ConfigError, load_config
+from engine.check import check_config
+from engine.report import build_result_stem
+from model.method.embedding_store import EmbeddingStore
+from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
+from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows, squared_error
+from script.speed.plain_points import PlainPoints
+from tests.tiny import SD_CONFIG
+from utils.crop import CropRule, bilinear_matrix
+from utils.localise import LOCALISERS, Query
+from utils.noise import derive_seeds, draw_noise
+
+RELEASE = CropRule.from_shares(512, 93.16549294381423, 0.15)
+SIDE, LAYERS, HEADS, TOKEN = 64, ("mid.0", "up1.0"), (1, 0), 3
+DESCENT, READING = Descent(steps=3, lr=0.05, sigma=9.0, timestep=140, flip_prob=0.4), Reading(crops=6, timestep=40)
+SHARES = (93.0, 0.15)
+
+
+# ---- crops, blobs, read-out -----------------------------------------------------------------------------------
+
+
+def test_crops_of_the_release():
+    assert (RELEASE.side, RELEASE.margin) == (477, 71)
+    starts = [RELEASE.draw(RELEASE.corners, torch.full((4, 2), chance)).tolist() for chance in (0.0, 0.999)]
+    assert starts[0] == starts[1] == [[0, 0], [0, 35], [35, 0], [35, 35]]
+    assert RELEASE.corners.tolist() == [[0, 0], [0, 512], [512, 0], [512, 512]]
+
+
+@pytest.mark.parametrize(
+    "x, least, greatest",
+    [(71.9, 0, 0), (80, 0, 9), (106, 0, 35), (256, 0, 35), (406, 0, 35), (430, 24, 35), (441, 35, 35)],
+)
+def test_where_a_crop_may_begin(x, least, greatest):
+    anchors = torch.tensor([[float(x), 256.0]])
+    assert [int(value[0, 0]) for value in RELEASE.starts(anchors)] == [least, greatest]
+    drawn = RELEASE.draw(anchors.expand(4000, 2), torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)))
+    assert sorted(set(drawn[:, 0].tolist())) == list(range(least, greatest + 1))
+
+
+def test_the_bilinear_matrix_is_the_library_s_resizing():
+    maps = torch.rand(1, 1, 16, 16)
+    resize = bilinear_matrix(512, 16)
+    expected = F.interpolate(maps, (512, 512), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resize @ maps @ resize.T, expected)
+
+
+def test_the_blob_has_peak_one_and_is_not_normalised():
+    """The loss of an empty map is the mean square of the blob: of peak 1, exp(-1/2) at sigma, sum 2 pi sigma^2."""
+    sigma, zero = 27.97853316316864, [torch.zeros(1, 16, 16)]
+    (found,) = squared_error(zero, torch.tensor([[256.0, 200.0]]), sigma, 512)
+    assert float(found) * 512**2 == pytest.approx(math.pi * sigma**2, rel=1e-4)  # the sum of the blob's square
+    assert 2 * math.pi * sigma**2 == pytest.approx(4918, abs=1)
+    axis = torch.arange(512.0)
+    for shift, value in ((0.0, 1.0), (sigma, math.exp(-0.5))):
+        flat = torch.exp(-((axis - 256.0 - shift) ** 2) / (2 * sigma**2))
+        assert float(flat[256]) == pytest.approx(value)
+
+
+def test_the_quadratic_form_is_the_squared_error_of_the_pixels():
+    maps = [torch.rand(3, 16, 16), torch.rand(3, 32, 32)]
+    centres, sigma = torch.tensor([[100.0, 400.5], [0.0, 511.0], [256.25, 13.0]]), 28.0
+    axis = torch.arange(512.0)
+    g_x, g_y = (torch.exp(-((axis - centres[:, i, None]) ** 2) / (2 * sigma**2)) for i in (0, 1))
+    blob = g_y[:, :, None] * g_x[:, None, :]
+    whole = torch.stack([F.interpolate(m[:, None], (512, 512), mode="bilinear")[:, 0] for m in maps], dim=1)
+    direct = (whole.double() - blob[:, None].double()).square().mean(dim=(1, 2, 3))
+    assert (squared_error(maps, centres, sigma, 512) - direct).abs().max() < 1e-7
+
+
+def test_a_maximum_is_read_out_at_the_middle_of_its_pixel():
+    sim = torch.zeros(1, 1, 512, 512)
+    sim[0, 0, 10, 20] = 1.0
+
+    class Map:
+        src_size = (512, 512)
+
+        def __call__(self, points):
+            return sim
+
+    assert LOCALISERS["centre"](Query(Map(), torch.zeros(1, 1, 2))).tolist() == [[[20.5, 10.5]]]
+
+
+# ---- against the plain loop -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**SD_CONFIG["unet"]).requires_grad_(False).eval()
+    vae = AutoencoderKL(**SD_CONFIG["vae"]).requires_grad_(False).eval()
+    for name, weight in unet.named_parameters():  # attention that is not flat
+        if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
+            weight.mul_(3)
+    return unet, vae, DDIMScheduler(**SD_CONFIG["scheduler"])
+
+
+def build_reader(networks, rows_at_once=64):
+    unet, vae, scheduler = networks
+    rule = CropRule.from_shares(SIDE, *SHARES)
+    return PointReader(
+        unet,
+        scheduler,
+        CropLatents(vae, 0.18215, batch_size=5, kept=100),
+        rule,
+        layers=LAYERS,
+        heads=HEADS,
+        token=TOKEN,
+        rows_at_once=rows_at_once,
+    )
+
+
+def build_plain(networks):
+    unet, vae, scheduler = networks
+    rule = CropRule.from_shares(SIDE, *SHARES)
+    options = {"side": rule.side, "margin": rule.margin, "layers": LAYERS, "heads": HEADS, "token": TOKEN}
+    return PlainPoints(unet, vae, scheduler, 0.18215, **options)
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Two images, rows of points on them, starting embeddings."""
+    draw = torch.Generator().manual_seed(3)
+    images = {key: torch.rand(3, SIDE, SIDE, generator=draw) * 2 - 1 for key in (11, 12)}
+    rows = Rows((11, 12, 11), torch.tensor([[5.0, 40.0], [33.5, 60.0], [63.0, 30.25]]), torch.tensor([7, 8, 9]))
+    return images, rows, draw_noise(derive_seeds(rows.seeds, 0), (77, 32))
+
+
+def relative(found, expected):
+    return float((found - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def test_losses_and_gradients_are_those_of_the_plain_loop(networks, task):
+    images, rows, start = task
+    reader, plain = build_reader(networks), build_plain(networks)
+    for step in range(4):  # some of them mirrored
+        embeddings = start.clone().requires_grad_()
+        losses = reader.loss(images, rows, embeddings, DESCENT, step)
+        (gradient,) = torch.autograd.grad(losses.sum(), embeddings)
+        for i, key in enumerate(rows.keys):
+            single = start[i].clone().requires_grad_()
+            loss = plain.loss(images[key], rows.anchors[i], single, int(rows.seeds[i]), DESCENT, step)
+            loss.backward()
+            assert relative(losses[i], loss) < 2e-6
+            assert relative(gradient[i], single.grad) < 2e-5
+
+
+def test_embeddings_and_maps_are_those_of_the_plain_loop(networks, task):
+    images, rows, start = task
+    reader, plain = build_reader(networks), build_plain(networks)
+    embeddings, losses = reader.find(images, rows, start, DESCENT)
+    ((_, maps),) = reader.read(images, rows, start, READING)
+    assert embeddings.shape == start.shape and losses.shape == (3, 3)
+    for i, key in enumerate(rows.keys):
+        expected = plain.find(images[key], rows.anchors[i], start[i], int(rows.seeds[i]), DESCENT)
+        assert relative(losses[i], expected[1]) < 1e-5
+        # Adam's first steps are +-lr whatever the size of a gradient: one that is nearly zero may differ in sign
+        assert ((embeddings[i] - expected[0]).abs() < 1e-3).float().mean() > 0.99
+        read = plain.read(images[key], start[i], int(rows.seeds[i]), READING)
+        assert relative(maps[i], read) < 1e-5
+
+
+def test_chunks_and_company_change_nothing(networks, task):
+    images, rows, start = task
+    whole = build_reader(networks)
+    ((_, maps),) = whole.read(images, rows, start, READING)
+    embeddings, _ = whole.find(images, rows, start, DESCENT)
+    for size in (1, 2):
+        reader = build_reader(networks, size)
+        parts = list(reader.read(images, rows, start, READING))
+        assert len(parts) == math.ceil(3 / size)
+        torch.testing.assert_close(torch.cat([part for _, part in parts]), maps, rtol=1e-5, atol=1e-6)
+        found, _ = reader.find(images, rows, start, DESCENT)
+        assert ((found - embeddings).abs() < 1e-3).float().mean() > 0.99
+
+
+def test_memory_that_runs_out_halves_the_rows(networks, task, monkeypatch):
+    images, rows, start = task
+    reader, maps = build_reader(networks), PointReader.maps
+
+    def crowded(self, latents, *more):
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return maps(self, latents, *more)
+
+    expected, _ = reader.find(images, rows, start, DESCENT)
+    monkeypatch.setattr(PointReader, "maps", crowded)
+    found, _ = reader.find(images, rows, start, DESCENT)
+    assert reader.rows_at_once == 1 and ((found - expected).abs() < 1e-3).float().mean() > 0.99
+
+
+def test_a_crop_is_encoded_once(networks):
+    _, vae, _ = networks
+    latents, image = CropLatents(vae, 0.18215, batch_size=2, kept=3), torch.rand(3, SIDE, SIDE)
+    calls, encode = [], latents._encode
+    latents._encode = lambda images, crops: calls.append(len(crops)) or encode(images, crops)
+    starts = torch.tensor([[0, 0], [1, 2], [0, 0], [3, 3]])
+    first = latents.get({1: image}, (1, 1, 1, 1), starts, 59)
+    again = latents.get({1: image}, (1, 1), starts[:2], 59)
+    assert calls == [2, 1] and torch.equal(first[0], first[2]) and torch.equal(again, first[:2])
+    latents.get({1: image}, (1,), torch.tensor([[4, 4]]), 59, torch.tensor([True]))
+    assert len(latents._found) == 3
+
+
+def build_method(networks, store=None, rounds=2, **options):
+    return LDMCorrespondence(
+        build_reader(networks), ("up1.1",), descent=DESCENT, reading=READING, rounds=rounds, store=store, **options
+    )
+
+
+def test_points_are_found_once_kept_and_taken_up_again(networks, task, tmp_path):
+    images, *_ = task
+    points = [Point(11, (5.0, 40.0), "a"), Point(12, (9.0, 9.0), "b"), Point(11, (5.0, 40.0), "a")]
+    passes = []
+
+    def find(method, points):
+        passes.clear()
+        method.progress = lambda done, total: passes.append((done, total))
+        return method.find(images, points)
+
+    store = EmbeddingStore(tmp_path, {"what": "test"})
+    alone = find(build_method(networks), points)
+    assert passes[-1] == (2 * 2 * DESCENT.steps,) * 2 and torch.equal(alone[0], alone[2])
+    find(build_method(networks, store), points[:1])
+    resumed = find(build_method(networks, store), points)
+    assert passes[-1] == (2 * DESCENT.steps,) * 2  # the first point was there
+    assert torch.equal(resumed[0], alone[0]) or relative(resumed[0], alone[0]) < 1e-2
+    again = find(build_method(networks, store), points)
+    assert not passes and torch.equal(again, resumed)
+    more = find(build_method(networks, store, rounds=3), points)
+    assert passes[-1] == (2 * DESCENT.steps,) * 2 and torch.equal(more[:, :2], resumed)
+    assert find(build_method(networks, store, rounds=1), points).shape == (3, 1, 77, 32) and not passes
+    (path, *_) = (store.folder).glob("a@*.safetensors")
+    path.write_bytes(b"damaged")
+    find(build_method(networks, store), points)
+    assert passes  # it is made again
+    assert store.losses("b", (9.0, 9.0), images[12]).shape == (3, DESCENT.steps)
+    assert store.get("b", (9.0, 9.0), images[12] + 1) is None  # another image of that name
+
+
+def test_layers_are_averaged_after_a_softmax_over_the_pixels(networks):
+    maps = torch.rand(2, 3, 8, 8)
+    expected = maps.flatten(2).softmax(dim=-1).mean(dim=1).view(2, 8, 8)
+    torch.testing.assert_close(build_method(networks).combine(maps), expected)
+    plain = build_method(networks, pixel_softmax=False)
+    torch.testing.assert_close(plain.combine(maps), maps.mean(dim=1))
+
+
+# ---- under test.py --------------------------------------------------------------------------------------------
+
+
+def settings(world, output, *more):
+    # fmt: off
+    small = (
+        "METHOD.NAME", "ldm_correspondence", "LDM.LAYERS", "['mid.0','up1.0']", "LDM.HEADS", "[1]", "LDM.STEPS", "2",
+        "LDM.ROUNDS", "2", "LDM.CROPS", "5", "EVAL.LOCALISERS", "['centre']", "EVAL.PICTURE_LOCALISER", "centre",
+        "LDM.LR", "0.05", "LDM.SIGMA", "5.0",
+    )
+    # fmt: on
+    return load_config(None, world.opts(output, "DATASET.IMAGE_SIZE", "[64, 64]", *small, *more))
+
+
+def score(world, output, *more):
+    cfg = settings(world, output, *more)
+    check_config(cfg, training=False)
+    test_script.test(cfg)
+    stem = build_result_stem(cfg)
+    return (stem.parent / f"{stem.name}_predictions.csv").read_text(), json.loads(
+        (stem.parent / f"{stem.name}.json").read_text()
+    )
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_it_is_tested_like_any_other_and_neither_batches_nor_chunks_matter(world, tmp_path):
+    first, about = score(world, tmp_path / "a", "EVAL.BATCH_SIZE", "1", "TEST.PICTURES", "1")
+    other, _ = score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "3", "LDM.ROWS_AT_ONCE", "3")
+    assert (
+        about["summary"]["pairs"] == 4
+        and about["made_by"]["LDM.STEPS"] == 2
+        and "LDM.ROWS_AT_ONCE" not in about["made_by"]
+    )
+    assert first == other
+    assert list((tmp_path / "a" / "asset" / "LDM-embedding").rglob("*@*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    {
+        "LAYERS": "['mid.0']",
+        "READ_LAYERS": "['up1.1']",
+        "HEADS": "[]",
+        "TOKEN": "2",
+        "TOKENS": "20",
+        "STEPS": "3",
+        "LR": "0.1",
+        "SIGMA": "9.0",
+        "ROUNDS": "1",
+        "CROP_PERCENT": "80.0",
+        "CROP_MARGIN": "0.4",
+        "FLIP_PROB": "1.0",
+        "FIND_TIMESTEP": "700",
+        "TIMESTEP": "700",
+        "NOISE": "normal",
+        "CROPS": "4",
+        "PIXEL_SOFTMAX": "False",
+    }.items(),
+)
+def test_every_key_changes_the_maps(world, key, value):
+    """And only those of reading leave the embeddings as they were."""
+    found = []
+    for more in ((), (f"LDM.{key}", value)):
+        cfg = settings(world, "/nowhere", "LDM.STEPS", "2", "LDM.ROUNDS", "2", *more)
+        method = LDMCorrespondence.build(cfg, torch.device("cpu"), None, False)
+        draw = torch.Generator().manual_seed(0)
+        images = {key: torch.rand(3, 64, 64, generator=draw) * 2 - 1 for key in (1, 2)}
+        points = [Point(1, (20.0, 50.0))]
+        embeddings = method.find(images, points)
+        found.append((embeddings, method.combine(method.read(images, [2], points, embeddings))))
+    assert not torch.equal(found[0][1], found[1][1])
+    first = [embeddings[:, :1] for embeddings, _ in found]
+    assert (first[0].shape == first[1].shape and torch.equal(*first)) == (key in OF_READING)
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("LDM.LAYERS", "['up7.0']", "no cross-attention layer up7.0"),
+        ("LDM.HEADS", "[9]", "has heads 0 to"),
+        ("DATASET.IMAGE_SIZE", "[64, 32]", "takes squares"),
+        ("LDM.TOKEN", "77", "there are tokens 0..76"),
+    ],
+)
+def test_settings_that_cannot_be_used(world, tmp_path, key, value, said):
+    cfg = settings(world, tmp_path, key, value)
+    check_config(cfg, training=False)
+    with pytest.raises(ConfigError, match=said):
+        LDMCorrespondence.build(cfg, torch.device("cpu"), None, False)
