@@ -1,4 +1,4 @@
-"""LDM_correspondences: a text embedding per point, found by descent on Stable Diffusion's attention; nothing is trained.
+"""LDM_correspondences: a text embedding per point, found by descent on Stable Diffusion's attention; no training.
 
 One token's cross-attention is pushed to peak at the query point of the source; on the target the same embedding's
 peak is the match ("Unsupervised Semantic Correspondence Using Stable Diffusion", NeurIPS 2023).
