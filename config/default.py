@@ -20,12 +20,14 @@ _C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that sever
 
 # ---- the benchmark -------------------------------------------------------------------------------------------
 _C.DATASET = CN()
-# pairs: "spair", "pfpascal", "pfwillow", "custom" (your own: docs/own_data.md); rankings (docs/dsd.md):
+# pairs: "spair", "pfpascal", "pfwillow", "cub", "custom" (your own: docs/own_data.md); rankings (docs/dsd.md):
 # "comvg", "refcocog", "vqa_other", "vqa_binary", "winoground", "manifest"
 _C.DATASET.NAME = "spair"
 _C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/, pf-willow/ and custom/
 _C.DATASET.FOLDER = ""  # the data set's folder below ROOT, or anywhere, if it has not its usual name
-_C.DATASET.THRESHOLD = ""  # alpha times the longer side of: "bbox", "image", "kps"; "" = as the data set has it
+# alpha times the longer side of: "bbox", "image", "kps" of the target; "" = as the data set has it. LDM_correspondences
+# takes "src_bbox" of SPair, "padded_kps" of PF-WILLOW, "bbox_width" of CUB (dataset/record.py, pair_dataset.py)
+_C.DATASET.THRESHOLD = ""
 _C.DATASET.PAIRS = 0  # at most so many pairs of each category of a split, a random choice that never changes; 0 = all
 _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what messages advise where data is missing
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"

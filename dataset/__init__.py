@@ -8,6 +8,7 @@ from typing import Any
 from dataset.ap10k import AP10K
 from dataset.benchmark import Benchmark, fill_command
 from dataset.comvg import ComVG
+from dataset.cub import CUB
 from dataset.custom import Custom
 from dataset.error import DatasetError, MissingDataError, choose
 from dataset.manifest import Manifest
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
     "pfwillow": PFWillow,
     "ap10k": AP10K,
     "spairu": SPairU,
+    "cub": CUB,
     "custom": Custom,
     "comvg": ComVG,
     "refcocog": RefCOCOg,

@@ -155,9 +155,9 @@ class PairDataset(Dataset):
 
     def _points(self, record: PairRecord) -> dict[str, Any]:
         rule, max_kps, frame = self.benchmark.threshold_rule, self.benchmark.max_kps, self.frame
-        src_kps, trg_kps, trg_bbox = map(torch.from_numpy, (record.src_kps, record.trg_kps, record.trg_bbox))
+        src_kps, trg_kps = map(torch.from_numpy, (record.src_kps, record.trg_kps))
         src_px, trg_px = frame.to_px(src_kps, record.src.size), frame.to_px(trg_kps, record.trg.size)
-        box_px = frame.box_to_px(trg_bbox, record.trg.size)
+        box, box_px = judging_box(rule, record), judging_box(rule, record, frame)
         src_box_px = frame.box_to_px(torch.from_numpy(record.src_bbox), record.src.size)
         return {
             **self._symmetry(record),
@@ -166,8 +166,8 @@ class PairDataset(Dataset):
             "trg_kps": pack_kps(frame.clamp(trg_px), max_kps),
             "trg_kps_orig": pack_kps(trg_kps, max_kps),
             "kps_mask": torch.arange(max_kps) < len(trg_kps),
-            "pck_threshold": threshold(rule, box_px.numpy(), trg_px.numpy(), frame.image_size),
-            "pck_threshold_orig": threshold(rule, record.trg_bbox, record.trg_kps, record.trg.size),
+            "pck_threshold": threshold(rule, box_px, trg_px.numpy(), frame.image_size),
+            "pck_threshold_orig": threshold(rule, box, record.trg_kps, record.trg.size),
         }
 
     def _symmetry(self, record: PairRecord) -> dict[str, Any]:
@@ -192,6 +192,20 @@ class PairDataset(Dataset):
             item[f"{side}_seen_ids"] = pack_ids(seen_ids, max_kps)
             item[f"{side}_seen_partner"] = pack_ids(symmetry.partners(seen_ids).tolist() if symmetry else [], max_kps)
         return item
+
+
+def judging_box(rule: str, record: PairRecord, frame: Frame | None = None) -> np.ndarray:
+    """The box (4,) whose longer side a box rule takes, original px, or px of the frame.
+
+    "src_bbox" takes the source's (SPair-71k in LDM_correspondences), the other rules the target's; "bbox_width" maps
+    both its axes into the frame by the image's width (CUB there).
+    """
+    box, image = (record.src_bbox, record.src) if rule == "src_bbox" else (record.trg_bbox, record.trg)
+    if frame is None:
+        return box
+    if rule == "bbox_width":
+        return box * (frame.image_size[1] / image.size[1])
+    return frame.box_to_px(torch.from_numpy(box), image.size).numpy()
 
 
 class ImageDataset(Dataset):

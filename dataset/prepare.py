@@ -64,6 +64,7 @@ SPAIR = "https://cvlab.postech.ac.kr/research/SPair-71k/"
 LISTS, LISTS_PAGE = "https://www.robots.ox.ac.uk/~xinghui/sd4match/", "https://github.com/ActiveVisionLab/SD4Match#data"
 AP10K, DRIVE = "https://github.com/AlexTheBad/AP-10K", "https://drive.usercontent.google.com/download"
 GEOAWARE = "https://raw.githubusercontent.com/Junyi42/GeoAware-SC/master/"
+CALTECH = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 JAMAISVU = "https://groups.inf.ed.ac.uk/hbilen-data/data/JamaisVuData/"
 SPLITS = ("trn_pairs.csv", "val_pairs.csv", "test_pairs.csv")
 PARTS: dict[str, tuple[Part, ...]] = {  # the archive, then the pair lists where they are apart
@@ -82,6 +83,7 @@ PARTS: dict[str, tuple[Part, ...]] = {  # the archive, then the pair lists where
         ),
         Part(f"{GEOAWARE}data/{CROWD}", "https://github.com/Junyi42/GeoAware-SC", (CROWD,)),
     ),
+    "cub": (Part(CALTECH, "https://www.vision.caltech.edu/datasets/cub_200_2011/", ("images.txt", "images"), ("*",)),),
     "spairu": (Part(f"{JAMAISVU}SPair-U.zip", "https://arxiv.org/abs/2506.08220", ("PairAnnotation",), ("*",)),),
 }
 BUILDERS = {"ap10k": build_pairs}  # what makes the pairs of a data set whose archives bring none
@@ -91,6 +93,7 @@ EXPECTED: dict[str, dict[str, int]] = {  # pairs of each split, and images where
     "pfwillow": {"test": 900},
     "ap10k": {"images": 10_015},
     "spairu": {},
+    "cub": {"test": 1_248},  # 30, 30 and 28 images of the three classes
 }
 STATED = {"ap10k": {"trn": 261_000, "val": 17_000, "test": 36_000}}  # pairs, rounded, over all splits that start so
 TOLERANCE = 0.05  # of these counts: the lists are not the authors' own

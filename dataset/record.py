@@ -71,27 +71,34 @@ def mirror_bbox(bbox: np.ndarray, width: int) -> np.ndarray:
     return np.array([width - 1 - x2, y1, width - 1 - x1, y2], dtype=bbox.dtype)
 
 
+# "src_bbox", "bbox_width" are "bbox" of another box: see dataset.pair_dataset.judging_box
+RULES = ("bbox", "image", "kps", "padded_kps", "src_bbox", "bbox_width")
+
+
 def threshold(rule: str, bbox: np.ndarray, kps: np.ndarray, size: tuple[int, int]) -> float:
     """The length that PCK's alpha multiplies, Eq. (9), in pixels of whatever frame the target's arguments are in.
 
     rule: "bbox" = longer side of the box (4,); "image" = longer side of the image of `size` (H, W);
-    "kps" = longer side of the tight box around the keypoints (N, 2). Map into the frame before calling: sides
-    scaled per axis may change which one is longer. Keypoints must not be clamped or padded.
+    "kps" = longer side of the tight box around the keypoints (N, 2); "padded_kps" = greatest coordinate of a keypoint
+    plus 1, as if points at -1 were among them (PF-WILLOW in LDM_correspondences and the CATs family). Map into the
+    frame before calling: sides scaled per axis may change which one is longer. Keypoints must not be clamped or padded.
     """
-    if rule == "bbox":
+    if rule in ("bbox", "src_bbox", "bbox_width"):
         return float(max(bbox[2] - bbox[0], bbox[3] - bbox[1]))
     if rule == "image":
         return float(max(size))
     if rule == "kps":
         return float(np.ptp(kps, axis=0).max())
-    raise ValueError(f"unknown threshold rule {rule!r}: known are 'bbox', 'image', 'kps'")
+    if rule == "padded_kps":
+        return float(kps.max()) + 1
+    raise ValueError(f"unknown threshold rule {rule!r}: known are {', '.join(RULES)}")
 
 
 def find_flaw(rule: str, bbox: np.ndarray, kps: np.ndarray) -> str:
     """Why there is no threshold for a target with this box (4,) and these keypoints (N, 2); empty if there is one."""
-    if rule == "bbox" and not (bbox[2:] > bbox[:2]).all():
-        return f"the target's box {bbox.tolist()} has no area (x1 y1 x2 y2)"
-    if rule == "kps" and not len(kps):
+    if rule.count("bbox") and not (bbox[2:] > bbox[:2]).all():
+        return f"the {'source' if rule == 'src_bbox' else 'target'}'s box {bbox.tolist()} has no area (x1 y1 x2 y2)"
+    if rule.endswith("kps") and not len(kps):
         return "no keypoint is present in both images"
     if rule == "kps" and not np.ptp(kps, axis=0).any():
         return "all keypoints of the target lie in one place"

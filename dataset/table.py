@@ -128,10 +128,14 @@ class TableBuilder:
             raise DatasetError(
                 f"{where}: {len(kps_ids)} keypoints, but this data set has at most {self.max_kps} per pair"
             )
-        if flaw := find_flaw(self.threshold_rule, bbox[1], kps[1]):
-            self._left_out.append([pair_id, category, f"{where}: {flaw}"])
+        if flaw := find_flaw(self.threshold_rule, bbox[self.threshold_rule != "src_bbox"], kps[1]):
+            self.leave_out(pair_id, category, f"{where}: {flaw}")
             return
         self._pairs.append((pair_id, category, where, images, bbox, flags, np.stack(kps, axis=1), self._code(kps_ids)))
+
+    def leave_out(self, pair_id: str, category: str, reason: str) -> None:
+        """Counts a pair that cannot be judged."""
+        self._left_out.append([pair_id, category, reason])
 
     def _code(self, names: Sequence[str]) -> list[int]:
         return [self._kps_codes.setdefault(name, len(self._kps_codes)) for name in names]

@@ -20,7 +20,7 @@ RULES: dict[str, tuple] = {
     "SEED": (0, 2**32 - 1),
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "DATASET.FRAME": ("stretch", "pad"),
-    "DATASET.THRESHOLD": ("", "bbox", "image", "kps"),
+    "DATASET.THRESHOLD": ("", "bbox", "image", "kps", "padded_kps", "src_bbox", "bbox_width"),
     "DATASET.PAIRS": (0, 10**6),
     "DATASET.IMAGE_SIZE": (1, 8192),
     "DATASET.NUM_WORKERS": (0, 256),
