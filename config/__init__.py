@@ -3,7 +3,7 @@
 from config.default import get_default_config
 from config.effect import WITHOUT_EFFECT
 from config.load import ConfigError, change_config, dump_config, iter_keys, load_config
-from config.path import INSTALLED, ROOT, find_caches, resolve_network, resolve_path
+from config.path import INSTALLED, ROOT, resolve_network, resolve_path
 
 __all__ = [
     "INSTALLED",
@@ -12,7 +12,6 @@ __all__ = [
     "ConfigError",
     "change_config",
     "dump_config",
-    "find_caches",
     "get_default_config",
     "iter_keys",
     "load_config",

@@ -136,7 +136,7 @@ def _merge_value(cfg: CN, key: str, value: object, source: str) -> None:
 def _coerce(key: str, value: object, default: object, source: str) -> object:
     """The value in the default's type. An int may stand for a float, a list for a tuple; nothing else is converted."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(_coerce(key, item, default[0], source) for item in value)
+        return tuple(_coerce(key, item, (default or value)[0], source) for item in value)
     if isinstance(default, float) and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not type(default):

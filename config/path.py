@@ -22,8 +22,3 @@ def resolve_network(folder: str) -> str:
     """An absolute path if there is such a folder or file, else the text itself, which may be a hub id."""
     path = resolve_path(folder)
     return path if folder and os.path.exists(path) else folder
-
-
-def find_caches(cfg) -> Path:
-    """The folder below which caches are kept."""
-    return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))

@@ -8,12 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from config import find_caches
 from dataset import ImageRef
 from dataset.pair_dataset import MirroredCache, PairDataset, load_pil
 from dataset.record import mirror_ref
 from model.method.base import Method
-from model.source import Compute, Source, find_sources
+from model.source import Compute, Source, find_caches, find_sources
 from utils.cache import CacheError, FeatureCache, fill_cache, hash_images
 from utils.progress import progress
 

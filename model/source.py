@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,11 @@ class Source:
     shape: tuple[int, ...] | dict[str, tuple[int, ...]]  # of an array, or of several by name
     load: Callable[[torch.device], Compute]  # loads the network
     mirrored: bool = False  # of the mirror images
+
+
+def find_caches(cfg) -> Path:
+    """The folder below which caches are kept."""
+    return Path(resolve_path(cfg.CACHE_ROOT or f"{cfg.OUTPUT_ROOT}/asset"))
 
 
 def find_stable_diffusion(cfg) -> dict:

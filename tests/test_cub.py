@@ -1,14 +1,18 @@
 """CUB-200-2011, and the thresholds of LDM_correspondences beside the usual ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dataset import DatasetError, build_benchmark
-from dataset.pair_dataset import PairDataset
+from dataset.pair_dataset import PairDataset, judging_box
 from dataset.pfwillow import PFWillow
+from dataset.record import threshold
 from dataset.spair import SPair
 from tests.fixtures_dataset import tiny_pfwillow, tiny_spair
+from utils.frame import Stretch
 
 CLASSES = ("001.Black", "002.Laysan", "003.Sooty", "004.Groove")
 SIZE = (40, 80)  # (H, W)
@@ -84,15 +88,13 @@ def test_thresholds_of_cub(tmp_path):
 
 
 def test_thresholds_of_spair_by_source_and_target(tmp_path):
-    root = tiny_spair(tmp_path)
-    usual, of_source = (SPair(root, "test", threshold_rule=rule) for rule in ("bbox", "src_bbox"))
-    record = usual[0]
-    scale = [np.array([512 / ref.size[1], 512 / ref.size[0]]) for ref in (record.src, record.trg)]
-    sides = [(box[2:] - box[:2]) for box in (record.src_bbox, record.trg_bbox)]
-    expected = [float((side * factor).max()) for side, factor in zip(sides, scale, strict=True)]
-    assert thresholds(usual)[0] == pytest.approx(expected[1])
-    assert thresholds(of_source) == pytest.approx((expected[0], float(sides[0].max())))
-    assert expected[0] != expected[1]
+    record = SPair(tiny_spair(tmp_path), "test")[0]
+    record = replace(record, src_bbox=np.array([0, 0, 10, 20.0]), trg_bbox=np.array([5, 5, 35, 10.0]))
+    boxes = {rule: judging_box(rule, record, Stretch((512, 512))) for rule in ("bbox", "src_bbox")}
+    (src_height, _), (_, trg_width) = record.src.size, record.trg.size
+    assert threshold("bbox", boxes["bbox"], record.trg_kps, (512, 512)) == pytest.approx(30 * 512 / trg_width)
+    assert threshold("src_bbox", boxes["src_bbox"], record.trg_kps, (512, 512)) == pytest.approx(20 * 512 / src_height)
+    assert judging_box("src_bbox", record) is record.src_bbox
 
 
 def test_thresholds_of_pfwillow_with_padding(tmp_path):

@@ -328,7 +328,8 @@ def test_every_key_changes_the_maps(world, key, value):
         found.append((embeddings, method.combine(method.read(images, [2], points, embeddings))))
     assert not torch.equal(found[0][1], found[1][1])
     first = [embeddings[:, :1] for embeddings, _ in found]
-    assert (first[0].shape == first[1].shape and torch.equal(*first)) == (key in OF_READING)
+    same = first[0].shape == first[1].shape and ((first[0] - first[1]).abs() < 1e-3).float().mean() > 0.99
+    assert same == (key in OF_READING)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from utils.localise import LOCALISERS, FeatureSimilarity, localise
+from utils.localise import FeatureSimilarity, localise
 from utils.pck import PCKEvaluator, PredictionError, alpha_key, compute_hits, merge_scores, summarise
 
 ALPHAS = (0.05, 0.1, 0.15)
@@ -116,9 +116,10 @@ def test_protocol_errors():
 def test_identical_features_give_pck_one():
     feat = torch.randn(3, 256, 12, 12, generator=torch.Generator().manual_seed(0))
     batch = make_batch() | {"trg_kps": torch.randint(0, 12, (3, 4, 2)).float() * 9}
-    evaluator = PCKEvaluator(LOCALISERS, ALPHAS)
-    evaluator.update(batch, localise(FeatureSimilarity(feat, feat), batch["trg_kps"], (100, 100)))
-    pck = summarise(evaluator.scores(), LOCALISERS, ALPHAS)["pck"]
+    names = ("nn", "bilinear", "softmax", "kernelsoftmax")
+    evaluator = PCKEvaluator(names, ALPHAS)
+    evaluator.update(batch, localise(FeatureSimilarity(feat, feat), batch["trg_kps"], (100, 100), names))
+    pck = summarise(evaluator.scores(), names, ALPHAS)["pck"]
     assert all(value == 1 for rows in pck.values() for row in rows.values() for value in row.values())
 
 

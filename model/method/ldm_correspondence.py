@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config import ConfigError, find_caches
+from config import ConfigError
 from model.backbone.device import resolve_dtype, speed_up
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.method.base import Batch, Method
 from model.method.embedding_store import EmbeddingStore
 from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows
-from model.source import find_stable_diffusion, find_unet, fingerprint_stable_diffusion
+from model.source import find_caches, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
 from utils.crop import CropRule
 from utils.geometry import Size
 from utils.noise import derive_seeds, draw_noise, identifier_seed
