@@ -15,15 +15,8 @@ from config import ROOT, WITHOUT_EFFECT, ConfigError, dump_config, iter_keys, lo
 from engine.check import check_config
 
 FILES = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
-BASELINES = {
-    "dift",
-    "dift_sd1-5",
-    "dinov2",
-    "sd_dino",
-    "sd_dino_release",
-    "cleandift",
-    "ldm_correspondence",
-}  # tested as they are
+# tested as they are
+BASELINES = {"dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "cleandift", "ldm_correspondence"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "config")))

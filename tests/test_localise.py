@@ -13,7 +13,9 @@ from utils.localise import localise as localise_similarity
 
 IMAGE_SIZE = (64, 96)
 FEAT_SIZE = (9, 13)
-ON_CORNERS = [name for name in LOCALISERS if name not in ("window", "centre")]  # whose corner cells lie on the corner pixels
+ON_CORNERS = [
+    name for name in LOCALISERS if name not in ("window", "centre")
+]  # whose corner cells lie on the corner pixels
 
 
 def make_pair(batch=2, n=6, channels=8, dtype=torch.float32, seed=0):

@@ -152,7 +152,6 @@ def kernelsoftmax(query: Query) -> Tensor:
     return soft_argmax_cell(damp_away_from(query.sim, argmax_cell(query.sim), query.sigma), query.beta)  # Eq. (8)
 
 
-<<<<<<< HEAD
 def window(query: Query) -> Tensor:
     """Soft-arg-max of the similarity in a window around its arg-max; GeoAware-SC's choice.
 
@@ -179,11 +178,11 @@ def _keep_near(sim: Tensor, centre_cell: Tensor, window: int) -> Tensor:
         return damp_away_from(sim, centre_cell, -window) if window else sim
     distance = cell_grid(sim.shape[-2:], like=sim) - centre_cell[..., None, :]  # (..., h * w, 2)
     return sim * (distance.abs().amax(dim=-1) <= window).unflatten(-1, sim.shape[-2:])
-=======
+
+
 def centre(query: Query) -> Tensor:
     """`nn` half a cell further on both axes: the cell's middle, counted from the map's corner (LDM_correspondences)."""
     return nn(query) + 0.5
->>>>>>> b61f0b5 (CUB-200-2011 reader; thresholds of LDM_correspondences beside the usual ones)
 
 
 LOCALISERS: dict[str, Callable[[Query], Tensor]] = {
@@ -191,11 +190,8 @@ LOCALISERS: dict[str, Callable[[Query], Tensor]] = {
     "bilinear": bilinear,
     "softmax": softmax,
     "kernelsoftmax": kernelsoftmax,
-<<<<<<< HEAD
     "window": window,
-=======
     "centre": centre,
->>>>>>> b61f0b5 (CUB-200-2011 reader; thresholds of LDM_correspondences beside the usual ones)
 }
 
 
