@@ -36,7 +36,8 @@ class Reader:
         return identifier in self._refs
 
     def get(self, identifier: str) -> Tensor:
-        return self._compute([load_pil(self._refs[identifier])])[0]
+        ref = self._refs[identifier]
+        return self._compute([load_pil(ref)], [ref.category])[0]
 
 
 def unique_images(datasets: Iterable[PairDataset]) -> list[ImageRef]:

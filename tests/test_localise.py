@@ -227,11 +227,11 @@ def test_half_precision_maps_are_correlated_in_float32(dtype):
 def test_names_choose_the_localisers_and_unknown_ones_list_the_known():
     src, trg, kps = make_pair()
     assert list(localise(src, trg, kps, IMAGE_SIZE, names=("softmax", "nn"))) == ["softmax", "nn"]
-    with pytest.raises(ValueError, match=r"\['centre'\].*nn.*bilinear.*softmax.*kernelsoftmax.*window"):
-        localise(src, trg, kps, IMAGE_SIZE, names=["nn", "centre"])
+    with pytest.raises(ValueError, match=r"\['middle'\].*nn.*bilinear.*softmax.*kernelsoftmax.*window"):
+        localise(src, trg, kps, IMAGE_SIZE, names=["nn", "middle"])
 
 
 def test_a_new_localiser_is_a_function_and_a_line(monkeypatch):
-    monkeypatch.setitem(LOCALISERS, "centre", lambda query: torch.full_like(query.query_cell, 4.0))
-    predicted = localise(*make_pair(), IMAGE_SIZE, names=["centre"])["centre"]
+    monkeypatch.setitem(LOCALISERS, "middle", lambda query: torch.full_like(query.query_cell, 4.0))
+    predicted = localise(*make_pair(), IMAGE_SIZE, names=["middle"])["middle"]
     torch.testing.assert_close(predicted[0, 0], torch.tensor([4 * 95 / 12, 4 * 63 / 8]))
