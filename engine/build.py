@@ -23,7 +23,7 @@ from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
 from model.method import METHODS, find_method
 from model.method.base import Method
-from model.source import find_stable_diffusion
+from model.source import MIRRORED, find_stable_diffusion
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -94,7 +94,8 @@ def build_method(
 ) -> Method:
     """The configured method at the settings of TRAIN, with its objective, or of TEST, with its learned weights."""
     method = find_method(cfg.METHOD.NAME).build(cfg, device, categories, training, folder)
-    if unnamed := set(method.reads) - {*METHODS[cfg.METHOD.NAME].reads, "condition"}:  # what a result says made it
+    reads = {key.removesuffix(MIRRORED) for key in method.reads}
+    if unnamed := reads - {*METHODS[cfg.METHOD.NAME].reads, "condition"}:  # what a result says made it
         raise ValueError(f"the line of {cfg.METHOD.NAME} in METHODS does not say that it reads {', '.join(unnamed)}")
     if training:
         method.objective = build_loss(cfg)
