@@ -411,10 +411,11 @@ def choose_threshold(confidence: np.ndarray, right: np.ndarray) -> float:
         return 0.0
     order = np.argsort(confidence, kind="stable")
     confidence, right = confidence[order], right[order]
-    kept = 1 - np.concatenate([[0], np.cumsum(right)[:-1]]) / right.sum()  # share of the right ones at or above
-    dropped = np.concatenate([[0], np.cumsum(~right)[:-1]]) / (~right).sum()  # of the wrong ones below
-    first = np.concatenate([[True], np.diff(confidence) > 0])  # equals stand or fall together
-    return float(confidence[np.where(first, kept + dropped, -1).argmax()])
+    kept = right.sum() - np.cumsum(right) + right  # right ones at or above each
+    dropped = np.cumsum(~right) - ~right  # wrong ones below
+    balanced = kept * (~right).sum() + dropped * right.sum()  # whole numbers: equals are equal
+    first = np.concatenate([[True], np.diff(confidence) > 0])  # equal confidences stand or fall together
+    return float(confidence[np.where(first, balanced, -1).argmax()])
 
 
 def measure(thing: LabelledObject) -> float:

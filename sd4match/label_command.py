@@ -91,10 +91,9 @@ def transfer(args: argparse.Namespace) -> int:
     parsed = load_config(None, args.opts)
     given = {key: get_value(parsed, key) for key in args.opts[::2]}
     state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=30))  # the others may have more to do
-    device = str(state.device) if state.num_processes > 1 else args.device
     settings = {name: getattr(args, name) for name in SETTINGS}
     matcher = Matcher.from_pretrained(
-        args.network or choose_network(), args.prompt, device, method=args.method, **settings, settings=given
+        args.network or choose_network(), args.prompt, args.device, method=args.method, **settings, settings=given
     )
     job = Transfer(matcher, references)
     places = run_job(job, targets, output, state)
@@ -127,5 +126,5 @@ def transfer(args: argparse.Namespace) -> int:
 )
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    with in_flags({"network", "prompt", "device", *SETTINGS}):
+    with in_flags({"network", "prompt", "device", "category", *SETTINGS}):
         return transfer(args)
