@@ -18,6 +18,8 @@ from engine.argument import positive  # noqa: E402
 from engine.check import check_config  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
+EXAMPLE = str(Path(__file__).resolve().parents[1] / "app" / "static" / "example" / "dog_source.jpg")
+
 
 def draw_matches(args: argparse.Namespace, columns: dict):
     """match lines between source and target, right and wrong apart; a row for each pair, a column for each prompt"""
@@ -95,6 +97,27 @@ def draw_timestep(args: argparse.Namespace, columns: dict):
     return plot_curves({name: dict(sorted(curve.items())) for name, curve in curves.items()}, "timestep", label)
 
 
+def draw_attention(args: argparse.Namespace, columns: dict):
+    """where the network looks for each word of a text, or for tokens of learned prompts, on photos; a row for each"""
+    from engine.words import WordReader
+    from model.backbone.device import resolve_device
+    from utils.draw import plot_token_maps
+    from utils.image import read_image
+
+    images, rows = [read_image(path).image for path in args.images], []
+    for name in [None] * bool(args.words) + args.learned:
+        opts = ["PROMPT.TYPE", name] if name else []
+        cfg = load_config(args.config_file, [*args.opts, *opts])
+        check_config(cfg, training=False)
+        reader = WordReader(cfg, resolve_device(cfg.DEVICE), args.layers)
+        for image in images:
+            rows += [reader.read_words(image, text) for text in args.words] if name is None else []
+            rows += [reader.read_prompt(image, args.category, args.tokens)] if name else []
+    if not rows:
+        raise ConfigError("nothing to show: give --words or --learned")
+    return plot_token_maps(rows)
+
+
 FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its rows by default
     "matches": (draw_matches, 4),
     "correlation": (draw_correlation, 4),
@@ -102,6 +125,7 @@ FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its ro
     "generate": (draw_generated, 3),
     "features": (draw_features, 2),
     "timestep": (draw_timestep, 0),
+    "attention": (draw_attention, 0),
 }
 
 
@@ -124,6 +148,15 @@ def parse_args() -> argparse.Namespace:
         elif name == "timestep":
             kind.add_argument("results", nargs="+", help="folders, or *_pairs.csv files of test.py")
             kind.add_argument("--y_label", help="default: the measure of config section EVAL")
+        elif name == "attention":
+            kind.add_argument(
+                "--words", nargs="+", default=[], metavar="TEXT", help="texts: a row each, a map per word"
+            )
+            kind.add_argument("--learned", nargs="+", default=[], metavar="NAME", help="learned prompts: a row each")
+            kind.add_argument("--images", nargs="+", default=[EXAMPLE], help="photos; default: %(default)s")
+            kind.add_argument("--layers", nargs="+", default=[], help="such as up1.0; default: all cross-attention")
+            kind.add_argument("--tokens", type=positive, default=6, help="of a learned prompt; default: %(default)s")
+            kind.add_argument("--category", help="of the photos, for prompts of a category each")
         kind.add_argument("--config_file", help="YAML file; default: config/default.py as it is")
         kind.add_argument("--output", help="path of the figure; default: OUTPUT_ROOT/figure/KIND_DATASET.png")
         kind.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings, as given to test.py")

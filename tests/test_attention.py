@@ -128,3 +128,42 @@ def test_the_network_is_as_it_was_afterwards_even_after_an_error(unet):
 def test_unknown_layers_and_heads_are_refused(unet, layers, heads, said):
     with pytest.raises(ValueError, match=said), read_layers(unet, layers, (8, 8), heads=heads):
         pass
+
+
+# ---- the figure: words and learned tokens on a photo ----------------------------------------------------------
+
+
+def test_each_word_s_map_is_that_of_its_tokens(world, tmp_path):
+    from PIL import Image
+
+    from config import load_config
+    from engine.words import WordReader
+
+    reader = WordReader(load_config(None, world.opts(tmp_path)), torch.device("cpu"))
+    image = Image.new("RGB", (60, 40), "red")
+    whole = reader._read(image, reader.text.encode_text(["a dogs tail"]))
+    found = reader.read_words(image, "a dogs tail")
+    lengths = [len(reader.text.tokenizer(word).input_ids) - 2 for word in ("a", "dogs", "tail")]
+    assert found.names == ["a", "dogs", "tail"] and found.size == (40, 60) and whole.shape[0] == 77
+    torch.testing.assert_close(whole.sum(dim=0), torch.ones_like(whole[0]))
+    assert torch.equal(found.maps[2], whole[1 + sum(lengths[:2]) : 1 + sum(lengths)].sum(dim=0))
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_the_figure_from_the_command_line(world, tmp_path, monkeypatch):
+    import sys
+
+    from PIL import Image
+
+    from script import figure
+    from tests.command import call
+
+    opts = world.opts(tmp_path, "PROMPT.KIND", "Class", "TRAIN.MAX_STEPS", "1", "PROMPT.LENGTH", "5")
+    assert call("train.py", *opts) == 0
+    name = "Class_spair_tiny_TokenEmbeds5"
+    flags = ["--words", "a photo of a dog", "--learned", name, "--category", "cat", "--tokens", "3"]
+    for more, status in (([], 0), (["--layers", "up9.9"], 2)):
+        monkeypatch.setattr(sys, "argv", ["figure.py", "attention", *flags, *more, "--opts", *opts])
+        assert figure.main() == status
+    with Image.open(tmp_path / "figure" / "attention_spair.png") as image:
+        assert min(image.size) > 150

@@ -100,6 +100,16 @@ class GeneratedPair(ImagePair):
     images: Sequence[np.ndarray]
 
 
+@dataclass(frozen=True, eq=False)
+class TokenMaps:
+    """What each token gets of the attention at every place of an image, a share of 1."""
+
+    image: Tensor  # (3, H, W) in [-1, 1]
+    size: Size  # (H, W) on disk
+    names: list[str]
+    maps: Tensor  # (n, h, w)
+
+
 def plot_matches(rows: Sequence[Mapping[str, MatchedPair]], panel: float = PANEL) -> Figure:
     """A row for each pair, two images for each method (name -> pair): lines to the predictions, and the score."""
     groups = [(name, 2) for name in rows[0]]
@@ -133,6 +143,21 @@ def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequenc
     grid.add_bar(layer, "cosine similarity, each map in its range", {0: "lowest", 1: "highest"}, right=True)
     styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
     _add_legend(grid.figure, styles, loc="lower left")
+    return grid.figure
+
+
+def plot_token_maps(rows: Sequence[TokenMaps]) -> Figure:
+    """Each image, and beside it the attention that each of its tokens gets there."""
+    n_columns = max(len(row.names) for row in rows)
+    white = np.full((8, 8, 3), 255, np.uint8)
+    panels = [[(row.size, row.image if i <= len(row.names) else white) for i in range(1 + n_columns)] for row in rows]
+    grid = Grid([""] * len(rows), [("image", 1), ("attention", n_columns)], panels, bottom=0.55)
+    for (_, *axes), row in zip(grid.axes, rows, strict=True):
+        for panel, name, heat in zip(axes, row.names, row.maps, strict=False):
+            layer = show_heat(panel, row.image, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
+            style = {"fontsize": FONT, "va": "top", "path_effects": _outline(2.2), "zorder": 6}
+            panel.text(0.03, 0.97, name, transform=panel.transAxes, **style)
+    grid.add_bar(layer, "attention, each map in its range", {0: "lowest", 1: "highest"})
     return grid.figure
 
 

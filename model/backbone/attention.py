@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,14 @@ class Attention:
     def maps(self) -> Tensor:
         """The share of every token at every place, a softmax over the tokens: (B, heads, h, w, L) float32."""
         return self.scores().softmax(dim=-1)
+
+
+def mean_maps(found: Mapping[str, Attention]) -> Tensor:
+    """`maps` of all layers in one: mean over heads, then over layers in the size of the largest, (B, L, h, w)."""
+    layers = [rearrange(attention.maps().mean(dim=1), "b h w l -> b l h w") for attention in found.values()]
+    size = max(layer.shape[-2:] for layer in layers)
+    resized = [F.interpolate(layer, size, mode="bilinear", align_corners=False) for layer in layers]
+    return torch.stack(resized).mean(dim=0)
 
 
 class _LastLayerRead(Exception):
