@@ -15,14 +15,16 @@ import numpy as np
 import pandas as pd
 
 from config import ConfigError, change_config, load_config
-from dataset import MissingDataError
+from dataset import BENCHMARKS, MissingDataError
 from dataset.pair_dataset import PairDataset
 from engine.build import build_pairs
+from engine.ranking import ITEMS
 from engine.result import PAIRS, PREDICTIONS, read_predictions, read_scores
 from utils.pck import ERROR, POINT
 from utils.progress import progress
 from utils.store import write_text
 
+SCORES = (PAIRS, ITEMS)  # what the names of tables of scores end in
 TEMPLATE = Path(__file__).parent / "static" / "viewer.html"
 
 
@@ -60,36 +62,52 @@ class Result:
 
 
 def find_results(places: Iterable[str]) -> list[Result]:
-    """The results in folders (at any depth) and of *_pairs.csv files. Raises ConfigError if a place has none."""
+    """The results in folders (at any depth) and of files named as SCORES. Raises ConfigError if a place has none."""
     results = []
     for place in map(Path, places):
-        files = sorted(place.rglob(f"*{PAIRS}")) if place.is_dir() else [place]
-        files = [file for file in files if file.is_file() and file.name.endswith(PAIRS)]
-        if not files:
-            raise ConfigError(f"{place}: no *{PAIRS} there; test.py writes them beside the prompts")
-        results += [Result(file.with_name(file.name.removesuffix(PAIRS))) for file in files]
+        files = sorted(place.rglob("*.csv")) if place.is_dir() else [place]
+        stems = [find_stem(file) for file in files if file.is_file() and file.name.endswith(SCORES)]
+        if not stems:
+            raise ConfigError(f"{place}: no *{' or *'.join(SCORES)} there; test.py writes them beside the prompts")
+        results += map(Result, stems)
     return list(dict.fromkeys(results))
 
 
 def build_pages(results: Sequence[Result], localisers: Sequence[str], data_root: str | None = None) -> list[Page]:
     """A page for each data set and split. data_root: where the data sets are now, if not where they were tested."""
+    from app.ranking import RankingPage
+
     splits = dict.fromkeys(result.split for result in results)
-    return [Page([r for r in results if r.split == split], localisers, data_root) for split in splits]
+    kinds = {"correspondence": Page, "ranking": RankingPage}
+    return [
+        kinds[BENCHMARKS[split[0]].task]([r for r in results if r.split == split], localisers, data_root)
+        for split in splits
+    ]
+
+
+def find_stem(file: Path) -> Path:
+    """Of a result's table of scores."""
+    return file.with_name(next(file.name.removesuffix(end) for end in SCORES if file.name.endswith(end)))
 
 
 class Page:
     """The results of one split, side by side."""
 
+    template = TEMPLATE
+
     def __init__(self, results: Sequence[Result], localisers: Sequence[str], data_root: str | None) -> None:
+        self._start(results, data_root)
+        columns = set.intersection(*(set(result.scores) for result in results))
+        self.localisers = [name for name in localisers if ERROR + name in columns]
+        self.alphas = _sort_alphas(columns, self.localisers)
+        self._content = self._build()
+
+    def _start(self, results: Sequence[Result], data_root: str | None) -> None:
         self.results, self.data_root = results, data_root
         self.name = "_".join(results[0].split)
         self.images: list[str] = []  # paths, by the number that the page knows them by
         self.missing = ""  # why there are no pictures
         self._numbers: dict[str, int] = {}
-        columns = set.intersection(*(set(result.scores) for result in results))
-        self.localisers = [name for name in localisers if ERROR + name in columns]
-        self.alphas = _sort_alphas(columns, self.localisers)
-        self._content = self._build()
 
     def write(self, path: Path) -> None:
         """A file whose pictures are read from where they are when a pair is looked at."""
@@ -100,7 +118,7 @@ class Page:
     def render(self, urls: Sequence[str]) -> str:
         """The page, with a URL for each image."""
         text = json.dumps(self._content | {"images": list(urls)}, separators=(",", ":"), allow_nan=False)
-        return TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
+        return self.template.read_text(encoding="utf-8").replace("{{data}}", text.replace("<", "\\u003c"))
 
     def _build(self) -> dict[str, Any]:
         tables = [result.scores for result in self.results]
@@ -148,7 +166,8 @@ class Page:
         except MissingDataError as error:
             self.missing = f"No pictures: {str(error).splitlines()[0]} (--data_root says where the data sets are)"
             return None, {}
-        return dataset, {record.pair_id: position for position, record in enumerate(dataset.benchmark)}
+        names = (getattr(record, "pair_id", None) or record.item_id for record in dataset.benchmark)
+        return dataset, {name: position for position, name in enumerate(names)}
 
     def _describe_pair(self, row: Any, dataset: PairDataset | None, position: int | None) -> dict[str, Any]:
         pair = {"id": row.pair_id, "category": row.category, "n": row.n_points}
@@ -160,10 +179,15 @@ class Page:
         sides = {"src": (record.src, record.src_kps), "trg": (record.trg, record.trg_kps)}
         return pair | {side: self._describe_image(ref, kps) for side, (ref, kps) in sides.items()}
 
-    def _describe_image(self, ref, kps: np.ndarray) -> dict[str, Any]:
-        number = self._numbers.setdefault(ref.path, len(self.images))
+    def _number(self, path: str) -> int:
+        """What the page knows an image by."""
+        number = self._numbers.setdefault(path, len(self.images))
         if number == len(self.images):
-            self.images.append(ref.path)
+            self.images.append(path)
+        return number
+
+    def _describe_image(self, ref, kps: np.ndarray) -> dict[str, Any]:
+        number = self._number(ref.path)
         height, width = ref.size
         return {"image": number, "w": width, "h": height, "flip": int(ref.flip), "kps": _tenths(kps)}
 

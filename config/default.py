@@ -32,7 +32,8 @@ _C.DATASET.PAIRS = 0  # at most so many pairs of each category of a split, a ran
 _C.DATASET.PREPARE = "sh script/prepare_data.sh {name} --root {root}"  # what messages advise where data is missing
 _C.DATASET.CATEGORY = "all"  # one category by its exact name, or "all"
 _C.DATASET.IMAGE_SIZE = (768, 768)  # (H, W) pixels of the networks' input
-_C.DATASET.FRAME = "stretch"  # how an image fills it: "stretch" (each axis to its length), "pad" (aspect kept, black)
+# how an image fills it: "stretch" (each axis to its length; "bicubic": by PIL), "pad" (aspect kept, black)
+_C.DATASET.FRAME = "stretch"
 # Of rankings: split "trn" has the first items of the training file, this share of them; what is left is "val" ("test"
 # where there is no other)
 _C.DATASET.FEW_SHOT = 0.05
@@ -60,7 +61,8 @@ _C.CONDITION.CLIP_FOLDER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # transforme
 
 # ---- the matcher: what turns two images into two feature maps --------------------------------------------------
 _C.METHOD = CN()
-# "sd4match", "dift", "dinov2", "sd_dino", "cleandift", "geoaware", "ldm_correspondence"; of rankings "dsd"
+# of pairs "sd4match", "dift", "dinov2", "sd_dino", "cleandift", "geoaware", "ldm_correspondence"; of rankings "dsd",
+# "clip"
 _C.METHOD.NAME = "sd4match"
 _C.METHOD.WEIGHTS = ""  # learned weights to test, other than prompts: name below OUTPUT_ROOT/prompt; "" = none
 _C.METHOD.LAYER = 1  # feature map = output of the UNet's up_blocks[LAYER]
@@ -198,6 +200,7 @@ _C.VAL.EVERY = 0  # optimiser steps from one validation to the next, the last st
 _C.VAL.SPLIT = "val"  # as TRAIN.SPLIT
 _C.VAL.TIMESTEP = 261  # diffusion step, 0..999
 _C.VAL.ENSEMBLE = 1  # noise draws
+_C.VAL.PAIRS = 0  # as DATASET.PAIRS, of a validation; 0 = DATASET.PAIRS
 _C.VAL.LOCALISER = "nn"  # the score is the PCK of this localiser ...
 _C.VAL.ALPHA = 0.1  # ... at this alpha, one of EVAL.ALPHAS
 _C.VAL.PICTURES = 2  # pairs drawn to tensorboard at each validation

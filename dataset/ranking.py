@@ -34,7 +34,7 @@ class RankingBenchmark(Sequence):
 
     root: the folder of the data set itself (see LAYOUT). split: one of SPLITS. category: "all" or one of `categories`.
     prepare: as of dataset.benchmark.Benchmark. pairs_per_category: at most so many items, chosen by the hash of their
-    ids; 0 = all. FEW and REST are splits of one file, which `share` parts.
+    ids; 0 = all. FEW and REST are splits of one file, which `share` parts before it is thinned out.
 
     Raises MissingDataError (a FileNotFoundError) or DatasetError (a ValueError), which name the file and the line;
     ValueError for an unknown split or category, which lists the known ones. Nothing is written.
@@ -73,9 +73,9 @@ class RankingBenchmark(Sequence):
             raise MissingDataError(f"{what}\n{layout}") from error
         self.categories = tuple(sorted({item.category for item in items}))
         self.category = choose(category, ("all", *self.categories), f"category of {self.name}")
-        self._items = [item for item in items if category in ("all", item.category)]
-        if pairs_per_category:
-            self._thin_out(pairs_per_category)
+        self._most = pairs_per_category
+        self._whole = [item for item in items if category in ("all", item.category)]
+        self._items = self._thin_out(self._whole)
         if not self._items:
             raise DatasetError(f"{self.root}: split {split!r} of {self.name} has no items")
         self._check_items()
@@ -98,23 +98,29 @@ class RankingBenchmark(Sequence):
 
     def share(self, few_shot: float) -> RankingBenchmark:
         """What the split has of its file: FEW the first `few_shot` of the items, REST the others, any other all."""
-        few = int(len(self) * few_shot)
-        chosen = {self.FEW: range(few), self.REST: range(few, len(self))}.get(self.split, range(len(self)))
+        few = int(len(self._whole) * few_shot)
+        chosen = {self.FEW: self._whole[:few], self.REST: self._whole[few:]}.get(self.split, self._whole)
         if not chosen:
-            raise DatasetError(f"{self.root}: {few_shot:g} of {len(self)} items leaves none for split {self.split}")
-        return self.select(chosen)
+            raise DatasetError(
+                f"{self.root}: {few_shot:g} of {len(self._whole)} items leaves none for split {self.split}"
+            )
+        other = copy(self)
+        other._items = self._thin_out(chosen)
+        return other
 
     def images(self) -> list[ImageRef]:
         """The images of these items, unique by identifier, in order of first appearance."""
         return list({ref.identifier: ref for item in self for ref in item.images}.values())
 
-    def _thin_out(self, most: int) -> None:
+    def _thin_out(self, items: list[ItemRecord]) -> list[ItemRecord]:
+        """At most `pairs_per_category` of each, in their order."""
+        if not self._most:
+            return items
         kept: dict[str, list[int]] = {}
-        names = [hashlib.sha256(item.item_id.encode()).digest() for item in self._items]
+        names = [hashlib.sha256(item.item_id.encode()).digest() for item in items]
         for position in sorted(range(len(names)), key=names.__getitem__):
-            kept.setdefault(self._items[position].category, []).append(position)
-        chosen = sorted(position for members in kept.values() for position in members[:most])
-        self._items = [self._items[position] for position in chosen]
+            kept.setdefault(items[position].category, []).append(position)
+        return [items[n] for n in sorted(n for members in kept.values() for n in members[: self._most])]
 
     def _check_items(self) -> None:
         """Every item has as many texts and images as the first; every image is there, by one listing per folder."""

@@ -60,7 +60,7 @@ def find_datasets(cfg) -> list[str]:
     return names
 
 
-def build_pairs(cfg, split: str) -> Dataset:
+def build_pairs(cfg, split: str, per_category: int = 0) -> Dataset:
     """The pairs of a split, or the items of another task's, still without caches."""
     try:
         benchmark = build_benchmark(
@@ -71,7 +71,7 @@ def build_pairs(cfg, split: str) -> Dataset:
             index_root=find_caches(cfg) / "index",
             prepare=cfg.DATASET.PREPARE,
             threshold_rule=cfg.DATASET.THRESHOLD,
-            pairs_per_category=cfg.DATASET.PAIRS,
+            pairs_per_category=per_category or cfg.DATASET.PAIRS,
         )
     except (DatasetError, MissingDataError):
         raise

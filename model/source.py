@@ -15,6 +15,7 @@ from torch import Tensor
 from config import resolve_network, resolve_path
 from model.backbone.architecture import HUB_IDS
 from model.backbone.captioner import Captioner, read_captioner
+from model.backbone.clip import fetch_clip, load_clip
 from model.backbone.device import resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion
 from model.backbone.facts import (
@@ -25,6 +26,7 @@ from model.backbone.facts import (
     get_condition,
     local_folder,
     network_facts,
+    read_config,
 )
 from model.backbone.facts import find_unet as locate_unet
 from model.backbone.fingerprint import network_fingerprint
@@ -262,6 +264,23 @@ def layers_source(cfg) -> Source:
     return Source(f"layers-{cfg.NETWORK.NAME}", stamp, shapes, load)
 
 
+def clip_source(cfg) -> Source:
+    """CLIP's embedding of the image, of length 1, computed in float32."""
+    folder = resolve_network(cfg.DSD.CLIP_FOLDER)
+    root = fetch_clip(folder)
+    stamp = {
+        "what": "embedding of CLIP",
+        "fingerprint": network_fingerprint(str(root)),
+        "preprocessing": read_config(root / "preprocessor_config.json"),
+    }
+
+    def load(device: torch.device) -> Compute:
+        clip = load_clip(folder, device)
+        return lambda images, categories: clip.embed_images(images)
+
+    return Source("CLIP-embedding", stamp, (int(read_config(root / "config.json")["projection_dim"]),), load)
+
+
 def _say(cfg, category: str | None) -> str:
     """The prompt under which the layers of an image of this category are read."""
     prompt = cfg.FEATURES.PROMPT
@@ -282,7 +301,13 @@ def image_source(cfg) -> Source:
 
 
 # what a method may read of each image
-SOURCES = {"posterior": posterior_source, "dino": dino_source, "layers": layers_source, "image": image_source}
+SOURCES = {
+    "posterior": posterior_source,
+    "dino": dino_source,
+    "layers": layers_source,
+    "image": image_source,
+    "clip": clip_source,
+}
 
 
 def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:
@@ -318,6 +343,7 @@ def are_here(cfg, reads: Sequence[str], condition: str | None, diffusion: bool) 
     if "layers" in reads and cfg.FEATURES.CAPTIONER:
         places.append({"folder": resolve_network(cfg.FEATURES.CLIP_FOLDER)})
     places += [find_dino(cfg)] if "dino" in reads else []
+    places += [{"folder": resolve_network(cfg.DSD.CLIP_FOLDER)}] if "clip" in reads else []
     places += [find_condition(cfg, condition)] if condition else []
     unet = find_unet(cfg).get("unet")
     return all(local_folder(place["folder"]) for place in places) and (not unet or locate_unet(unet) is not None)

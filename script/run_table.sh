@@ -13,7 +13,7 @@ render_mini() {
 
 # A row that fails is named and the others go on; an interruption stops everything.
 run_rows() {
-    lines=$("$PYTHON" script/table.py "$@" --commands --launcher '"$PYTHON"') || exit $?
+    lines=$("$PYTHON" "${TABLE:-script/table.py}" "$@" --commands --launcher '"$PYTHON"') || exit $?
     case " $* " in *" --commands "*) printf '%s\n' "$lines"; exit ;; esac
     [ -n "$lines" ] || return 0
     printf '%s\n' "$lines" | {
@@ -36,6 +36,6 @@ run_table() {
     failed=0
     run_rows "$@" || failed=$?
     [ $failed -lt 128 ] || exit $failed
-    "$PYTHON" script/table.py "$@"
+    "$PYTHON" "${TABLE:-script/table.py}" "$@"
     exit $failed
 }

@@ -20,7 +20,7 @@ from engine.entry import entry_point  # noqa: E402
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", help="folders, or *_pairs.csv files")
+    parser.add_argument("results", nargs="+", help="folders, or *_pairs.csv or *_items.csv files")
     parser.add_argument("--output", help="folder of the pages; default: the first of the results' folders")
     parser.add_argument("--localisers", nargs="+", help="whose points are shown; default: EVAL.PICTURE_LOCALISER")
     parser.add_argument("--data_root", help="where the data sets are; default: where they were when tested")

@@ -47,6 +47,8 @@ _HOMES = {
     "Matches": "sd4match.pair",
     "Pair": "sd4match.pair",
     "PointError": "sd4match.error",
+    "Scorer": "sd4match.scorer",
+    "Scores": "sd4match.scorer",
     "Transfer": "sd4match.label",
 }
 __all__ = list(_HOMES)

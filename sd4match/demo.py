@@ -60,7 +60,8 @@ def find_choices(cfg, network: str, max_upload_mb: int = 20):
     for name in others if not is_prompt(network) else ():
         found = find_settings(network, name)
         prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
-    methods = dict.fromkeys([cfg.METHOD.NAME, *METHODS])
+    task = METHODS[cfg.METHOD.NAME].task
+    methods = dict.fromkeys([cfg.METHOD.NAME, *(name for name, entry in METHODS.items() if entry.task == task)])
     return Choices(Path(network).name, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER, max_upload_mb)
 
 

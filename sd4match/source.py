@@ -39,7 +39,7 @@ def _make_preset(backbone: str, folder: str) -> Preset:
 
 PRESETS = {
     "mini": Preset("config/mini/base.yaml", "config/mini/base.yaml", "config/mini/{method}.yaml"),
-    **{name: _make_preset(name, default_hub_id(name)) for name in ("sd2-1", "sd1-5")},
+    **{name: _make_preset(name, default_hub_id(name)) for name in ("sd2-1", "sd2-1-base", "sd1-5")},
     "geoaware": Preset(*["config/spair/geoaware.yaml"] * 3),  # a method with networks of its own
 }
 
@@ -63,7 +63,7 @@ def find_settings(name: str, prompt: str | None, method: str | None = None) -> F
 
 
 def _find_network(name: str, prompt: str, method: str | None) -> Found:
-    preset = PRESETS.get(name) or _describe_folder(name)
+    preset = find_preset(name)
     type_, folder = find_prompt(prompt)
     settings = {**preset.settings, "PROMPT.TYPE": type_}
     config_file = preset.words_file if prompt in BASELINES else preset.config_file
@@ -74,9 +74,11 @@ def _find_network(name: str, prompt: str, method: str | None) -> Found:
     return Found(resolve_path(config_file), settings, folder)
 
 
-def _describe_folder(name: str) -> Preset:
-    """A network that has no name here."""
-    return _make_preset(_guess_backbone(name), str(Path(name).resolve()) if Path(name).is_dir() else name)
+def find_preset(name: str) -> Preset:
+    """The network of that name; one that has no name here is a folder or hub id."""
+    return PRESETS.get(name) or _make_preset(
+        _guess_backbone(name), str(Path(name).resolve()) if Path(name).is_dir() else name
+    )
 
 
 def find_weights(weights: str) -> tuple[str, Path | None]:

@@ -153,6 +153,7 @@ REFUSED = {  # key: another value
     "TRAIN.RESHUFFLE": "False",
     "TRAIN.RISE": "0.5",
     "VAL.SPLIT": "test",
+    "VAL.PAIRS": "1",
     "VAL.TIMESTEP": "50",
     "VAL.ENSEMBLE": "2",
     "VAL.LOCALISER": "softmax",

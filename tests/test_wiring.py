@@ -28,7 +28,7 @@ WATCHED |= {key for key in KEYS if key.startswith("FEATURES.")}  # tests/test_ge
 WATCHED |= {key for key in KEYS if key.startswith("GEOAWARE.")}  # tests/test_geoaware_training.py
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
-WATCHED |= {"DATASET.FEW_SHOT", *(key for key in KEYS if key.startswith("DSD."))}  # tests/test_dsd.py
+WATCHED |= {"DATASET.FEW_SHOT", "VAL.PAIRS", *(key for key in KEYS if key.startswith("DSD."))}  # tests/test_dsd.py
 WATCHED |= {key for key in KEYS if key.startswith("LDM.")}  # tests/test_ldm_correspondence.py
 
 

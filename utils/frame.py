@@ -81,6 +81,16 @@ class Stretch(Frame):
         return rescale_kps(points, self.image_size, size)
 
 
+class Bicubic(Stretch):
+    """As PIL resizes images by default: bicubic, on 8-bit pixels (DSD)."""
+
+    resampling = "bicubic on 8-bit pixels"
+
+    def fit(self, image: Image.Image) -> Tensor:
+        resized = image.resize(self.image_size[::-1], Image.Resampling.BICUBIC)
+        return (rearrange(torch.from_numpy(np.array(resized)), "h w c -> c h w").float() / 255 - 0.5) / 0.5
+
+
 class Pad(Frame):
     """The longer side fills the frame, the aspect ratio is kept, and the image lies in the middle of black (GeoAware).
 
@@ -118,7 +128,7 @@ class Pad(Frame):
         return scale, resized, ((frame - resized) / 2).floor().flip(-1)
 
 
-FRAMES: dict[str, type[Frame]] = {"stretch": Stretch, "pad": Pad}
+FRAMES: dict[str, type[Frame]] = {"stretch": Stretch, "bicubic": Bicubic, "pad": Pad}
 
 
 def build_frame(name: str, image_size: int | Size) -> Frame:

@@ -43,6 +43,7 @@ METHODS: dict[str, Entry] = {
     "ldm_correspondence": Entry(
         "model.method.ldm_correspondence:LDMCorrespondence", ("image",), section="LDM", runs_diffusion=True
     ),
+    "clip": Entry("model.method.clip:CLIPScore", ("clip",), task="ranking", section="DSD"),
     "cleandift": Entry("model.method.cleandift:CleanDIFT", ("posterior",), takes_prompt=True, learns=True),
     "geoaware": Entry("model.method.geoaware:GeoAware", ("layers", "dino"), learns=True, section="GEOAWARE"),
 }

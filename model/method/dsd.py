@@ -13,13 +13,14 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from model.adapter import DIFFUSERS_FILE, PEFT_FILES, add_adapter, export_adapter
+from model.adapter import DIFFUSERS_FILE, PEFT_FILES, add_adapter, export_adapter, read_published
 from model.backbone.image_text import ImageTextScore, Rows, Terms, list_timesteps
 from model.backbone.text import PromptEncoder
 from model.backbone.vae import draw_latents
 from model.method.base import WEIGHTS_FILE, Batch, Method
 from model.prompt.build import fingerprint_diffusion, load_diffusion
 from utils.noise import derive_seeds, draw_noise
+from utils.store import StoreError
 
 _POSTERIOR, _NOISE, _TIMESTEP = range(3)  # uses of a seed
 
@@ -173,6 +174,17 @@ class DSD(Method):
     def save(self, folder: Path, about: Mapping[str, Any]) -> None:
         super().save(folder, about)
         export_adapter(folder, self.adapter.state_dict(), about.get("network", ""))
+
+    def load(self, folder: Path) -> None:
+        """Also the files of others (model.adapter.read_published)."""
+        if (Path(folder) / WEIGHTS_FILE).is_file():
+            super().load(folder)
+            return
+        try:
+            self.adapter.load_state_dict(read_published(folder))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StoreError(f"{folder} does not fit this network, or DSD.RANK ({reason})") from error
 
     @classmethod
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None) -> DSD:

@@ -1,0 +1,80 @@
+"""Say which of some texts fits an image best.
+
+    python score_text.py image.jpg "a dog on a sofa" "a cat on a sofa"
+    python score_text.py image.jpg "a dog" "a cat" --network sd2-1-base --weights pytorch_model.bin --json
+
+Prints the texts, the best first, with their scores (docs/dsd.md). Only scores of the same image compare: a single one
+says nothing. Networks: sd2-1-base (for photos; a download of about 5 GB on first use), mini (embedded, knows only the
+rendered scenes of the mini world), a diffusers folder or a hub id. Without --network, sd2-1-base is taken if it is on
+this machine, else mini.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from engine.entry import entry_point
+from sd4match.error import describe_usage
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        Path(sys.argv[0]).name,
+        description=describe_usage(__doc__, "score_text.py", "sd4match-score"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image")
+    parser.add_argument("texts", nargs="+", metavar="TEXT")
+    parser.add_argument("--network", help="sd2-1-base, mini, a diffusers folder or a hub id; default: see above")
+    parser.add_argument("--weights", help="learned ones: a folder of train.py, pytorch_model.bin, or safetensors")
+    parser.add_argument("--timesteps", type=int, metavar="S", help="as DSD.TIMESTEPS; fewer are faster")
+    terms = parser.add_mutually_exclusive_group()
+    terms.add_argument("--no-noise-term", action="store_true", help="score by attention alone")
+    terms.add_argument("--bias", action="store_true", help="the same, by the name that DSD's release has for it")
+    parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser.parse_args(arguments)
+
+
+def choose_network() -> str:
+    """sd2-1-base if its weights are on this machine, else mini."""
+    from model.backbone.architecture import default_hub_id
+    from model.backbone.facts import local_folder
+
+    folder = local_folder(default_hub_id("sd2-1-base"))
+    return "sd2-1-base" if folder is not None and (folder / "unet").is_dir() else "mini"
+
+
+def score(args: argparse.Namespace) -> list[dict]:
+    """A record per text, the best first."""
+    from sd4match import Scorer
+    from utils.image import read_image
+
+    picture = read_image(args.image)  # before the networks are loaded
+    terms = "attention" if args.no_noise_term or args.bias else None
+    network = args.network or choose_network()
+    scorer = Scorer.from_pretrained(network, args.weights, args.device, timesteps=args.timesteps, terms=terms)
+    if network == "mini":
+        print("the mini networks know only the rendered scenes of the mini world", file=sys.stderr)
+    found = scorer.score(picture, args.texts)
+    columns = {"score": found.total, **found.terms}
+    records = [
+        {"text": text} | {name: float(values[0, number]) for name, values in columns.items()}
+        for number, text in enumerate(args.texts)
+    ]
+    return sorted(records, key=lambda record: -record["score"])
+
+
+@entry_point()
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_args(arguments)
+    records = score(args)
+    if args.json:
+        print(json.dumps({"image": args.image, "texts": records}, indent=2))
+        return 0
+    columns = [name for name in records[0] if name != "text"]
+    print("".join(f"{name:>11}" for name in columns) + "  text")
+    for record in records:
+        print("".join(f"{record[name]:>11.4f}" for name in columns) + f"  {record['text']}")
+    return 0
