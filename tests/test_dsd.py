@@ -1,6 +1,8 @@
 """DSD and CLIP under train.py, test.py, the API and the commands, on tiny real networks."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,15 +10,16 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from config import get_default_config, load_config
+from config import ROOT, get_default_config, load_config
 from engine.build import build_method
 from engine.check import check_config
 from engine.ranking import read_items
 from model.backbone.image_text import list_timesteps
 from model.backbone.text import build_byte_tokenizer
 from tests.command import call, dying_in_step, read_scalars
-from tests.test_ranking import write_comvg
+from tests.test_ranking import write_comvg, write_vqa
 from tests.watch import watching
+from utils.checkpoint import load_checkpoint
 from utils.store import read_tensors
 
 KEYS = {f"DSD.{key}" for key in get_default_config().DSD}
@@ -32,6 +35,7 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     for path in sorted(base.rglob("*.jpg")):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).resize((48, 48)).save(path, quality=95)
+    write_vqa(root)
     return root
 
 
@@ -102,7 +106,7 @@ def test_training_learns_keeps_and_goes_on_exactly(run, world, data, tmp_path):
     folder = whole / "prompt" / "dsd_comvg_tiny"
     names = {"weights.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.yaml"}
     assert {path.name for path in folder.iterdir()} == names | {"pytorch_lora_weights.safetensors"}
-    assert len(seen.steps) == 6 and all(step.gradient.norm() <= 1.0001 for step in seen.steps)
+    assert len(seen.steps) == 6
     assert "best validation R@1" in seen.out
     tags = read_scalars(whole)
     assert {"train/loss", "val_score/R@1", "val_attention/R@1", "val_noise/R@1"} <= set(tags)
@@ -196,31 +200,32 @@ def test_timesteps_and_rows_of_the_unet(run):
 @watches("DSD.RANK", "DSD.MARGIN", "DSD.SHARE_DRAWS", "DSD.MASK_TEXT", "DSD.WEIGHT_DECAY", "DSD.MAX_GRAD_NORM")
 def test_keys_of_training(run):
     def first(*more):
-        output, seen = run(
-            "train.py", "TRAIN.MAX_STEPS", "2", "TRAIN.BATCH_SIZE", "2", "DATASET.FEW_SHOT", "0.2", *more
-        )
-        return dict(read_scalars(output)["train/loss"])[1], seen
+        """Loss of the first step, and what passed through the networks."""
+        more = ("TRAIN.MAX_STEPS", "1", "TRAIN.BATCH_SIZE", "2", "DATASET.FEW_SHOT", "0.2", "DSD.MARGIN", "5.0", *more)
+        output, seen = run("train.py", *more)
+        (log,) = {path.parent for path in output.rglob("state.safetensors")}
+        return dict(read_scalars(output)["train/loss"])[1], seen, load_checkpoint(log)["learner"]
 
-    loss, seen = first()
+    loss, seen, state = first()
     assert len(first("DSD.RANK", "2")[1].steps[0].gradient) * 2 == len(seen.steps[0].gradient)
-    wide, _ = first("DSD.MARGIN", "5.0")
-    assert wide == pytest.approx(loss + 4.9, abs=1e-3) or wide > loss
-    assert first("DSD.SHARE_DRAWS", "True")[0] != loss or seen.unet
+    assert first("DSD.MARGIN", "7.0")[0] == pytest.approx(loss + 2)
     assert first("DSD.MASK_TEXT", "True")[0] != loss
-    small = first("DSD.MAX_GRAD_NORM", "0.001", "DSD.MARGIN", "5.0")[1]
-    assert small.steps[0].gradient.norm() == pytest.approx(0.001, rel=1e-2)
-    heavy = first("DSD.WEIGHT_DECAY", "900.0", "DSD.MARGIN", "5.0")[1]
-    light = first("DSD.MARGIN", "5.0")[1]
-    assert heavy.steps[1].values.norm() < 0.9 * light.steps[1].values.norm()
+    clipped = first("DSD.MAX_GRAD_NORM", "0.001")[2]
+    moments = [entry["exp_avg"].flatten() for entry in clipped["optimizer"]["state"].values()]
+    assert torch.cat(moments).norm() == pytest.approx(0.1 * 0.001, rel=1e-2)  # the first is a tenth of the gradient
+    heavy = first("DSD.WEIGHT_DECAY", "500.0", "TRAIN.LR", "0.001")[2]
+    light = first("DSD.WEIGHT_DECAY", "0.0", "TRAIN.LR", "0.001")[2]
+    for name, value in light["weights"].items():
+        if "lora_A" in name and (value.abs() > 0.01).any():  # decays by lr x 500 of itself
+            assert heavy["weights"][name].norm() == pytest.approx(0.5 * float(value.norm()), rel=0.05)
+    other = first("DSD.SHARE_DRAWS", "True", "DATASET.NAME", "vqa_other")[1]
+    own = first("DATASET.NAME", "vqa_other")[1]
+    assert [call.rows for call in other.learning] == [2 * (1 + 10)] and [call.rows for call in own.learning] == [2 * 20]
 
 
 def test_few_shot_share_and_items_of_a_validation(run):
     out = run("train.py", "TRAIN.MAX_STEPS", "1", "VAL.PAIRS", "2", "TRAIN.BATCH_SIZE", "1")[1].out
     assert "6 items, 1 process" in out and "\n2 items" in out
-
-
-def test_few_shot(run):
-    assert "3 items" in run("train.py", "TRAIN.MAX_STEPS", "1", "DATASET.FEW_SHOT", "0.25")[1].out
 
 
 def test_every_key_is_watched():
@@ -300,6 +305,21 @@ def test_scorer_takes_weights_of_ours_and_of_others(scorer, world, data, tmp_pat
     assert ours == theirs and not np.allclose(ours, plain.score(image, "a dog").total, rtol=1e-5)
 
 
+def test_the_page_shows_the_worst_first(run, data):
+    from app.viewer import build_pages, find_results
+    from script.rank_table import format_cell
+
+    output, _ = run("test.py")
+    (page,) = build_pages(find_results([str(output)]), [])
+    page.write(output / "page.html")
+    found = json.loads((output / "page.html").read_text().split('id="data">')[1].split("</script>")[0])
+    assert len(found["items"]) == 12 and found["items"][0]["texts"] == ["a dog, 0"] and not found["missing"]
+    assert set(found["methods"][0]["scores"][0]) == {"score", "attention", "noise"}
+    assert [(output / found["images"][n]).resolve().name for n in found["items"][0]["images"]] == ["0.jpg", "1.jpg"]
+    rate = summary(output)["summary"]["ranking"]["score"]["R@1"]["all"]["strict"]
+    assert format_cell([scores(output)], "score", "R@1", "all").startswith(f"{100 * rate:.1f} [")
+
+
 def test_score_text_prints_the_best_first(data, capsys):
     image = str(data / "comvg/Visual_Genome/vg_concept/0.jpg")
     options = ("--network", "mini", "--device", "cpu", "--timesteps", "1")
@@ -315,12 +335,12 @@ def test_score_text_prints_the_best_first(data, capsys):
     assert "nowhere.jpg" in capsys.readouterr().err
 
 
-def test_peft_is_imported_only_for_an_adapter():
-    import subprocess
-    import sys
-
-    code = "import sys, model.method.dsd, sd4match.scorer; print('peft' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+def test_without_an_adapter_peft_is_not_needed():
+    code = (
+        "import sys; sys.modules['peft'] = None; import model.method.dsd, model.adapter, sd4match.scorer; print('here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "here\n", done.stderr
 
 
 def test_configs_of_the_paper():

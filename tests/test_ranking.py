@@ -254,15 +254,22 @@ def test_refcocog_of_a_pickle_is_plain_data_or_refused(tmp_path):
         build_benchmark("refcocog", path.parent, "test")
 
 
-def test_vqa_other_pads_image_names(tmp_path):
-    base = tmp_path / "vqav2"
+def write_vqa(root):
+    base = root / "vqav2"
     columns = ["sentence", "pos_image_id", *(f"neg_sentence_{n}" for n in range(1, 10))]
     rows = [["is it? yes", 42, *(f"is it? {n}" for n in range(9))], ["how many? 2", 7, *["how many? 2"] * 9]]
     (base / "data").mkdir(parents=True)
-    text = "\n".join(",".join(map(str, row)) for row in [columns, *rows]) + "\n"
-    (base / "data" / "vqa_text_test.csv").write_text(text)
+    for name, count in (("test", 1), ("train", 10)):
+        text = "\n".join(",".join(map(str, row)) for row in [columns, *rows * count]) + "\n"
+        (base / "data" / f"vqa_text_{name}.csv").write_text(text)
     for number in (42, 7):
-        draw(base / "val2014" / f"COCO_val2014_{number:012d}.jpg")
+        for part in ("val2014", "train2014"):
+            draw(base / part / f"COCO_{part}_{number:012d}.jpg")
+    return base
+
+
+def test_vqa_other_pads_image_names(tmp_path):
+    base = write_vqa(tmp_path)
     items = build_benchmark("vqa_other", base, "test")
     assert [item.images[0].path.rpartition("/")[2] for item in items] == [
         "COCO_val2014_000000000042.jpg",

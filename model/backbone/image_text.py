@@ -102,6 +102,10 @@ class ImageTextScore(nn.Module):
         found = [self._conditions[text, masked and bool(text)] for text in texts]
         return torch.stack([embeds for embeds, _ in found]), torch.stack([summed for _, summed in found])
 
+    def forget(self) -> None:
+        """The kept conditions."""
+        self._conditions.clear()
+
     def _until_end(self, ids: Tensor) -> Tensor:
         """(n, L): begin, words, and the first end token."""
         ends = (ids == self.text.tokenizer.eos_token_id).cumsum(dim=1)

@@ -82,8 +82,11 @@ def make_config(args: argparse.Namespace, root: str):
     overrides = {**settings, "DATASET.NAME": "spair", "DATASET.ROOT": root, "OUTPUT_ROOT": f"{root}/output"}
     if args.mode == "features":
         overrides["PROMPT.TYPE"] = "empty"
+    if args.mode == "rank":
+        config_file = config_file and "config/mini/dsd.yaml"
+        overrides |= {"DATASET.NAME": "comvg", "METHOD.NAME": "dsd"}
     cfg = load_config(config_file, args.opts, overrides)
-    check_config(cfg, training=args.mode != "features")
+    check_config(cfg, training=args.mode not in ("features", "rank"))
     if cfg.PROMPT.KIND != "CPM":
         raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg
