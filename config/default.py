@@ -214,6 +214,14 @@ _C.TEST.TIMESTEP = 50  # diffusion step, 0..999
 _C.TEST.ENSEMBLE = 8  # noise draws
 _C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as PNG beside the result
 
+# ---- adaptive pose alignment at test time: the source is mirrored where that brings it nearer to the target ----------
+_C.POSE = CN()
+# "none"; "mask": nearer by the distance between the two objects' masks; "mutual_nn": by that of mutual nearest
+# neighbours, without masks. For methods with feature maps, on data sets that say what mirroring makes of keypoints.
+_C.POSE.ALIGN = "none"
+_C.POSE.MASKS = "dataset"  # "dataset": its own Segmentation/; or a folder of masks, as script/make_masks.py writes
+_C.POSE.GRID = (64, 64)  # (h, w) cells to which masks and descriptors are brought
+
 # ---- images generated from a prompt: script/figure.py generate, VAL.GENERATE --------------------------------------
 _C.GENERATE = CN()
 _C.GENERATE.STEPS = 50  # denoising steps, 1..1000
@@ -222,13 +230,17 @@ _C.GENERATE.GUIDANCE = 7.5  # classifier-free guidance against the empty prompt;
 # ---- evaluation, the same in validation and test ----------------------------------------------------------------
 _C.EVAL = CN()
 _C.EVAL.BATCH_SIZE = 4  # pairs (or images) per process and forward pass
-_C.EVAL.ALPHAS = (0.01, 0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is at most alpha x threshold
+_C.EVAL.ALPHAS = (0.01, 0.05, 0.1, 0.15)  # PCK@alpha: hit if the error is within alpha x threshold
 _C.EVAL.LOCALISERS = ("nn", "bilinear", "softmax", "kernelsoftmax")  # all that predict and are reported
 _C.EVAL.BETA = 0.04  # temperature of the soft-arg-max
 _C.EVAL.SIGMA = 7.0  # standard deviation of kernelsoftmax's Gaussian, feature cells
 # Of the localiser "window": feature cells from the maximum to the border of the window; 0 = the whole map; below 0, a
 # Gaussian of this standard deviation.
 _C.EVAL.WINDOW = 7
+_C.EVAL.INEQUALITY = "<="  # what an error must be to alpha x threshold: "<=" (SD4Match) or "<" (GeoAware-SC)
+# Keep the similarities that KAP (keypoint average precision) needs: "none", "definition", or "released", as the routine
+# of its authors counts: points that the target hides are positives too, at the place (0, 0).
+_C.EVAL.KAP = "none"
 _C.EVAL.PROTOCOL = "resized"  # "resized" (SD4Match: frame of IMAGE_SIZE) or "original" (frame of the image file)
 _C.EVAL.BY = "image"  # mean over "image" pairs or over every keypoint ("point")
 _C.EVAL.PICTURE_LOCALISER = "kernelsoftmax"  # whose predictions pictures show ...

@@ -99,8 +99,8 @@ class PairDataset(Dataset):
         kps_aware (B, N) bool: geometry-aware, that is, the target shows another keypoint of the same group
         src_seen, trg_seen (B, N, 2) float32, input px, clamped; src_seen_ids, trg_seen_ids, src_seen_partner,
             trg_seen_partner (B, N) int64, as kps_ids and kps_partner: all keypoints that an image shows, whether or not
-            the other one does. seen_known (B,) bool: whether the annotations say so; kps_aware is False where they do
-            not
+            the other one does; src_seen_orig, trg_seen_orig in original px, not clamped. seen_known (B,) bool: whether
+            the annotations say so; kps_aware is False where they do not
         src_azimuth, trg_azimuth (B,) int64, -1 = unknown
         src_threshold (B,) float32, input px: pck_threshold's rule on the source
         flags: dict of (B,) int64, -1 = unknown
@@ -119,6 +119,7 @@ class PairDataset(Dataset):
         self.frame = as_frame(frame)
         self.caches = dict(caches or {})
         self.with_images = with_images
+        self.alignment = None  # engine.align.Alignment, where sources may be mirrored at test time
         if self.caches:
             check_caches(self.caches, benchmark.images())
 
@@ -188,6 +189,7 @@ class PairDataset(Dataset):
             names, points = seen or Keypoints((), np.zeros((0, 2), np.float32))
             px = self.frame.to_px(torch.from_numpy(points), ref.size)
             item[f"{side}_seen"] = pack_kps(self.frame.clamp(px), max_kps)
+            item[f"{side}_seen_orig"] = pack_kps(torch.from_numpy(points), max_kps)
             seen_ids = parse_ids(names)
             item[f"{side}_seen_ids"] = pack_ids(seen_ids, max_kps)
             item[f"{side}_seen_partner"] = pack_ids(symmetry.partners(seen_ids).tolist() if symmetry else [], max_kps)

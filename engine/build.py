@@ -14,7 +14,9 @@ import loss
 from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, fill_command
 from dataset.error import choose
+from dataset.pair_dataset import PairDataset
 from engine import process
+from engine.align import build_alignment
 from engine.identity import require_training
 from engine.precompute import build_caches, find_caches
 from engine.task import find_task
@@ -116,6 +118,8 @@ def build_test(
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
     pairs = pairs if choose_pairs is None else pairs.select(choose_pairs(pairs))
     method = build_method(cfg, accelerator.device, pairs.benchmark.categories)
+    if isinstance(pairs, PairDataset):
+        pairs.alignment = build_alignment(cfg, method, pairs)
     build_caches(cfg, (pairs,), method, accelerator)
     return accelerator, pairs, method
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 from accelerate import Accelerator
 
 from config import ConfigError
@@ -16,14 +19,17 @@ from engine.result import (
     COUNTED,
     PAIRS,
     PREDICTIONS,
+    RULE,
     format_category_table,
+    format_metrics,
     format_overview,
     write_predictions,
     write_scores,
 )
 from engine.task import Summary, Task
 from utils.frame import build_frame
-from utils.pck import PROTOCOLS, TOTAL, alpha_key, summarise
+from utils.metrics import count_confused, keypoint_average_precision, measure_aware, refuse_nearer, select_aware
+from utils.pck import AWARE, KAP, PARTNER, PROTOCOLS, TOTAL, alpha_key, summarise
 
 
 class Correspondence(Task):
@@ -42,8 +48,11 @@ class Correspondence(Task):
         for record in benchmark:
             words = record.pair_id, record.category, record.kps_ids, sorted(record.flags.items())
             sides = [(ref.identifier, ref.category, ref.size, ref.flip) for ref in (record.src, record.trg)]
+            seen = [seen for seen in (record.src_seen, record.trg_seen) if seen]
+            sides += [(record.src.azimuth, record.trg.azimuth), *(keypoints.ids for keypoints in seen)]
             records.update(repr((words, sides)).encode())
-            for array in (record.src_kps, record.trg_kps, record.src_bbox, record.trg_bbox):
+            points = [keypoints.points for keypoints in seen]
+            for array in (record.src_kps, record.trg_kps, record.src_bbox, record.trg_bbox, *points):
                 records.update(array.tobytes())
         return records.hexdigest()[:16]
 
@@ -55,9 +64,7 @@ class Correspondence(Task):
         share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
         protocol = build_protocol(cfg)
         scores = gather_scores(evaluate(method, data, protocol, cfg.SEED, accelerator.device, share))
-        summary = summarise(scores, section.LOCALISERS, section.ALPHAS, section.BY, section.AVERAGE)
-        left_out = len(data.benchmark.left_out)
-        return {**summary, "category": cfg.DATASET.CATEGORY, "pairs_left_out": left_out}, scores
+        return summarise_scores(cfg, scores, data), scores
 
     def is_sound(self, summary: Summary) -> bool:
         values = [value for rows in summary["pck"].values() for row in rows.values() for value in row.values()]
@@ -83,10 +90,12 @@ class Correspondence(Task):
         return {tag: value for tag, value in numbers.items() if value is not None}
 
     def format_overview(self, summary: Summary) -> str:
-        return format_overview(summary)
+        metrics = format_metrics(summary.get("metrics", {}))
+        return format_overview(summary) + (f"\n{metrics}" if metrics else "")
 
     def format_table(self, summary: Summary) -> str:
-        return format_category_table(summary)
+        metrics = format_metrics(summary.get("metrics", {}))
+        return format_category_table(summary) + (f"{RULE}\n{metrics}" if metrics else "")
 
     def name_settings(self, cfg) -> list[str]:
         return [cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
@@ -108,4 +117,50 @@ class Correspondence(Task):
 def build_protocol(cfg) -> Protocol:
     """How the config wants predictions made and judged."""
     section = cfg.EVAL
-    return Protocol(section.LOCALISERS, section.ALPHAS, section.BETA, section.SIGMA, section.PROTOCOL, section.WINDOW)
+    return Protocol(
+        section.LOCALISERS,
+        section.ALPHAS,
+        section.BETA,
+        section.SIGMA,
+        section.PROTOCOL,
+        section.WINDOW,
+        section.INEQUALITY,
+        section.KAP,
+    )
+
+
+def summarise_scores(cfg, scores: pd.DataFrame, data: PairDataset, localisers: Sequence[str] = ()) -> dict:
+    """Everything that a result says of its scores, of the configured localisers or others; JSON values."""
+    section, localisers = cfg.EVAL, localisers or cfg.EVAL.LOCALISERS
+    summary = summarise(scores, localisers, section.ALPHAS, section.BY, section.AVERAGE)
+    height, width = cfg.DATASET.IMAGE_SIZE
+    words = {"fitted": f"{cfg.DATASET.FRAME}, {height} x {width}"} if section.PROTOCOL == "resized" else {}
+    words |= {"category": cfg.DATASET.CATEGORY, "pairs_left_out": len(data.benchmark.left_out)}
+    return {**summary, **words, "metrics": measure(scores, localisers, section.ALPHAS)}
+
+
+def measure(scores: pd.DataFrame, localisers: Sequence[str], alphas: Sequence[float]) -> dict:
+    """What the scores say beyond PCK, in [0, 1]: {"aware": its shares, "localisers": {name: {alpha: {metric: value}}}}.
+
+    Only what the annotations of the data set allow; all averages are over pairs, or over points where that is said.
+    """
+    aware = measure_aware(scores) if AWARE in scores else {"points": 0}
+    tables = {"PCK-dagger": (refuse_nearer(scores), "image")}
+    if aware["points"]:
+        tables |= {f"geometry-aware per {by}": (select_aware(scores), by) for by in ("image", "point")}
+    pck = {name: summarise(table, localisers, alphas, by)["pck"] for name, (table, by) in tables.items()}
+    found: dict[str, dict] = {name: {alpha_key(alpha): {} for alpha in alphas} for name in localisers}
+    for name, rows in found.items():
+        for alpha in alphas:
+            row = rows[alpha_key(alpha)]
+            row |= {metric: values[name][alpha_key(alpha)][TOTAL] for metric, values in pck.items()}
+            if any(np.isfinite(lengths).any() for lengths in scores[PARTNER + name]):
+                row["side confused, of wrong"] = count_confused(scores, name, alpha)["share"]
+    for alpha in alphas:
+        if f"{KAP}+@{alpha_key(alpha)}" in scores:  # of the similarities, whatever the localiser
+            for rows in found.values():
+                rows[alpha_key(alpha)] |= {
+                    "KAP": keypoint_average_precision(scores, alpha),
+                    "KAP pooled": keypoint_average_precision(scores, alpha, pooled=True),
+                }
+    return {"aware": aware if aware["points"] else None, "localisers": found}

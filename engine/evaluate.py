@@ -2,21 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dataset.pair_dataset import ImageDataset, PairDataset, drop_padding
+from config import ConfigError
+from dataset import Benchmark
+from dataset.pair_dataset import ImageDataset, PairDataset, collate, drop_padding
+from dataset.record import mirror_identifier, mirror_ref
 from engine.transfer import build_loader, move_batch
 from model.backbone.device import check_finite
 from model.method.base import Method
+from utils.kap import collect_kap
 from utils.localise import FeatureSimilarity, Similarity, localise
 from utils.noise import identifier_seed
 from utils.pck import PCKEvaluator
 from utils.progress import progress
+
+HELD = 512  # images whose maps are held at a time
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Protocol:
     sigma: float  # feature cells
     frame: str  # "resized" or "original"
     window: int = 7  # feature cells
+    inequality: str = "<="
+    kap: str = "none"  # whether to keep what KAP needs, and whose definition
 
 
 @dataclass(frozen=True)
@@ -49,25 +57,40 @@ def evaluate(
 
     An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
     """
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.frame)
+    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.frame, protocol.inequality)
+    if protocol.kap != "none":
+        require_seen(dataset.benchmark)
     positions = share_positions(dataset, share.rank, share.world)
     with progress(None, "evaluating", len(positions), shown=share.rank == 0, unit="pair") as bar:
         for batch, similarity in match_pairs(
             method, dataset, positions, seed, device, share.batch_size, share.num_workers
         ):
             src_kps = batch["src_kps"].to(device)
-            found = localise(
-                similarity,
-                src_kps,
-                dataset.image_size,
-                protocol.localisers,
-                protocol.beta,
-                protocol.sigma,
-                protocol.window,
+            find = partial(
+                localise,
+                image_size=dataset.image_size,
+                names=protocol.localisers,
+                beta=protocol.beta,
+                sigma=protocol.sigma,
+                window=protocol.window,
             )
-            evaluator.update(batch, {name: points.cpu() for name, points in found.items()})
+            found = find(similarity, src_kps)
+            more = collect_kap(similarity, batch, protocol.alphas, dataset.image_size, protocol.kap, device)
+            if dataset.alignment:
+                found, columns = dataset.alignment.predict(batch, similarity, find, found)
+                more |= columns
+            evaluator.update(batch, {name: points.cpu() for name, points in found.items()}, more)
             bar.update(len(src_kps))
     return evaluator.scores()
+
+
+def require_seen(benchmark: Benchmark) -> None:
+    """ConfigError if the annotations do not say what the images show, which KAP asks for."""
+    if not len(benchmark) or benchmark[0].src_seen is None or benchmark[0].trg_seen is None:
+        raise ConfigError(
+            f"EVAL.KAP: {benchmark.root} does not say which keypoints an image shows (it lacks annotations of single "
+            "images); set EVAL.KAP none"
+        )
 
 
 def share_positions(dataset: PairDataset, rank: int, world: int) -> list[int]:
@@ -88,7 +111,8 @@ def match_pairs(
 ) -> Iterator[tuple[dict, Similarity]]:
     """(batch on the host, similarity on the device) of the pairs at `positions`.
 
-    Each image goes through the networks once if the method allows it, else both images of every pair do.
+    Each image goes through the networks once if the method allows it, else both images of every pair do. Where the
+    data set has an alignment, batch["mirrored"] is the similarity of the mirrored sources to the targets.
     """
     if method.per_image:
         yield from _match_by_image(method, dataset, positions, seed, device, batch_size)
@@ -101,24 +125,55 @@ def match_pairs(
         if isinstance(similarity, FeatureSimilarity):
             check_finite(similarity.src_feat, batch["src_identifier"], method.block, method.precision)
             check_finite(similarity.trg_feat, batch["trg_identifier"], method.block, method.precision)
+        if dataset.alignment:
+            batch = batch | {"mirrored": method.similarity(move_batch(mirror_source(batch, dataset), device), seeds)}
         yield batch, similarity
+
+
+def mirror_source(batch: dict, dataset: PairDataset) -> dict:
+    """The pair batch with the arrays of the mirrored sources."""
+    names = [mirror_identifier(name) for name in batch["src_identifier"]]
+    return batch | {
+        f"src_{key}": collate([{"": cache.get(name)} for name in names])[""] for key, cache in dataset.caches.items()
+    }
 
 
 def _match_by_image(
     method: Method, dataset: PairDataset, positions: Sequence[int], seed: int, device: torch.device, batch_size: int
 ) -> Iterator[tuple[dict, FeatureSimilarity]]:
-    """The maps of one category's images are held at a time."""
+    """The maps of one category's images are held at a time, and at most HELD."""
     benchmark = dataset.benchmark
     bare = PairDataset(benchmark, dataset.frame)
-    for _, group in groupby(positions, key=lambda position: benchmark[position].category):
-        group = list(group)
+    for group in group_positions(benchmark, positions):
         refs = {ref.identifier: ref for i in group for ref in (benchmark[i].src, benchmark[i].trg)}
+        if dataset.alignment:
+            refs |= {ref.identifier: ref for ref in (mirror_ref(benchmark[i].src) for i in group)}
         maps: dict[str, Tensor] = {}
         for names, features in extract_images(method, dataset, list(refs.values()), seed, device, batch_size):
             maps.update(zip(names, features, strict=True))
         for batch in build_loader(Subset(bare, group), batch_size=batch_size):
-            sides = ([maps[name] for name in batch[f"{side}_identifier"]] for side in ("src", "trg"))
-            yield drop_padding(batch), FeatureSimilarity(*map(torch.stack, sides))
+            src, trg = (torch.stack([maps[name] for name in batch[f"{side}_identifier"]]) for side in ("src", "trg"))
+            batch = drop_padding(batch)
+            if dataset.alignment:
+                mirrored = torch.stack([maps[mirror_identifier(name)] for name in batch["src_identifier"]])
+                batch["mirrored"] = FeatureSimilarity(mirrored, trg)
+            yield batch, FeatureSimilarity(src, trg)
+
+
+def group_positions(benchmark: Benchmark, positions: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of positions of one category whose pairs are of at most HELD different images."""
+    group, images, category = [], set(), None
+    for position in positions:
+        record = benchmark[position]
+        names = {record.src.identifier, record.trg.identifier}
+        if group and (record.category != category or len(images | names) > HELD):
+            yield group
+            group, images = [], set()
+        group.append(position)
+        images |= names
+        category = record.category
+    if group:
+        yield group
 
 
 def extract_images(

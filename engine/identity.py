@@ -41,11 +41,13 @@ BY_CONTENT = (
     "FEATURES.CLIP_FOLDER",
     "METHOD.WEIGHTS",
     "PROMPT.",
+    "POSE.MASKS",
 )
 OF_TRAINING = ("TRAIN.", "VAL.", "LOSS.", "GEOAWARE.")  # which weights say
 OF_SCORES = (
     *("DATASET.NAME", "DATASET.CATEGORY", "TEST.SPLIT"),
     *("EVAL.ALPHAS", "EVAL.LOCALISERS", "EVAL.PROTOCOL", "EVAL.BY", "EVAL.AVERAGE"),
+    *("EVAL.INEQUALITY", "EVAL.KAP", "POSE."),
 )
 LENGTH = ("TRAIN.EPOCHS", "TRAIN.MAX_STEPS")  # a run may be made longer, unless its schedule depends on the length
 
@@ -59,7 +61,7 @@ def what_makes_weights(cfg, trn: Dataset, val: Dataset) -> MadeBy:
         name = name_trained(cfg)
         content |= {"prompt": str(name), "PROMPT.INIT": cfg.PROMPT.INIT}
         condition = name.condition
-    return _describe(cfg, (*BY_CONTENT, "TEST."), condition) | content
+    return _describe(cfg, (*BY_CONTENT, "TEST.", "POSE."), condition) | content
 
 
 def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
@@ -68,6 +70,8 @@ def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         content["prompt"], condition = cfg.PROMPT.TYPE, parse_prompt_name(cfg.PROMPT.TYPE).condition
         content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
+    if masks := getattr(getattr(pairs, "alignment", None), "masks", None):
+        content["masks"] = masks.digest()
     return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition, download) | content
 
 

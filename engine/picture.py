@@ -66,7 +66,9 @@ def match_pair(cfg, method, dataset: PairDataset, position: int, device: torch.d
         src_kps=src_kps[0].cpu(),
         trg_kps=batch["trg_kps"][0, :n].cpu(),
         pred_kps=pred[0, :n].cpu(),
-        hits=compute_hits(pred, batch, [section.PICTURE_ALPHA], section.PROTOCOL, dataset.frame)[0, :n, 0],
+        hits=compute_hits(pred, batch, [section.PICTURE_ALPHA], section.PROTOCOL, dataset.frame, section.INEQUALITY)[
+            0, :n, 0
+        ],
         sim=similarity(px_to_cell(src_kps, size, similarity.src_size))[0].cpu(),
     )
 

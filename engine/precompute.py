@@ -19,7 +19,7 @@ from utils.progress import progress
 
 def build_caches(cfg, datasets: Sequence[PairDataset], method: Method, accelerator: Accelerator) -> None:
     """Fill the caches that the method reads, and give them to the datasets."""
-    refs = unique_images(datasets)
+    refs = unique_images(datasets) + mirror_sources(data for data in datasets if getattr(data, "alignment", None))
     for key, source in find_sources(cfg, method.reads, method.condition).items():
         cache = fill_from_source(cfg, source, refs, accelerator) if source.folder else Reader(source, refs)
         for data in datasets:
@@ -43,6 +43,12 @@ class Reader:
 def unique_images(datasets: Iterable[PairDataset]) -> list[ImageRef]:
     """The images of all pairs, each once."""
     return list({ref.identifier: ref for data in datasets for ref in data.benchmark.images()}.values())
+
+
+def mirror_sources(datasets: Iterable[PairDataset]) -> list[ImageRef]:
+    """The mirror images of the sources of all pairs, each once."""
+    sources = {record.src.identifier: record.src for data in datasets for record in data.benchmark}
+    return list(map(mirror_ref, sources.values()))
 
 
 def fill_from_source(

@@ -1,5 +1,6 @@
 """From a method and data to printed tables and result files."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -8,13 +9,16 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from config import dump_config, get_default_config, iter_keys, resolve_path
-from engine.identity import place_result, what_makes_result
+from dataset.pair_dataset import PairDataset
+from engine.correspondence import summarise_scores
+from engine.identity import digest_pairs, place_result, what_makes_result
+from engine.predictions import LOCALISER, Points, score_points
 from engine.process import describe_environment
 from engine.result import write_summary
 from engine.task import task_of
 from model.method import METHODS, find_method
 from utils.draw import save_figure
-from utils.store import digest, write_text
+from utils.store import digest, file_digest, write_text
 
 LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
 
@@ -64,3 +68,24 @@ def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, devi
         f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml"
         + (f", {len(positions)} x 2 pictures" if positions else "")
     )
+
+
+def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str) -> Path:
+    """Print and write the tables of predictions that a file, `source`, holds; the stem of the files written."""
+    section, task = cfg.EVAL, task_of(cfg)
+    scores = score_points(points, pairs, section.ALPHAS, section.PROTOCOL, section.INEQUALITY)
+    summary = summarise_scores(cfg, scores, pairs, (LOCALISER,))
+    table = task.format_table(summary)
+    print(f"\n{table}\n{task.format_overview(summary)}")
+    keys = ("DATASET.FRAME", "DATASET.IMAGE_SIZE", "EVAL.")
+    settings = {key: value for key, value in iter_keys(cfg) if key.startswith(keys)}
+    made_by = {"predictions": file_digest(source), "test pairs": digest_pairs(pairs), **settings}
+    made_by = json.loads(json.dumps(made_by))
+    words = "-".join(task.name_settings(cfg))
+    stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{words}"
+    stem = place_result(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem, made_by)
+    write_text(f"{stem}.txt", table)
+    task.write_scores(stem, scores)
+    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(torch.device("cpu")), made_by)
+    print(f"written: {stem}.txt, {', '.join(task.files)}, .json")
+    return stem

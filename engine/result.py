@@ -14,7 +14,23 @@ import numpy as np
 import pandas as pd
 
 from engine.task import find_task
-from utils.pck import ERROR, FLAG, IDENTITY, POINT, PROTOCOLS, TOTAL, alpha_key
+from utils.pck import (
+    AWARE,
+    AZIMUTH,
+    ERROR,
+    FLAG,
+    IDENTITY,
+    INEQUALITIES,
+    INEQUALITY,
+    KAP,
+    MIRRORED,
+    OTHER,
+    PARTNER,
+    POINT,
+    PROTOCOLS,
+    TOTAL,
+    alpha_key,
+)
 from utils.statistics import count_hits
 from utils.store import StoreError, atomic_path, file_digest, read_json, write_json
 
@@ -40,14 +56,16 @@ def _columns(cells: Iterable[str], width: int) -> str:
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-    """One line that says what the numbers of a summary are: frame, by, average, number of pairs."""
+    """One line that says what the numbers of a summary are: rule, frame, by, average, number of pairs."""
     over = {"pair": "over all pairs", "category": "over categories"}[summary["average"]]
     chosen = summary.get("category", TOTAL)
     only = "" if chosen == TOTAL else f" of the category {chosen} alone"
     notes = [f"{summary['pairs_without_points']} more without keypoints"] if summary["pairs_without_points"] else []
     notes += [f"{summary['pairs_left_out']} more left out"] if summary.get("pairs_left_out") else []
+    fitted = f" ({summary['fitted']})" if summary.get("fitted") else ""
+    rule = f"PCK (error {summary.get(INEQUALITY, '<=')} alpha x threshold) in the {summary['protocol']} frame{fitted}"
     return (
-        f"PCK in the {summary['protocol']} frame, per {summary['by']}, averaged {over}{only}: "
+        f"{rule}, per {summary['by']}, averaged {over}{only}: "
         f"{summary['pairs']} pairs, {summary['points']} keypoints" + (f" ({', '.join(notes)})" if notes else "")
     )
 
@@ -81,6 +99,26 @@ def format_category_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, describe(summary)]) + "\n"
 
 
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """What `measure` of engine.correspondence found beyond PCK, a line per localiser and alpha; empty if nothing."""
+    lines = []
+    if aware := metrics.get("aware"):
+        shares = (
+            f"{_percent(aware['share_of_pairs'])} of the pairs, {_percent(aware['share_of_points'])} of the keypoints"
+        )
+        lines.append(f"geometry-aware: {aware['pairs']} pairs, {aware['points']} keypoints ({shares})")
+    names = dict.fromkeys(
+        key for rows in metrics.get("localisers", {}).values() for row in rows.values() for key in row
+    )
+    widths = {name: max(10, len(name) + 2) for name in names}
+    for localiser, rows in metrics.get("localisers", {}).items():
+        lines.append(f"{localiser + ':':<{COLUMN}}" + "".join(f"{name:<{widths[name]}}" for name in names))
+        for alpha, row in rows.items():
+            cells = "".join(f"{_percent(row.get(name)):<{widths[name]}}" for name in names)
+            lines.append(f"{'@' + alpha:<{COLUMN}}{cells}")
+    return "\n".join(line.rstrip() for line in lines) + "\n" if lines else ""
+
+
 # ---- scores ------------------------------------------------------------------------------------------------------
 
 
@@ -91,10 +129,15 @@ def write_scores(path: str | os.PathLike, scores: pd.DataFrame) -> None:
     """
     table = scores.drop(columns=[name for name in scores if name.startswith(POINT)])
     for name in table:
-        if name.startswith(ERROR):
-            table[name] = [" ".join(map(str, errors)) for errors in table[name]]
+        if _is_list(name):
+            table[name] = [" ".join(map(str, values)) for values in table[name]]
     table["threshold"] = [str(value) for value in table["threshold"].to_numpy(np.float32)]
     write_csv(path, table)
+
+
+def _is_list(column: str) -> bool:
+    """Whether its cells are numbers separated by spaces."""
+    return column == AWARE or column.startswith((ERROR, OTHER, PARTNER, KAP))
 
 
 def write_predictions(path: str | os.PathLike, scores: pd.DataFrame) -> None:
@@ -122,19 +165,25 @@ def read_scores(path: str | os.PathLike) -> pd.DataFrame:
     hits = [name for name in text if name.rpartition("@")[0] in localisers and _is_alpha(name.rpartition("@")[2])]
     flags = [name for name in text if name.startswith(FLAG)]
     errors = [ERROR + name for name in localisers]
-    if unknown := set(text) - {*IDENTITY, "threshold", *hits, *flags, *errors}:
+    azimuths, lists = [f"{side}_{AZIMUTH}" for side in ("src", "trg")], list(filter(_is_list, text))
+    decided = [MIRRORED] if MIRRORED in text else []
+    if unknown := set(text) - {*IDENTITY, "threshold", INEQUALITY, *azimuths, *decided, *hits, *flags, *lists}:
         raise ResultError(f"{path}, line 1: unknown column {min(unknown)!r}")
     refuse = partial(_refuse, path, text)
 
     scores = text.copy()
-    for name in ("index", "n_points", *hits, *flags):
-        scores[name] = _parse_counts(path, text, name, least=-1 if name in flags else 0)
-    for name in ("threshold", *errors):
-        scores[name] = text[name].map(_parse_lengths)
-        refuse(name, scores[name].isna(), "is no length in pixels")
+    unsure = [name for name in (*flags, *azimuths) if name in text]  # -1 = unknown
+    for name in ("index", "n_points", *hits, *unsure, *decided):
+        scores[name] = _parse_counts(path, text, name, least=-1 if name in unsure else 0)
+    for name in ("threshold", *lists):
+        scores[name] = text[name].map(partial(_parse_lengths, infinite=name not in (*errors, "threshold")))
+        refuse(
+            name, scores[name].isna(), "is no length in pixels" if name in (*errors, "threshold") else "is no such list"
+        )
     refuse("threshold", scores["threshold"].map(len) != 1, "is not one number")
     scores["threshold"] = np.array([value for (value,) in scores["threshold"]], dtype=np.float32)
-    _check_rows(scores, localisers, hits, refuse)
+    per_point = [name for name in lists if not name.startswith(KAP)]
+    _check_rows(scores, per_point, hits, refuse)
     _check_beside(Path(path), PAIRS, text)
     return scores.reset_index(drop=True)
 
@@ -182,16 +231,19 @@ def _refuse(path: str | os.PathLike, text: pd.DataFrame, column: str, wrong: pd.
         raise ResultError(f"{path}, line {line}, column {column}: {cell!r} {reason}")
 
 
-def _check_rows(scores: pd.DataFrame, localisers: Sequence[str], hits: Sequence[str], refuse: Callable) -> None:
+def _check_rows(scores: pd.DataFrame, per_point: Sequence[str], hits: Sequence[str], refuse: Callable) -> None:
     """What holds between the cells of a table as it was written."""
     refuse("index", scores["index"] != range(len(scores)), "is not the next one: pairs are missing, or there twice")
     refuse("pair_id", scores["pair_id"].duplicated(), "is there twice")
     refuse("category", scores["category"] == TOTAL, "is the name of the mean over all, so no category may have it")
     refuse("protocol", ~scores["protocol"].isin(PROTOCOLS), f"must be one of {', '.join(PROTOCOLS)}")
     refuse("protocol", scores["protocol"] != scores["protocol"].head(1).squeeze(), "is not that of the first row")
-    for name in localisers:
-        wrong = scores[ERROR + name].map(len) != scores["n_points"]
-        refuse(ERROR + name, wrong, "has not an error for each of n_points")
+    if INEQUALITY in scores:
+        refuse(INEQUALITY, ~scores[INEQUALITY].isin(INEQUALITIES), f"must be one of {', '.join(INEQUALITIES)}")
+        refuse(INEQUALITY, scores[INEQUALITY] != scores[INEQUALITY].head(1).squeeze(), "is not that of the first row")
+    for name in per_point:
+        what = "an error" if name.startswith(ERROR) else "a number"
+        refuse(name, scores[name].map(len) != scores["n_points"], f"has not {what} for each of n_points")
     for name in hits:
         localiser, _, alpha = name.rpartition("@")
         wrong = scores[name] != count_hits(scores, localiser, [float(alpha)])[name]
@@ -224,14 +276,14 @@ def _is_alpha(text: str) -> bool:
         return False
 
 
-def _parse_lengths(cell: str) -> np.ndarray | None:
-    """Float32 numbers, separated by spaces; None if they are none, or infinite or negative."""
+def _parse_lengths(cell: str, infinite: bool = False) -> np.ndarray | None:
+    """Float32 numbers, separated by spaces; None if they are none, or negative, or infinite where that may not be."""
     try:
         with np.errstate(over="ignore"):
             values = np.array([float(word) for word in cell.split()]).astype(np.float32)
     except ValueError:
         return None
-    return values if (np.isfinite(values) & (values >= 0)).all() else None
+    return values if ((values >= 0) & (infinite | np.isfinite(values))).all() else None
 
 
 def _parse_points(cell: str) -> np.ndarray | None:

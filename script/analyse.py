@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
     add("--localiser", default="kernelsoftmax", help="default: %(default)s")
     add("--alpha", type=float, default=0.1, help="default: %(default)s")
     add("--by", choices=("image", "point"), default="image")
+    add("--points", choices=("all", "aware"), default="all", help="aware: the geometry-aware keypoints alone")
+    add("--dagger", action="store_true", help="PCK-dagger: right only if no other keypoint of the pair is nearer")
     add("--average", choices=("pair", "category"), default="pair", help="category: macro average")
     add("--draws", type=int, default=10000, help="of the bootstrap and of the permutation test")
     add("--json", metavar="FILE", help="write the numbers as JSON too")
@@ -50,26 +52,39 @@ def read_common(files: list[str]) -> dict:
 
 def analyse(scores, measure, draws: int) -> dict:
     """Print the numbers of one result: overall, by category, by flag, and over alpha; the same as JSON values."""
-    from utils.statistics import break_down, compute_curve
+    from utils.statistics import break_down, compute_curve, sensitivity
 
     table = break_down(scores, measure, draws)
     table[["value", "low", "high"]] *= 100
     names = [" ".join(part for part in name if part and part != "category") for name in table.index]
     shown = table.set_axis(names).rename(columns={"value": "PCK (%)", "low": "95 % from", "high": "to"})
     print(shown.to_string(float_format="{:.2f}".format, na_rep="-"))
+    views = [table.at[name, "value"] for name in table.index if name[0] == "view" and name[1].isdecimal()]
+    if change := sensitivity(views):
+        print(f"sensitivity to the view, (best - worst) / best of the {len(views)} views: {change:.3f}")
     curve = {alpha: 100 * value for alpha, value in compute_curve(scores, measure).items()}
     print("over alpha: " + "  ".join(f"{alpha:g}: {value:.1f}" for alpha, value in curve.items()) + "\n")
     rows = table.reset_index().astype(object)
-    return {"groups": rows.where(rows.notna(), None).to_dict("records"), "curve": curve}
+    return {"groups": rows.where(rows.notna(), None).to_dict("records"), "curve": curve, "sensitivity": change}
 
 
 def run(args: argparse.Namespace) -> dict:
     """Print everything; the numbers by file, in percent."""
+    from utils.metrics import refuse_nearer, select_aware
+    from utils.pck import find_inequality
     from utils.statistics import Measure, compare
 
     measure = Measure(args.localiser, args.alpha, args.by, args.average)
     tables = read_common(args.files)
-    print(f"PCK@{args.alpha:g} per {args.by}, {args.localiser}, averaged over {args.average}s; intervals over pairs\n")
+    first = next(iter(tables.values()))
+    what = f"PCK{'-dagger' * args.dagger}@{args.alpha:g} per {args.by}, {args.localiser}"
+    rule = f"error {find_inequality(first)} alpha x threshold, {first['protocol'].iloc[0]} frame"
+    only = ", geometry-aware keypoints" * (args.points == "aware")
+    print(f"{what}{only}: {rule}, averaged over {args.average}s; intervals over pairs\n")
+    if args.dagger:  # over all of a pair's points, and then only of those asked for
+        tables = {file: refuse_nearer(scores) for file, scores in tables.items()}
+    if args.points == "aware":
+        tables = {file: select_aware(scores) for file, scores in tables.items()}
     content: dict = {"measure": dataclasses.asdict(measure), "results": {}, "comparisons": {}}
     for file, scores in tables.items():
         print(file)

@@ -51,6 +51,8 @@ def test_keys_shapes_and_types(spair):
         "trg_azimuth": ((6,), torch.int64),
         "src_seen": ((6, 30, 2), torch.float32),
         "trg_seen": ((6, 30, 2), torch.float32),
+        "src_seen_orig": ((6, 30, 2), torch.float32),
+        "trg_seen_orig": ((6, 30, 2), torch.float32),
         "src_seen_ids": ((6, 30), torch.int64),
         "trg_seen_ids": ((6, 30), torch.int64),
         "src_seen_partner": ((6, 30), torch.int64),

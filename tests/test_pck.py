@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -125,8 +126,11 @@ def test_identical_features_give_pck_one():
 
 def test_the_row_of_a_pair():
     row = evaluate([make_batch()], lambda batch: batch["trg_kps"]).iloc[0].to_dict()
-    assert row.pop("error:nn").tolist() == [0, 0]
+    assert row.pop("error:nn").tolist() == [0, 0] and row.pop("partner:nn").tolist() == [np.inf, np.inf]
+    others = row.pop("other:nn")  # the two points are each other's nearest
+    assert others[0] == others[1] > 0
     assert row == {
+        "inequality": "<=",
         "index": 0,
         "pair_id": "p0",
         "category": "cat",

@@ -42,7 +42,7 @@ def make_scores():
 
 def test_overview_text():
     expected = (
-        "PCK in the resized frame, per image, averaged over all pairs: "
+        "PCK (error <= alpha x threshold) in the resized frame, per image, averaged over all pairs: "
         "2 pairs, 5 keypoints (1 more without keypoints)\n"
         "            @0.05     @0.1\n"
         "nn          25.00%    87.50%\n"

@@ -26,6 +26,7 @@ PAIR = ("PROMPT.KIND", "CPM", "PROMPT.CPM", "Pair-DINO-Feat-G3-C4")
 WATCHED = {name.split(" ")[0] for keys in (TRAINED_KEYS, TESTED_KEYS, DINO_KEYS) for name in keys}
 WATCHED |= {key for key in KEYS if key.startswith("FEATURES.")}  # tests/test_geoaware_features.py
 WATCHED |= {key for key in KEYS if key.startswith("GEOAWARE.")}  # tests/test_geoaware_training.py
+WATCHED |= {"POSE.ALIGN", "POSE.MASKS", "POSE.GRID", "EVAL.INEQUALITY", "EVAL.KAP"}  # tests/test_pose_run.py
 WATCHED |= {"METHOD.WEIGHTS", "TRAIN.START"}  # tests/test_method_head.py
 WATCHED |= {key for key in KEYS if key.startswith("TRANSFER.")}  # tests/test_transfer.py
 WATCHED |= {"DATASET.FEW_SHOT", "VAL.PAIRS", *(key for key in KEYS if key.startswith("DSD."))}  # tests/test_dsd.py

@@ -11,8 +11,19 @@ written to disk, and every number is computed from it. Its columns:
     threshold                px of the protocol's frame, float32
     error:LOCALISER          (n_points,) float32, distance of each prediction from the truth, px of that frame
     point:LOCALISER          (n_points, 2) float64, the predictions, px of the original target
+    inequality               "<=" or "<", what an error must be to alpha x threshold; "<=" in tables that do not say
+
+and what utils.metrics reads:
+
+    src_azimuth, trg_azimuth  ids of the views, -1 = unknown
+    aware                    (n_points,) 1 = geometry-aware, 0 = not, or not known
+    other:LOCALISER          (n_points,) float32, distance of predictions from the nearest other of the pair's points
+    partner:LOCALISER        (n_points,) float32, that from the part of the other side; both inf where there is none
+    mirrored                 1 = pose alignment has mirrored the source (POSE.ALIGN)
+    kap+@ALPHA, kap-@ALPHA   similarities of positives and negatives, as many as there are, in [0, 1] (EVAL.KAP)
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +36,12 @@ from utils.frame import Frame, as_frame
 from utils.geometry import Size
 
 PROTOCOLS = ("resized", "original")
+COMPARE = {"<=": operator.le, "<": operator.lt}  # of an error with alpha x threshold
 IDENTITY = ("index", "pair_id", "category", "src_identifier", "trg_identifier", "protocol", "n_points")
 FLAG, ERROR, POINT = "flag:", "error:", "point:"  # what the names of such columns start with
+OTHER, PARTNER, KAP = "other:", "partner:", "kap"
+AWARE, AZIMUTH, INEQUALITY, MIRRORED = "aware", "azimuth", "inequality", "mirrored"
+INEQUALITIES = ("<=", "<")
 TOTAL = "all"  # the name of the mean over everything: no category may bear it
 
 
@@ -77,11 +92,40 @@ def compute_errors(
     """
     _check_protocol(protocol, frame)
     truth, _ = _read_truth(batch, protocol)
-    pred = pred_px.detach().cpu().double()
-    if protocol == "original":
-        pred = as_frame(frame).to_orig(pred, batch["trg_size"].cpu())
     # Rounded to float32 only after the float64 arithmetic: a point exactly on the threshold stays on it.
-    return torch.linalg.vector_norm(pred - truth.double(), dim=-1).float()
+    return _distance(_into_frame(pred_px, batch, protocol, frame), truth)
+
+
+def _into_frame(pred_px: Tensor, batch: Mapping[str, Any], protocol: str, frame: Frame | Size | None) -> Tensor:
+    """The predictions in px of the protocol's frame, float64 on the CPU."""
+    pred = pred_px.detach().cpu().double()
+    return as_frame(frame).to_orig(pred, batch["trg_size"].cpu()) if protocol == "original" else pred
+
+
+def _distance(points: Tensor, others: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(points - others.double(), dim=-1).float()
+
+
+def compute_other_errors(
+    pred_px: Tensor, batch: Mapping[str, Any], protocol: str = "resized", frame: Frame | Size | None = None
+) -> tuple[Tensor, Tensor]:
+    """How far predictions are from what they could be confused with; args as `compute_errors`.
+
+    Returns (B, N) float32 each: distance from the nearest other keypoint that both images show, and from the part of
+    the other side, which the target shows alone or not; inf where there is none.
+    """
+    pred, (truth, _) = _into_frame(pred_px, batch, protocol, frame), _read_truth(batch, protocol)
+    mask, n = batch["kps_mask"].cpu(), truth.shape[1]
+    distances = _distance(pred[:, :, None], truth[:, None])  # (B, N, N)
+    nearest = distances.masked_fill(~mask[:, None] | torch.eye(n, dtype=torch.bool), torch.inf).amin(dim=-1)
+    if "trg_seen" not in batch:
+        return nearest, torch.full_like(nearest, torch.inf)
+    ids, partner = (batch[key].cpu() for key in ("kps_ids", "kps_partner"))
+    seen = batch["trg_seen" + ("_orig" if protocol == "original" else "")].cpu()
+    is_partner = (batch["trg_seen_ids"].cpu()[:, None] == partner[..., None]) & ((partner >= 0) & (partner != ids))[
+        ..., None
+    ]
+    return nearest, _distance(pred[:, :, None], seen[:, None]).masked_fill(~is_partner, torch.inf).amin(dim=-1)
 
 
 def _read_truth(batch: Mapping[str, Any], protocol: str) -> tuple[Tensor, Tensor]:
@@ -90,10 +134,28 @@ def _read_truth(batch: Mapping[str, Any], protocol: str) -> tuple[Tensor, Tensor
     return batch["trg_kps" + suffix].detach().cpu(), batch["pck_threshold" + suffix].detach().cpu().float()
 
 
-def judge_errors(errors: Tensor, threshold: Tensor, alphas: Sequence[float]) -> Tensor:
+def judge_errors(errors: Tensor, threshold: Tensor, alphas: Sequence[float], inequality: str = "<=") -> Tensor:
     """(..., N, A) bool, error <= alpha * threshold, Eq. (9); errors (..., N), threshold (...) px, A alphas."""
     radius = (threshold.double()[..., None] * torch.tensor(list(alphas), dtype=torch.float64)).float()
-    return errors[..., :, None] <= radius[..., None, :]
+    return COMPARE[inequality](errors[..., :, None], radius[..., None, :])
+
+
+def judge(scores: pd.DataFrame, column: str, alphas: Sequence[float]) -> np.ndarray:
+    """(all points, A) bool: which distances of a column, pair after pair, are within alpha * threshold."""
+    lengths = np.concatenate([*scores[column], np.empty(0, np.float32)])
+    thresholds = scores["threshold"].to_numpy(np.float64)[:, None] * np.array(alphas, dtype=np.float64)
+    radius = thresholds.astype(np.float32)[np.repeat(np.arange(len(scores)), scores["n_points"])]
+    return COMPARE[find_inequality(scores)](lengths[:, None], radius)
+
+
+def find_inequality(scores: pd.DataFrame) -> str:
+    """What errors were compared with; tables that do not say so are of "<="."""
+    return scores[INEQUALITY].iloc[0] if INEQUALITY in scores and len(scores) else INEQUALITIES[0]
+
+
+def find_localisers(scores: pd.DataFrame) -> list[str]:
+    """Those whose errors the scores hold."""
+    return [name.removeprefix(ERROR) for name in scores if name.startswith(ERROR)]
 
 
 def compute_hits(
@@ -102,6 +164,7 @@ def compute_hits(
     alphas: Sequence[float],
     protocol: str = "resized",
     frame: Frame | Size | None = None,
+    inequality: str = "<=",
 ) -> Tensor:
     """Which predictions count as correct: ||prediction - truth|| <= alpha * threshold.
 
@@ -111,7 +174,7 @@ def compute_hits(
     """
     errors = compute_errors(pred_px, batch, protocol, frame)
     _, threshold = _read_truth(batch, protocol)
-    return judge_errors(errors, threshold, alphas) & batch["kps_mask"].detach().cpu()[:, :, None]
+    return judge_errors(errors, threshold, alphas, inequality) & batch["kps_mask"].detach().cpu()[:, :, None]
 
 
 class PCKEvaluator:
@@ -121,6 +184,7 @@ class PCKEvaluator:
         localisers: names of the predictions to score.
         alphas: tolerances, relative to the threshold.
         protocol, frame: see `compute_hits`. Without a frame the predictions are not kept.
+        inequality: what an error must be to alpha * threshold, "<=" (SD4Match) or "<" (GeoAware).
     """
 
     def __init__(
@@ -129,16 +193,23 @@ class PCKEvaluator:
         alphas: Iterable[float],
         protocol: str = "resized",
         frame: Frame | Size | None = None,
+        inequality: str = "<=",
     ) -> None:
         _check_protocol(protocol, frame)
+        _check_choice("inequality", inequality, INEQUALITIES)
+        self.inequality = inequality
         self.localisers, self.alphas = tuple(localisers), tuple(alphas)
         if len({alpha_key(alpha) for alpha in self.alphas}) < len(self.alphas):
             raise ValueError(f"alphas must differ, got {self.alphas}")
         self.protocol, self.frame = protocol, None if frame is None else as_frame(frame)
         self._columns: dict[str, list] = {}
 
-    def update(self, batch: Mapping[str, Any], predictions: Mapping[str, Tensor]) -> None:
+    def update(
+        self, batch: Mapping[str, Any], predictions: Mapping[str, Tensor], more: Mapping[str, Sequence] | None = None
+    ) -> None:
         """Add the pairs of a batch; `predictions`: localiser -> (B, N, 2), px of the resized frame.
+
+        more: further columns, with an entry for each pair.
 
         Raises PredictionError for a keypoint whose prediction, or a pair whose threshold, is not finite.
         """
@@ -153,9 +224,12 @@ class PCKEvaluator:
             pred = predictions[name].detach().cpu()
             _refuse_not_finite(f"a point predicted by {name}", torch.where(mask[..., None], pred, 0.0), batch)
             errors = compute_errors(pred, batch, self.protocol, self.frame)
-            counts = (judge_errors(errors, threshold, self.alphas) & mask[:, :, None]).sum(dim=1)
+            right = judge_errors(errors, threshold, self.alphas, self.inequality)
+            counts = (right & mask[:, :, None]).sum(dim=1)
             hits |= {hits_column(name, alpha): counts[:, a].tolist() for a, alpha in enumerate(self.alphas)}
             kept[ERROR + name] = _select(errors, mask)
+            others = compute_other_errors(pred, batch, self.protocol, self.frame)
+            kept |= {key + name: _select(values, mask) for key, values in zip((OTHER, PARTNER), others, strict=True)}
             if self.frame is not None:
                 kept[POINT + name] = _select(self.frame.to_orig(pred.double(), batch["trg_size"].cpu()), mask)
         pairs = {
@@ -163,9 +237,13 @@ class PCKEvaluator:
             **{name: list(batch[name]) for name in ("pair_id", "category", "src_identifier", "trg_identifier")},
             "protocol": [self.protocol] * len(mask),
             "n_points": mask.sum(dim=1).tolist(),
+            INEQUALITY: [self.inequality] * len(mask),
             **{FLAG + name: values.tolist() for name, values in batch.get("flags", {}).items()},
         }
-        for name, values in (pairs | hits | kept).items():
+        if "kps_aware" in batch:
+            pairs |= {f"{side}_{AZIMUTH}": batch[f"{side}_{AZIMUTH}"].tolist() for side in ("src", "trg")}
+            kept[AWARE] = _select(batch["kps_aware"].cpu().int(), mask)
+        for name, values in (pairs | hits | kept | dict(more or {})).items():
             self._columns.setdefault(name, []).extend(values)
 
     def scores(self) -> pd.DataFrame:
@@ -230,7 +308,7 @@ def summarise(
         a category that is called "all".
     """
     _check_choice("average", average, ("pair", "category"))
-    if scores["protocol"].nunique() > 1:
+    if scores["protocol"].nunique() > 1 or (INEQUALITY in scores and scores[INEQUALITY].nunique() > 1):
         raise ValueError("scores of different PCK protocols cannot be averaged")
     categories = sorted(scores["category"].unique())
     if TOTAL in categories:
@@ -246,6 +324,7 @@ def summarise(
     pck = pck.astype(object).where(pck.notna(), None)
     return {
         "protocol": scores["protocol"].iloc[0] if len(scores) else None,
+        INEQUALITY: find_inequality(scores),
         "by": by,
         "average": average,
         **_count(scores),

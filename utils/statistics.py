@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from utils.pck import ERROR, FLAG, alpha_key, hits_column, summarise, weigh
+from utils.pck import AZIMUTH, ERROR, FLAG, alpha_key, hits_column, judge, summarise, weigh
 
 ALPHAS = tuple(round(0.01 * step, 2) for step in range(1, 21))  # of a PCK curve
 LEVELS = {  # what SPair's flags mean
@@ -21,6 +21,7 @@ LEVELS = {  # what SPair's flags mean
     "truncation": ("none", "source", "target", "both"),
     "occlusion": ("none", "source", "target", "both"),
 }
+VIEWS = 8  # azimuth ids, steps of 45 degrees
 DRAWS = 2000
 BATCH = 200  # draws held at a time
 
@@ -74,18 +75,16 @@ def compute_curve(
 
 def count_hits(scores: pd.DataFrame, localiser: str, alphas: Sequence[float]) -> pd.DataFrame:
     """The scores with the hits of one localiser at these alphas; the same arithmetic as `utils.pck.judge_errors`."""
-    errors = np.concatenate([*scores[ERROR + localiser], np.empty(0, np.float32)])
-    owner = np.repeat(np.arange(len(scores)), scores["n_points"])
-    thresholds = scores["threshold"].to_numpy(np.float64)
-    columns = {}
-    for alpha in alphas:
-        right = errors <= (thresholds * alpha).astype(np.float32)[owner]
-        columns[hits_column(localiser, alpha)] = np.bincount(owner[right], minlength=len(scores))
+    owner, right = np.repeat(np.arange(len(scores)), scores["n_points"]), judge(scores, ERROR + localiser, alphas)
+    columns = {
+        hits_column(localiser, alpha): np.bincount(owner[right[:, a]], minlength=len(scores))
+        for a, alpha in enumerate(alphas)
+    }
     return scores.assign(**columns)
 
 
 def list_groups(scores: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """("all", ""), ("category", name) and (flag, level) of SPair's flags -> the scored pairs of that kind."""
+    """("all", ""), ("category", name), (flag, level) of SPair, ("view", steps) -> the scored pairs of that kind."""
     scored = scores[scores["n_points"] > 0]
     groups = {("all", ""): scored}
     groups |= {("category", name): group for name, group in scored.groupby("category")}
@@ -93,7 +92,30 @@ def list_groups(scores: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
         for value, level in enumerate(levels):
             if FLAG + flag in scored and (chosen := scored[FLAG + flag] == value).any():
                 groups[flag, level] = scored[chosen]
+    groups |= {("view", name): group for name, group in split_by_view(scored).items()}
     return groups
+
+
+def split_by_view(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The scores by steps between the two views, "0" to "4" (d = |a - b|, min(d, 8 - d)), and of "mirror" pairs.
+
+    A pair is a mirror pair if one object is seen from the one half of the circle (ids 0 to 3) and the other from the
+    other. Pairs whose views are not known are in none, and bins without a scored pair are left out.
+    """
+    if f"src_{AZIMUTH}" not in scores:
+        return {}
+    a, b = (scores[f"{side}_{AZIMUTH}"] for side in ("src", "trg"))
+    known, steps = (a >= 0) & (b >= 0), (a - b).abs()
+    steps = np.minimum(steps, VIEWS - steps)
+    half = VIEWS // 2
+    groups = {str(step): scores[known & (steps == step)] for step in range(half + 1)}
+    groups["mirror"] = scores[known & ((a < half) != (b < half))]
+    return {name: group for name, group in groups.items() if (group["n_points"] > 0).any()}
+
+
+def sensitivity(values: Sequence[float]) -> float | None:
+    """(best - worst) / best of the PCK of the bins of `split_by_view`; None if there is none or all are 0."""
+    return (max(values) - min(values)) / max(values) if len(values) and max(values) > 0 else None
 
 
 def break_down(scores: pd.DataFrame, measure: Measure, draws: int = DRAWS) -> pd.DataFrame:
