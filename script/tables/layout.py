@@ -54,7 +54,7 @@ class Filled:
             *([self.table.note] if self.table.note else []),
             f"{SMOKE}: a few steps on the category {world.category} alone."
             if world.smoke
-            else f"Paper: {PAPER['source']}{'' if world.comparable else other}.",
+            else f"Paper: {PAPER['sources'].get(self.table.paper, PAPER['source'])}{'' if world.comparable else other}.",
             *(f"Not run: {', '.join(rows)}: {reason}." for reason, rows in group_reasons(self.reasons).items()),
         ]
 
@@ -109,7 +109,7 @@ def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measur
             for category in _list_categories(table, world, find):
                 for alpha in table.alphas[group]:
                     where = {"line": line, "group": group, "category": category, "alpha": alpha, "row": row.key}
-                    where["paper"] = None if world.smoke else _find_paper(row.key, category, alpha)
+                    where["paper"] = None if world.smoke else _find_paper(table.paper, row.key, category, alpha)
                     cells.append(where | _fill_cell(tables, category, replace(measure, alpha=alpha)))
     numbers = dict.fromkeys(("paper", "measured", "low", "high"), float) | {"seeds": "Int64", "pairs": "Int64"}
     cells = pd.DataFrame(cells).astype(numbers)
@@ -126,9 +126,9 @@ def _list_categories(table: Table, world: World, find: Find) -> list[str]:
     return [*(next(iter(PAPER["categories"].values())) if world.comparable else sorted(found)), "all"]
 
 
-def _find_paper(key: str, category: str, alpha: float) -> float | None:
+def _find_paper(part: str, key: str, category: str, alpha: float) -> float | None:
     if category == "all":
-        return PAPER["pck"].get(key, {}).get(f"{alpha:g}")
+        return PAPER[part].get(key, {}).get(f"{alpha:g}")
     return PAPER["categories"].get(key, {}).get(category)
 
 

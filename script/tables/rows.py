@@ -50,6 +50,7 @@ class Table:
     alphas: Mapping[str, Sequence[float]]
     note: str = ""
     by_category: bool = False  # a column for each category before "all"
+    paper: str = "pck"  # the part of paper.json that has its numbers
 
     @property
     def rows(self) -> list[Row]:
@@ -120,6 +121,8 @@ def list_test_settings(row: Row, world: World, seed: int = 0, more: Sequence[str
 
 def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) -> tuple[object | None, object]:
     """(config of the training or None, config of the test). ConfigError for a file or key that is not there."""
+    if not row.config:
+        raise ConfigError("a method of another project; what its paper reports")
     file = world.config_file(row)
     if not Path(resolve_path(file)).is_file():
         raise ConfigError(f"{file} is not there")
@@ -254,7 +257,9 @@ def build_tables(world: World) -> dict[str, Table]:
             dict.fromkeys(("text", "Single", "CPM"), (0.1,)),
         ),
     )
-    return {table.name: table for table in tables}
+    from script.tables.further import list_further_tables
+
+    return {table.name: table for table in (*tables, *list_further_tables())}
 
 
 def _untuned(prompt: str, *opts: str, key: str = "", data: Iterable[str] = ("spair",)) -> Rows:
