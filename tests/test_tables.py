@@ -91,9 +91,9 @@ def test_the_ablations_ask_for_what_they_say():
 def test_every_number_of_the_paper_has_a_row():
     rows = {row.key: row for row in unique_rows(build_tables(REAL).values())}
     assert set(PAPER["pck"]) | set(PAPER["categories"]) <= set(rows)
-    for table in build_tables(REAL).values():
-        if table.paper != "pck":
-            assert set(PAPER[table.paper]) <= {row.key for row in table.rows} and PAPER["sources"][table.paper]
+    for further in build_tables(REAL).values():
+        if further.paper != "pck":
+            assert set(PAPER[further.paper]) <= {row.key for row in further.rows} and PAPER["sources"][further.paper]
     for key, categories in PAPER["categories"].items():
         mean = sum(categories.values()) / 18
         assert len(categories) == 18 and mean == pytest.approx(PAPER["pck"][key]["0.1"], abs=0.5)

@@ -46,6 +46,7 @@ class Filled:
     def notes(self) -> list[str]:
         """What the numbers are."""
         measure, world = self.measure, self.world
+        source = PAPER["sources"].get(self.table.paper, PAPER["source"])
         average = ", macro over categories" if measure.average == "category" else ""
         other = "; the mini world is another world: no difference is given, and its numbers say nothing about them"
         return [
@@ -54,7 +55,7 @@ class Filled:
             *([self.table.note] if self.table.note else []),
             f"{SMOKE}: a few steps on the category {world.category} alone."
             if world.smoke
-            else f"Paper: {PAPER['sources'].get(self.table.paper, PAPER['source'])}{'' if world.comparable else other}.",
+            else f"Paper: {source}{'' if world.comparable else other}.",
             *(f"Not run: {', '.join(rows)}: {reason}." for reason, rows in group_reasons(self.reasons).items()),
         ]
 

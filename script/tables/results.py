@@ -40,7 +40,7 @@ class Job:
 
     @property
     def prompt_folder(self) -> Path:
-        return find_output(self.test) / "prompt" / self.test.PROMPT.TYPE
+        return find_output(self.test) / "prompt" / (self.test.METHOD.WEIGHTS or self.test.PROMPT.TYPE)
 
     @property
     def is_learned(self) -> bool:
@@ -71,7 +71,9 @@ class Job:
         """The training, if there is one, and the test."""
         file, settings = ["--config_file", self.world.config_file(self.row)], (self.world, self.seed, self.more)
         train = ["train.py", *file, *list_settings(self.row, *settings)]
-        test = ["test.py", *file, *list_test_settings(self.row, *settings), "PROMPT.TYPE", self.test.PROMPT.TYPE]
+        test = ["test.py", *file, *list_test_settings(self.row, *settings)]
+        test += ["PROMPT.TYPE", self.test.PROMPT.TYPE]
+        test += ["METHOD.WEIGHTS", self.test.METHOD.WEIGHTS] if self.test.METHOD.WEIGHTS else []
         return [train, test] if self.is_learned else [test]
 
 

@@ -129,11 +129,15 @@ def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) ->
     test_settings = list_test_settings(row, world, seed, more)
     if not row.train_on:
         return None, load_config(file, test_settings)
+    from model.method import METHODS, find_method
     from model.prompt.build import name_trained
 
     train_cfg = load_config(file, list_settings(row, world, seed, more))
-    prompt = str(name_trained(train_cfg))
-    return train_cfg, load_config(file, [*test_settings, "PROMPT.TYPE", prompt])
+    if METHODS[train_cfg.METHOD.NAME].takes_prompt:
+        learned = "PROMPT.TYPE", str(name_trained(train_cfg))
+    else:
+        learned = "METHOD.WEIGHTS", find_method(train_cfg.METHOD.NAME).name_learned(train_cfg)
+    return train_cfg, load_config(file, [*test_settings, *learned])
 
 
 def unique_rows(tables: Iterable[Table]) -> list[Row]:
