@@ -20,8 +20,8 @@ _C.CACHE_ROOT = ""  # caches go here instead of OUTPUT_ROOT/asset, so that sever
 
 # ---- the benchmark -------------------------------------------------------------------------------------------
 _C.DATASET = CN()
-# pairs: "spair", "pfpascal", "pfwillow", "cub", "custom" (your own: docs/own_data.md); rankings (docs/dsd.md):
-# "comvg", "refcocog", "vqa_other", "vqa_binary", "winoground", "manifest"
+# pairs: "spair", "pfpascal", "pfwillow", "ap10k", "spairu", "cub", "custom" (your own: docs/own_data.md); rankings
+# (docs/dsd.md): "comvg", "refcocog", "vqa_other", "vqa_binary", "winoground", "manifest"
 _C.DATASET.NAME = "spair"
 _C.DATASET.ROOT = "asset/dataset"  # folder that holds SPair-71k/, pf-pascal/, pf-willow/ and custom/
 _C.DATASET.FOLDER = ""  # the data set's folder below ROOT, or anywhere, if it has not its usual name

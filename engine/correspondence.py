@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from config import ConfigError
+from config import ConfigError, get_default_config
 from dataset import Benchmark
 from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
@@ -98,7 +98,11 @@ class Correspondence(Task):
         return format_category_table(summary) + (f"{RULE}\n{metrics}" if metrics else "")
 
     def name_settings(self, cfg) -> list[str]:
-        return [cfg.EVAL.PROTOCOL, cfg.EVAL.BY, cfg.EVAL.AVERAGE]
+        section, usual = cfg.EVAL, get_default_config()
+        words = [section.PROTOCOL, section.BY, section.AVERAGE]
+        words += [cfg.DATASET.FRAME] if cfg.DATASET.FRAME != usual.DATASET.FRAME else []
+        words += ["strict"] if section.INEQUALITY != usual.EVAL.INEQUALITY else []
+        return words + ([f"Pose-{cfg.POSE.ALIGN}"] if cfg.POSE.ALIGN != usual.POSE.ALIGN else [])
 
     def write_scores(self, stem, scores) -> None:
         write_scores(f"{stem}{PAIRS}", scores)

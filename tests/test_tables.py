@@ -61,7 +61,7 @@ def test_rows_share_a_prompt_only_if_they_learn_the_same_and_never_share_a_resul
             caches.add(find_caches(test))
             assert tests.setdefault(build_result_stem(test), (row.key, seed)) == (row.key, seed)
             if training is not None:
-                folder = (test.OUTPUT_ROOT, test.PROMPT.TYPE)
+                folder = (test.OUTPUT_ROOT, test.METHOD.WEIGHTS or test.PROMPT.TYPE)
                 assert trainings.setdefault(folder, training) == training, row.key
                 assert training.OUTPUT_ROOT == test.OUTPUT_ROOT
     assert len(trainings) > 10 and len(caches) == 1
