@@ -40,6 +40,7 @@ _HOMES = {
     "CategoryError": "sd4match.error",
     "Features": "sd4match.featurizer",
     "Featurizer": "sd4match.featurizer",
+    "Flow": "sd4match.flow",
     "ImageError": "sd4match.matcher",
     "ImageFeatures": "sd4match.matcher",
     "LearnedPrompt": "sd4match.prompt",

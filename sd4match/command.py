@@ -40,6 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_matcher_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", metavar="FILE", help="the picture, .png, .jpg or .webp; default: a new name, here")
+    parser.add_argument("--flow", metavar="FILE", help="dense matches as .npy or .flo, or their colours as .png")
     parser.add_argument("--no_picture", action="store_true", help="write no picture")
     words = sys.argv[1:] if arguments is None else arguments
     # a word with a space is no flag to argparse, and float() and int() do not mind it
@@ -107,12 +108,15 @@ def check_output(output: Path, sources: tuple[str, str]) -> None:
 def match(args: argparse.Namespace) -> None:
     """Match the two images, print the result, write the picture."""
     from sd4match import Matcher
+    from sd4match.flow import WRITERS
     from utils.draw import save_figure
     from utils.image import read_image
 
     output = Path(args.output) if args.output else choose_output(args.source, args.target)
     pictures = read_image(args.source), read_image(args.target)  # before the networks are loaded
     check_output(output, (args.source, args.target))
+    if args.flow and Path(args.flow).suffix not in WRITERS:
+        raise OutputError(f"--flow {args.flow}: a flow is written as {', '.join(WRITERS)}")
     if os.path.samefile(args.source, args.target):
         print("both images are the same file", file=sys.stderr)
     settings = {name: getattr(args, name) for name in SETTINGS}
@@ -122,6 +126,9 @@ def match(args: argparse.Namespace) -> None:
     if not args.no_picture:
         save_figure(output, pair.draw(found))
         print(f"written: {output}", file=sys.stderr)
+    if args.flow:
+        pair.flow().save(args.flow)
+        print(f"written: {args.flow}", file=sys.stderr)
     print(json.dumps(describe(matcher, pair, found), indent=2) if args.json else format_table(found))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd4match.error import PointError
+from sd4match.flow import Flow, compute_flow
 from utils.dense import DenseField, match_densely, split_query
 from utils.frame import Frame, build_sampling_grid
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
@@ -90,12 +91,14 @@ class Pair:
         localiser: str | None = None,
         src_mask: np.ndarray | None = None,
         trg_mask: np.ndarray | None = None,
+        budget_mib: int = 512,
     ) -> Matches:
         """The places in the target of `points`, (N, 2) or one (x, y), px of the original source image.
 
         localiser: "nn", "bilinear", "softmax", "kernelsoftmax" or "window" instead of the matcher's own. Masks, (H, W)
-        bool of the originals: points are looked for in trg_mask alone, and the way back leads into src_mask. Raises
-        PointError (a ValueError) for points that are not (x, y) inside the image.
+        bool of the originals: points are looked for in trg_mask alone, and the way back leads into src_mask.
+        budget_mib: what may be held at once beside the maps and the answer. Raises PointError (a ValueError) for points
+        that are not (x, y) inside the image.
         """
         src_cells = self._find_cells(src_mask, self.src, self.src_feat)
         trg_cells = self._find_cells(trg_mask, self.trg, self.trg_feat)
@@ -103,11 +106,11 @@ class Pair:
         localiser = localiser or self.setting.localiser
         check_localisers([localiser])
         parts = []
-        for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points), trg_cells):
+        for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points), trg_cells, budget_mib):
             cells, sim = LOCALISERS[localiser](query)[0], query.sim[0]
             parts.append((cells, sim.flatten(1).amax(dim=1), _mass_near(sim, cells, query.beta)))
         cells, similarity, mass = map(torch.cat, zip(*parts, strict=True))
-        queries = self._ask(self.trg_feat, self.src_feat, cells, src_cells)
+        queries = self._ask(self.trg_feat, self.src_feat, cells, src_cells, budget_mib)
         back = torch.cat([LOCALISERS[localiser](query)[0] for query in queries])
         cycle = np.linalg.norm(self._to_original(back, self.src, self.src_feat) - points, axis=1)
         agreement = np.exp(-((cycle / (NEAR * max(self.src.size))) ** 2))
@@ -151,6 +154,34 @@ class Pair:
         """The place of every source cell on the target and the way back, in cells."""
         setting = self.setting
         return match_densely(self.src_feat, self.trg_feat, setting.localiser, **setting.options)
+
+    def flow(
+        self,
+        step: float | None = None,
+        tolerance: float | None = None,
+        src_mask: np.ndarray | None = None,
+        trg_mask: np.ndarray | None = None,
+        localiser: str | None = None,
+        budget_mib: int = 512,
+    ) -> Flow:
+        """Where every pixel of the original source lies in the original target: `match` of places `step` px apart.
+
+        Between them it is interpolated, but not across jumps; None: half a feature cell; 1: every pixel is matched.
+        tolerance: px of the source within which the way back must end for the flow's mask; None: 1.5 feature cells. The
+        rest as for `match`; outside src_mask, and where the target's place is outside trg_mask, confidence is 0.
+        """
+        options = {"src_mask": src_mask, "trg_mask": trg_mask, "localiser": localiser, "budget_mib": budget_mib}
+        return compute_flow(self, step, tolerance, **options)
+
+    def cell_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(width, height) of a feature cell in px of the original, of source and target."""
+        ends = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+
+        def measure(picture: Picture, feat: Tensor) -> np.ndarray:
+            px = cell_to_px(ends, feat.shape[-2:], self.setting.frame.image_size)
+            return self.setting.frame.to_orig(px, picture.size).diff(dim=0)[0].numpy()
+
+        return measure(self.src, self.src_feat), measure(self.trg, self.trg_feat)
 
     def draw(self, found: Matches) -> np.ndarray:
         """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""
@@ -219,8 +250,10 @@ class Pair:
         found = inside & whole[y.clamp(0, height - 1), x.clamp(0, width - 1)]
         return found.reshape(size).to(feat.device) if found.any() else None
 
-    def _ask(self, from_feat: Tensor, to_feat: Tensor, cells: Tensor, mask: Tensor | None = None) -> Iterator[Query]:
-        return split_query(from_feat, to_feat, cells, mask=mask, **self.setting.options)
+    def _ask(
+        self, from_feat: Tensor, to_feat: Tensor, cells: Tensor, mask: Tensor | None = None, budget_mib: int = 512
+    ) -> Iterator[Query]:
+        return split_query(from_feat, to_feat, cells, budget_mib, mask=mask, **self.setting.options)
 
 
 def _printable(name: str) -> str:

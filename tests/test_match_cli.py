@@ -184,3 +184,10 @@ def test_help_is_instant_and_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]" and "--points" in done.stdout
     # the processor's time: a busy machine does not change it much
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_a_flow_is_written(run, photos):
+    assert run("a.png", "b.png", "--no_picture", "--flow", "out/a_b.npy")[0] == 0
+    assert np.load(photos / "out" / "a_b.npy").shape == (120, 160, 2)
+    status, _, err = run("a.png", "b.png", "--flow", "a.tif")
+    assert status == 2 and "--flow a.tif: a flow is written as .npy, .flo" in err

@@ -165,7 +165,7 @@ def test_the_mini_world_is_not_rendered_over_other_data(tmp_path):
 
 def test_every_package_that_is_imported_is_required():
     """In requirements.txt for the core, and in those of the app and of the tests besides for these."""
-    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
     ours = {path.name for path in ROOT.iterdir()} | {path.stem for path in ROOT.glob("*.py")}
     gradio = {"gradio", "fastapi", "uvicorn"}  # the last two come with it
     comes_with = {"app": gradio, "sd4match": gradio, "tests": gradio | {"playwright"}}

@@ -103,8 +103,9 @@ def _list_parts(block: nn.Module) -> str:
 def _order(unet: UNet2DConditionModel, tap: str) -> tuple:
     """When a tap's map is there: in a block, each residual layer is followed by its attention."""
     name, _, part = tap.partition(".")
-    kind, _, number = part.partition(".")
-    return list(name_blocks(unet)).index(name), float(number or "inf"), kind == "attentions"
+    kind, number, *_ = part.split(".") + [""]
+    number = float(number) if kind in ("resnets", "attentions") else float("inf")
+    return list(name_blocks(unet)).index(name), number, kind == "attentions"
 
 
 def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
@@ -112,7 +113,7 @@ def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
     last, _, part = last.partition(".")
     kept = list(name_blocks(unet))
     kept = kept[: kept.index(last) + 1]
-    if part and last.startswith("up"):
+    if last.startswith("up") and part.startswith(("resnets.", "attentions.")):
         block, count = find_tap(unet, last), int(part.split(".")[1]) + 1
         block.resnets, block.upsamplers = block.resnets[:count], None
         if hasattr(block, "attentions"):
