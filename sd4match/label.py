@@ -23,6 +23,7 @@ from sd4match.matcher import ImageFeatures, Matcher
 from utils.image import MIN_SIDE, ImageError, ImageSource, Picture, read_image
 
 SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps"}  # of the pictures in a folder
+MOST_JUDGED = 50  # references of each category on which TRANSFER.VISIBLE is chosen
 Record = dict[str, Any]  # what is kept of a target: JSON values
 
 
@@ -132,14 +133,14 @@ class Transfer:
     def find_threshold(self, labelled: Labels | None = None) -> tuple[float, int]:
         """The confidence from which a point counts as visible, and the number of points that it was chosen on.
 
-        TRANSFER.VISIBLE, or the one that best tells right from wrong on `labelled` images, by default on the
-        references themselves, each without the others of its image; 0 of nothing to choose by. Right: labelled in
+        TRANSFER.VISIBLE, or the one that best tells right from wrong on `labelled` images, by default on (some of) the
+        references, each without the others of its image; 0 if there is nothing to choose by. Right: labelled in
         the target, and found within EVAL.PICTURE_ALPHA of its box.
         """
         if self.settings.VISIBLE >= 0:
             return self.settings.VISIBLE, 0
         if labelled is None:
-            judged = list(zip(self.labels.objects, self._match_references(), strict=True))
+            judged = list(self._match_references())
         else:
             targets = list(targets_of(labelled, self.labels))
             records = zip(targets, self.match(targets), strict=True)
@@ -236,16 +237,16 @@ class Transfer:
                     found[i]["votes"].append(vote)
         return found
 
-    def _match_references(self) -> list[Record]:
-        """What the other references say of each reference, in the order of the labels' objects."""
-        found = {}
+    def _match_references(self) -> Iterator[tuple[LabelledObject, Record]]:
+        """(reference, what the other images' say of it) of up to MOST_JUDGED of each category, evenly spread."""
+        things = {thing.id: thing for thing in self.labels.objects}
         for members in self.references.values():
-            for one in members:
+            chosen = np.linspace(0, len(members) - 1, min(len(members), MOST_JUDGED)).round().astype(int)
+            for one in (members[place] for place in chosen):
                 view = one.views[0]
                 others = [other for other in members if other.image_id != one.image_id]
                 votes = [self._ask(other, [view.cut], [view.features])[0] for other in others]
-                found[one.id] = {"side": max(view.cut.picture.size), "votes": votes}
-        return [found[thing.id] for thing in self.labels.objects]
+                yield things[one.id], {"side": max(view.cut.picture.size), "votes": votes}
 
     def _ask(self, reference: Reference, cuts: Sequence[Cut], features: Sequence[ImageFeatures]) -> list[Record]:
         """A reference's vote for each cut, by the view of it that matches the cut better."""
