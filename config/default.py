@@ -127,6 +127,9 @@ _C.GEOAWARE.NOISE = 0.1  # the dense objective's targets are moved by N(0, (NOIS
 _C.GEOAWARE.DOUBLE = 1.0  # weight of the pair of both mirror images; the pair itself has 1; 0 = without
 _C.GEOAWARE.SELF = 0.25  # weight of the mirrored source with the source itself; 0 = without
 _C.GEOAWARE.SINGLE = 0.0  # weight of the mirrored source with the target; 0 = without
+# of geoaware_prompt, which reads the layers under a prompt: a new PROMPT.KIND learns with the post-processor, at
+# TRAIN.LR times this; 0: PROMPT.TYPE as it is
+_C.GEOAWARE.PROMPT_LR = 0.0
 
 # ---- ldm_correspondence: a text embedding per point -------------------------------------------------------------
 # Numbers of the authors' release. Images are squares of DATASET.IMAGE_SIZE pixels; the release takes 512.

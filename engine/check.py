@@ -56,6 +56,7 @@ RULES: dict[str, tuple] = {
     "FEATURES.NOISE_SEED": (0, 2**32 - 1),
     "FEATURES.FREEU": (0, 100),
     "GEOAWARE.WIDTH": (4, 2**16),
+    "GEOAWARE.PROMPT_LR": (0, 1e6),
     "GEOAWARE.DROPOUT": (0, 0.99),
     "GEOAWARE.WEIGHT_DECAY": (0, 10),
     **{f"GEOAWARE.{term}": (0, 1e3) for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")},
@@ -251,6 +252,8 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
         yield from _check_dino(cfg)
     if "layers" in entry.reads:
         yield from _check_layers(cfg)
+    elif entry.takes_taps:
+        yield from _check_taps(cfg, _find_facts(cfg)[0])
     if {"dino", "posterior"} <= set(entry.reads) and cfg.METHOD.SD_WEIGHT + cfg.METHOD.DINO_WEIGHT == 0:
         yield "METHOD.SD_WEIGHT and METHOD.DINO_WEIGHT must be not both 0"
 
@@ -301,11 +304,7 @@ def _check_layers(cfg: CN) -> Iterator[str]:
         yield f"FEATURES.WINDOW {section.WINDOW} must fit into FEATURES.SIZE {section.SIZE}"
     if section.STRIDE > section.WINDOW:
         yield f"FEATURES.STRIDE {section.STRIDE} must be at most FEATURES.WINDOW {section.WINDOW}: pixels are left out"
-    for tap in section.TAPS:
-        try:
-            facts.tap_shape((facts.image_divisor,) * 2, tap)
-        except ValueError as error:
-            yield f"FEATURES.TAPS {tap}: {error}"
+    yield from _check_taps(cfg, facts)
     if section.CAPTIONER:
         if not os.path.isfile(resolve_path(section.CAPTIONER)):
             yield (
@@ -314,6 +313,15 @@ def _check_layers(cfg: CN) -> Iterator[str]:
             )
         if cfg.NETWORK.INIT == "random":
             yield "FEATURES.CAPTIONER needs NETWORK.INIT pretrained"
+
+
+def _check_taps(cfg: CN, facts) -> Iterator[str]:
+    """Names of layers that this UNet cannot have; facts: its sizes, None if they are not known yet."""
+    for tap in cfg.FEATURES.TAPS if facts else ():
+        try:
+            facts.tap_shape((facts.image_divisor,) * 2, tap)
+        except ValueError as error:
+            yield f"FEATURES.TAPS {tap}: {error}"
 
 
 def _check_size(key: str, size: tuple[int, int], divisor: int, who: str) -> Iterator[str]:

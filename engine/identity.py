@@ -56,23 +56,17 @@ def what_makes_weights(cfg, trn: Dataset, val: Dataset) -> MadeBy:
     """All that decides what a training learns and keeps."""
     content = {"training pairs": digest_pairs(trn), "validation pairs": digest_pairs(val)}
     content["TRAIN.START"] = digest_weights(cfg, cfg.TRAIN.START)
-    condition = None
-    if METHODS[cfg.METHOD.NAME].takes_prompt:
-        name = name_trained(cfg)
-        content |= {"prompt": str(name), "PROMPT.INIT": cfg.PROMPT.INIT}
-        condition = name.condition
-    return _describe(cfg, (*BY_CONTENT, "TEST.", "POSE."), condition) | content
+    prompt, condition = _describe_prompt(cfg, training=True)
+    return _describe(cfg, (*BY_CONTENT, "TEST.", "POSE."), condition) | content | prompt
 
 
 def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
     """All that decides the numbers of a test; not download: without networks if one is not on this machine."""
-    content, condition = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}, None
-    if METHODS[cfg.METHOD.NAME].takes_prompt:
-        content["prompt"], condition = cfg.PROMPT.TYPE, parse_prompt_name(cfg.PROMPT.TYPE).condition
-        content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
+    content = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}
     if masks := getattr(getattr(pairs, "alignment", None), "masks", None):
         content["masks"] = masks.digest()
-    return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition, download) | content
+    prompt, condition = _describe_prompt(cfg, training=False)
+    return _describe(cfg, (*BY_CONTENT, *OF_TRAINING), condition, download) | content | prompt
 
 
 def what_makes_matches(cfg, method: Method) -> MadeBy:
@@ -82,14 +76,37 @@ def what_makes_matches(cfg, method: Method) -> MadeBy:
     content["EVAL.PICTURE_LOCALISER"] = cfg.EVAL.PICTURE_LOCALISER
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         content |= {f"PROMPT.{name}": cfg.PROMPT[name] for name in ("TYPE", "TEMPLATE", "WITHOUT_CATEGORY")}
+    if METHODS[cfg.METHOD.NAME].takes_taps:  # beside the prompt it may have other weights
+        content["weights of the prompt"] = digest({}, method.prompt.state_dict())
     return content
 
 
 def digest_learned(cfg) -> str:
     """Of the learned weights, or prompt, that the config tests; "" if there are none."""
-    if METHODS[cfg.METHOD.NAME].takes_prompt and not cfg.METHOD.WEIGHTS and cfg.PROMPT.TYPE not in BASELINES:
-        return digest({}, read_prompt(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE).tensors)
+    if METHODS[cfg.METHOD.NAME].takes_prompt and not cfg.METHOD.WEIGHTS:
+        return _digest_prompt(cfg)
     return digest_weights(cfg, cfg.METHOD.WEIGHTS)
+
+
+def _digest_prompt(cfg) -> str:
+    """Of the learned prompt PROMPT.TYPE, "" of words."""
+    if cfg.PROMPT.TYPE in BASELINES:
+        return ""
+    return digest({}, read_prompt(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE).tensors)
+
+
+def _describe_prompt(cfg, training: bool) -> tuple[MadeBy, str | None]:
+    """The prompt that a method runs under, its weights if they are not among those of the method, and its condition."""
+    if not METHODS[cfg.METHOD.NAME].takes_prompt:
+        return {}, None
+    if not find_method(cfg.METHOD.NAME).takes_given_prompt(cfg, training):
+        name = name_trained(cfg)
+        return {"prompt": str(name)} | ({"PROMPT.INIT": cfg.PROMPT.INIT} if training else {}), name.condition
+    content = {"prompt": cfg.PROMPT.TYPE}
+    content |= {"PROMPT.TEMPLATE": cfg.PROMPT.TEMPLATE} if cfg.PROMPT.TYPE == "text" else {}
+    if training or cfg.METHOD.WEIGHTS:
+        content["weights of the prompt"] = _digest_prompt(cfg)
+    return content, parse_prompt_name(cfg.PROMPT.TYPE).condition
 
 
 def digest_weights(cfg, name: str) -> str:
@@ -118,6 +135,8 @@ def require_training(cfg, folder: Path, made_by: MadeBy) -> None:
     now = _describe(cfg, BY_CONTENT, None)
     kept = {key: value for key, value in now.items() if key.startswith(("METHOD.", "FEATURES.")) or key == "networks"}
     kept |= {key: {"fingerprint": now[key]["fingerprint"]} for key in METHODS[cfg.METHOD.NAME].reads}
+    if METHODS[cfg.METHOD.NAME].takes_taps:
+        kept |= _describe_prompt(cfg, training=False)[0]
     if made_by and (changed := differences(made_by, kept)):
         raise ConfigError(
             f"{folder} was trained under other settings: {'; '.join(changed)}; set them so, or choose other weights"
@@ -167,7 +186,8 @@ def _describe(cfg, left_out: tuple[str, ...], condition: str | None, download: b
     entry = METHODS[cfg.METHOD.NAME]
     left_out = (*WITHOUT_EFFECT, *left_out, *(() if "dino" in entry.reads else ("METHOD.SD_WEIGHT", "METHOD.DINO_")))
     left_out += tuple(f"{other.section}." for other in METHODS.values() if other.section not in ("", entry.section))
-    left_out += () if "layers" in entry.reads else ("FEATURES.",)
+    if "layers" not in entry.reads:
+        left_out += tuple(f"FEATURES.{key}" for key in cfg.FEATURES if not (entry.takes_taps and key == "TAPS"))
     content = {key: value for key, value in iter_keys(cfg) if not key.startswith(left_out)}
     content["PRECISION"] = resolve_precision(cfg)
     reads = (*entry.reads, "condition") if condition else entry.reads

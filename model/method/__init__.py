@@ -27,6 +27,7 @@ class Entry:
     adds_noise: bool = False  # whether several noise draws can be averaged
     task: str = "correspondence"  # what it can be asked: a name in engine.task.TASKS
     section: str = ""  # of the config that is its own, if it has one
+    takes_taps: bool = False  # whether it runs Stable Diffusion for FEATURES.TAPS
     runs_diffusion: bool = False  # whether it runs Stable Diffusion without reading its posteriors
 
 
@@ -46,6 +47,15 @@ METHODS: dict[str, Entry] = {
     "clip": Entry("model.method.clip:CLIPScore", ("clip",), task="ranking", section="DSD"),
     "cleandift": Entry("model.method.cleandift:CleanDIFT", ("posterior",), takes_prompt=True, learns=True),
     "geoaware": Entry("model.method.geoaware:GeoAware", ("layers", "dino"), learns=True, section="GEOAWARE"),
+    "geoaware_prompt": Entry(
+        "model.method.geoaware_prompt:GeoAwarePrompt",
+        ("posterior", "dino"),
+        takes_prompt=True,
+        learns=True,
+        adds_noise=True,
+        section="GEOAWARE",
+        takes_taps=True,
+    ),
 }
 
 

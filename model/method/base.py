@@ -62,6 +62,11 @@ class Method(nn.Module):
         return Path(cfg.METHOD.WEIGHTS).name or cfg.METHOD.NAME
 
     @classmethod
+    def takes_given_prompt(cls, cfg, training: bool) -> bool:
+        """Of a method that runs under a prompt: whether that is PROMPT.TYPE, and not what it learns, PROMPT.KIND."""
+        return False
+
+    @classmethod
     def fingerprint(cls, cfg) -> str:
         """Hash of the weights of the frozen networks that it runs, besides those of the arrays that it reads."""
         return ""

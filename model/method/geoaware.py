@@ -13,7 +13,7 @@ from model.head import AggregationNetwork
 from model.head_learning import HeadLearning
 from model.method.base import Batch, FeatureMethod, join_sides
 from model.source import MIRRORED, find_dino, layers_source
-from utils.geometry import l2_normalise
+from utils.geometry import Size, l2_normalise
 from utils.noise import seeded
 
 READS = ("layers", "dino")
@@ -76,8 +76,12 @@ def build_head(cfg) -> AggregationNetwork:
 
 def join_maps(layers: Sequence[Tensor], dino: Tensor) -> Tensor:
     """(n, sum of channels, h, w), raw, float32, on DINOv2's grid, of maps (n, c, h', w') and dino (n, D, h, w)."""
-    maps = [maps.float() for maps in (*layers, dino)]
-    size = dino.shape[-2:]
+    return join_on_grid([*layers, dino], dino.shape[-2:])
+
+
+def join_on_grid(maps: Sequence[Tensor], size: Size) -> Tensor:
+    """(n, sum of channels, *size), float32, of maps (n, c, h', w')."""
+    maps = [x.float() for x in maps]
     return torch.cat(
         [
             F.interpolate(x, size=size, mode="bilinear", align_corners=False) if x.shape[-2:] != size else x

@@ -74,9 +74,14 @@ class SD4Match(FeatureMethod):
         z = draw_latents(posterior, self.scaling_factor, eps)
         total: Tensor | float = 0.0
         for draw in range(1, self.ensemble + 1):
-            (feature,) = self.diffusion.features(z, self.timestep, prompt_embeds, self.noise(z, seeds, draw)).values()
-            total = total + feature.float()
+            maps = self.diffusion.features(z, self.timestep, prompt_embeds, self.noise(z, seeds, draw))
+            total = total + self.join(maps).float()
         return total / self.ensemble
+
+    def join(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The feature map of the UNet's maps, of which there is one here."""
+        (feature,) = maps.values()
+        return feature
 
     def noise(self, z: Tensor, seeds: Tensor, draw: int) -> Tensor | None:
         """eps of Eq. (1), the draw-th of each image; None: the clean latents go in."""
@@ -154,6 +159,10 @@ class SD4Match(FeatureMethod):
     @classmethod
     def name_learned(cls, cfg) -> str:
         return str(name_trained(cfg))
+
+    @classmethod
+    def takes_given_prompt(cls, cfg, training: bool) -> bool:
+        return not training
 
     @classmethod
     def name_tested(cls, cfg) -> str:

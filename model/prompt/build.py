@@ -13,6 +13,7 @@ from model.backbone.device import resolve_dtype, speed_up
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkError, NetworkNotFoundError
+from model.method import METHODS
 from model.prompt import new_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import BASELINES, PromptName, format_prompt, parse_prompt_name
@@ -89,7 +90,8 @@ def fingerprint_diffusion(cfg) -> str:
 
 def _find_setting(cfg, name: PromptName) -> dict[str, Any]:
     """What must be as it was when a prompt was learned, as entries of engine.identity.what_makes_weights."""
-    setting = {f"METHOD.{key}": cfg.METHOD[key] for key in ("NAME", "LAYER", "POSTERIOR")}
+    kept = () if METHODS[cfg.METHOD.NAME].takes_taps else ("NAME", "LAYER", "POSTERIOR")  # it reads other layers anyhow
+    setting = {f"METHOD.{key}": cfg.METHOD[key] for key in kept}
     setting["networks"] = fingerprint_diffusion(cfg)
     if name.condition:
         setting["condition"] = condition_source(cfg, name.condition).stamp
