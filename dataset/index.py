@@ -78,7 +78,7 @@ def _load(path: Path, stamp: str) -> PairTable | None:
         tensors, meta = read_tensors(path, remedy="rebuilding it")
         if meta["stamp"] == stamp:
             return PairTable.from_columns({name: value.numpy() for name, value in tensors.items()}, meta["lists"])
-        logger.warning("index %s is stale (annotations have changed): rebuilding it", path)
+        logger.warning("index %s is stale (annotations, or settings of its pairs, have changed): rebuilding it", path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, StoreError, KeyError, TypeError) as error:

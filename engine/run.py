@@ -71,6 +71,8 @@ class TrainingRun:
 
     def learn(self, losses: torch.Tensor) -> bool:
         """Backward of a part's losses (B,); on the last part of a batch a step, and True."""
+        if losses.ndim != 1:
+            raise ValueError(f"a method's loss must be one number per pair, (B,); got {tuple(losses.shape)}")
         before, loss = self.learner.step, self.learner.learn(losses.sum() * self.sampler.weight)
         if loss is None:
             return False

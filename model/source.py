@@ -318,6 +318,8 @@ def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, 
 def _find_source(cfg, key: str, condition: str | None) -> Source:
     if key.endswith(MIRRORED):
         return replace(_find_source(cfg, key.removesuffix(MIRRORED), condition), mirrored=True)
+    if key not in (*SOURCES, "condition"):
+        raise ValueError(f"unknown cached array {key!r}; known: {', '.join(SOURCES)} (SOURCES in model/source.py)")
     return condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg)
 
 

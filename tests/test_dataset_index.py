@@ -69,7 +69,8 @@ def test_stale_when_an_annotation_changes(root, reads, caplog):
     assert build_benchmark("spair", root, "trn")[0].src_kps[0].tolist() == [7, 9]
     assert reads == ["trn", "trn"]
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
-        f"index {root / '.index' / 'spair_trn.safetensors'} is stale (annotations have changed): rebuilding it"
+        f"index {root / '.index' / 'spair_trn.safetensors'} is stale "
+        "(annotations, or settings of its pairs, have changed): rebuilding it"
     ]
     build_benchmark("spair", root, "trn")
     assert len(reads) == 2

@@ -17,6 +17,7 @@ from model.method import METHODS, Entry
 from model.prompt.name import KINDS
 from model.prompt.simple import SINGLE_KEY, SimplePrompt, start_sequences
 from model.prompt.store import read_prompt
+from model.source import find_sources
 from utils.geometry import cell_grid, px_to_cell, sample_features
 from utils.localise import LOCALISERS
 
@@ -101,3 +102,24 @@ def test_a_method_says_in_its_line_what_it_reads(world, tmp_path, monkeypatch):
     cfg = load_config(None, world.opts(tmp_path, "METHOD.NAME", "dinov2"))
     with pytest.raises(ValueError, match="the line of dinov2 in METHODS does not say that it reads dino"):
         build_method(cfg, torch.device("cpu"), None)
+
+
+def test_what_has_the_wrong_shape_is_refused(world, tmp_path, monkeypatch, fresh_accelerator):
+    class Mean(NegativeSimilarity):
+        def forward(self, *args):
+            return super().forward(*args).mean()
+
+    monkeypatch.setitem(LOSSES, "mean", Mean)
+    monkeypatch.setitem(LOCALISERS, "first", lambda query: top5(query)[:, :1])
+    single = ("PROMPT.KIND", "Single", "TRAIN.MAX_STEPS", "1")
+    cfg = load_config(None, world.opts(tmp_path, *single, "LOSS.NAME", "mean"))
+    with pytest.raises(ValueError, match=r"one number per pair, \(B,\); got \(\)"):
+        train_script.train(cfg, overwrite=False)
+    cfg = load_config(None, world.opts(tmp_path, "EVAL.LOCALISERS", "[first]"))
+    with pytest.raises(ValueError, match=r"localiser first gave \(\d+, 1, 2\); expected"):
+        test_script.test(cfg)
+
+
+def test_an_array_that_nobody_computes(world, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown cached array 'rgb'; known: posterior, .*model/source.py"):
+        find_sources(load_config(None, world.opts(tmp_path)), ("rgb",), None)

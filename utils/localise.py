@@ -223,4 +223,8 @@ def localise(
     check_localisers(names)
     query_cell = px_to_cell(at_least_float32(src_kps), image_size, similarity.src_size)
     query = Query(similarity, query_cell, beta, sigma, window, image_size)
-    return {name: cell_to_px(LOCALISERS[name](query), query.sim.shape[-2:], image_size) for name in names}
+    found = {name: LOCALISERS[name](query) for name in names}
+    for name, cells in found.items():
+        if cells.shape != query_cell.shape:
+            raise ValueError(f"localiser {name} gave {tuple(cells.shape)}; expected {tuple(query_cell.shape)}")
+    return {name: cell_to_px(cells, query.sim.shape[-2:], image_size) for name, cells in found.items()}
