@@ -28,8 +28,12 @@ class Engine:
     known features does not wait for them.
     """
 
-    def __init__(self, load: Callable[[str], Any], max_pairs: int = 16) -> None:
+    def __init__(
+        self, load: Callable[[str], Any], max_pairs: int = 16, load_scorer: Callable[[], Any] | None = None
+    ) -> None:
+        """load_scorer: gives the sd4match.Scorer, when texts are first asked about; None: there is none."""
         self._load = load
+        self.load_scorer, self._scorer = load_scorer, None
         self._matchers = LRUCache(MAX_METHODS)  # by method
         self._settings = LRUCache(MAX_SETTINGS)  # matchers that share their method's networks
         self._images = LRUCache(2 * max_pairs)
@@ -63,6 +67,16 @@ class Engine:
         scale = min(1.0, HEAT_SIDE / max(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return {"number": point.number, "url": paint_heat(pair.heatmap((point.x, point.y), size))}
+
+    def score_texts(self, photo: Photo, texts: list[str], report: Report = lambda share, what: None) -> tuple:
+        """(sd4match.Scores of the photo, maps of the words of the text that fits best)."""
+        with self._networks:
+            report(0.05, "loading the networks")
+            self._scorer = self._scorer or self.load_scorer()
+            report(0.3, "scoring the texts")
+            found = self._scorer.score(photo.read(), texts)
+            report(0.9, "where the words look")
+            return found, self._scorer.read_words(photo.read(), texts[found.best_text()[0]])
 
     def find_pair(self, session: Session) -> Any:
         """The sd4match.Pair of a session; None if it is not ready."""

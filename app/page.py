@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.engine import Engine  # noqa: E402
 from app.overlay import build_overlay  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
 from app.session import Session, Settings  # noqa: E402
+from app.texts import TextError, build_texts, split_texts  # noqa: E402
 from engine.errors import USER_ERRORS, explain  # noqa: E402
 from utils.image import ImageError  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
@@ -79,6 +81,9 @@ def build_page(engine: Engine, choices: Choices, photo_note: str = "", max_sessi
                     stage = _build_part("stage", pictures=None, max_mb=choices.max_upload_mb)
                 with gr.Tab("Overlay") as tab:
                     overlay = _build_part("overlay")
+                if engine.load_scorer:
+                    with gr.Tab("Texts"):
+                        _build_texts(actions)
         _connect_images(actions, [stage, overlay], examples, settings, choices.prompts)
         for name in ("place", "choose", "remove", "undo", "clear_points"):
             getattr(stage, name)(getattr(actions, name), None, stage, **QUICK)
@@ -106,6 +111,14 @@ def _build_controls(choices: Choices) -> tuple[dict[str, gr.Button], list]:
         timestep = gr.Slider(0, 999, next(iter(choices.prompts.values())), step=1, label="Timestep of the noise")
         localiser = gr.Dropdown(list(LOCALISERS), value=choices.localiser, label="Localiser")
     return examples, [method, prompt, category, timestep, localiser]
+
+
+def _build_texts(actions: Actions) -> None:
+    """Which of some texts fits the source image."""
+    texts = gr.Textbox(label="What may the source image show? One text a line.", lines=3, elem_id="texts")
+    button = gr.Button("Compare", size="sm")
+    found = gr.HTML(elem_id="scores")
+    button.click(actions.texts, texts, found, **SLOW)
 
 
 def _build_part(name: str, **props: Any) -> gr.HTML:
@@ -224,6 +237,20 @@ class Actions:
         if problem := self._try(build):
             return {"problem": True, "message": problem}
         return {"message": f"{shown.get('share', 0):.0%} of the source is matched both ways.", **shown}
+
+    def texts(self, text: str, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
+        """How well each line of a text fits the source image."""
+        session, shown = self._session(request), []
+
+        def score() -> None:
+            texts = split_texts(text)
+            if session.source is None:
+                raise TextError(ASK_FOR_IMAGES)
+            found = self.engine.score_texts(session.source, texts, lambda share, what: progress(share, desc=what))
+            shown.append(build_texts(found[0], texts, found[1]))
+
+        problem = self._try(score)
+        return f"<p>{escape(problem)}</p>" if problem else shown[0]
 
     def leave(self, request: gr.Request) -> None:
         with self._lock:

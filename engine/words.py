@@ -10,7 +10,7 @@ from torch import Tensor
 
 from config import ConfigError
 from model.backbone.attention import mean_maps, name_layers, read_layers
-from model.backbone.load import load_stable_diffusion
+from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.backbone.text import PromptEncoder
 from model.backbone.vae import draw_latents, encode_posterior
 from model.prompt.build import build_prompt, load_diffusion
@@ -23,8 +23,11 @@ from utils.noise import draw_noise
 class WordReader:
     """Reads maps, the mean over heads and layers, at TEST.TIMESTEP; layers: by name, () = all."""
 
-    def __init__(self, cfg, device: torch.device, layers: Sequence[str] = ()) -> None:
-        self.cfg, self.device, networks = cfg, device, load_diffusion(cfg, device)
+    def __init__(
+        self, cfg, device: torch.device, layers: Sequence[str] = (), networks: StableDiffusion | None = None
+    ) -> None:
+        """networks: that are loaded already."""
+        self.cfg, self.device, networks = cfg, device, networks or load_diffusion(cfg, device)
         self.unet, self.scheduler = networks.unet, networks.scheduler
         self.text = PromptEncoder(networks.text_encoder, networks.tokenizer)
         where = find_stable_diffusion(cfg)

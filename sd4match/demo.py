@@ -68,7 +68,7 @@ def find_choices(cfg, network: str, max_upload_mb: int = 20):
 def build_engine(args: argparse.Namespace, first):
     """What answers the page's questions: with `first`, and with other methods' matchers, loaded when asked for."""
     from app.engine import Engine
-    from sd4match import Matcher
+    from sd4match import Matcher, Scorer
 
     loaded = {first.config.METHOD.NAME: first}
 
@@ -76,7 +76,10 @@ def build_engine(args: argparse.Namespace, first):
         ready = loaded.pop(method, None)
         return ready or Matcher.from_pretrained(args.network, args.prompt, args.device, method=method)
 
-    return Engine(load, max_pairs=args.max_pairs)
+    def load_scorer() -> Scorer:
+        return Scorer.from_pretrained(args.network, None, args.device)
+
+    return Engine(load, max_pairs=args.max_pairs, load_scorer=load_scorer)
 
 
 def build_app(args: argparse.Namespace):

@@ -15,10 +15,14 @@ import torch
 from config import load_config, resolve_path
 from engine.build import build_method
 from engine.check import check_config
+from engine.words import WordReader
 from model.backbone.device import resolve_device
+from model.backbone.facts import network_facts
+from model.backbone.load import StableDiffusion
 from model.method.base import Method
-from model.source import find_sources, load_sources
+from model.source import find_sources, find_stable_diffusion, load_sources
 from sd4match.source import find_preset
+from utils.draw import TokenMaps
 from utils.image import ImageSource, read_image
 from utils.noise import identifier_seed
 
@@ -43,6 +47,7 @@ class Scorer:
         self.config, self.device = cfg, device
         self._method, self._sources = method, sources
         self._lock = threading.Lock()
+        self._words: WordReader | None = None
 
     @classmethod
     def from_pretrained(
@@ -98,3 +103,13 @@ class Scorer:
             found = self._method.rank(batch, seeds)
         tables = {name: value.view(len(texts), len(pictures)).T.float().cpu().numpy() for name, value in found.items()}
         return Scores(tables.pop("score"), tables)
+
+    def read_words(self, image: ImageSource, text: str) -> TokenMaps:
+        """Where each word of a text looks on an image: shares of the attention in the layers of the score."""
+        picture, score = read_image(image).image, self._method.score
+        with self._lock:
+            if self._words is None:
+                facts = network_facts(**find_stable_diffusion(self.config))
+                parts = score.unet, score.text.text_model, score.text.tokenizer, score.scheduler
+                self._words = WordReader(self.config, self.device, score.layers, StableDiffusion(facts, None, *parts))
+            return self._words.read_words(picture, text)

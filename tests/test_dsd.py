@@ -320,6 +320,30 @@ def test_the_page_shows_the_worst_first(run, data):
     assert format_cell([scores(output)], "score", "R@1", "all").startswith(f"{100 * rate:.1f} [")
 
 
+def test_the_texts_of_the_app(scorer, data):
+    """What the tab shows is what the scorer says, best first; words are shown as they were written."""
+    pytest.importorskip("gradio")
+    from app.engine import Engine
+    from app.page import Choices, build_page
+    from app.photo import open_photo
+    from app.texts import TextError, build_texts, split_texts
+
+    assert split_texts(" a dog \n\na dog\na <b>cat</b>") == ["a dog", "a <b>cat</b>"]
+    for wrong in ("", " \n", "a\n" * 3 + "x" * 301, "\n".join(map(str, range(11)))):
+        with pytest.raises(TextError):
+            split_texts(wrong)
+    one, path = scorer("mini"), data / "comvg/Visual_Genome/vg_concept/0.jpg"
+    photo, texts = open_photo(path.read_bytes(), "0.jpg"), ["a dog", "a <b>cat</b>"]
+    engine = Engine(None, load_scorer=lambda: one)
+    found, words = engine.score_texts(photo, texts)
+    assert np.allclose(found.total, one.score(path, texts).total)
+    assert words.names == texts[found.best_text()[0]].split() and words.maps.shape == (2, 4, 4)
+    page = build_texts(found, texts, words)
+    assert "&lt;b&gt;cat" in page and "<b>" not in page and page.count("data:image") == 2
+    assert page.index("a dog") < page.index("a &lt;b&gt;") or found.total[0, 1] > found.total[0, 0]
+    assert "Compare" in str(build_page(engine, Choices("tiny", ["sd4match"], {"text": 50}, "nn")).config)
+
+
 def test_score_text_prints_the_best_first(data, capsys):
     image = str(data / "comvg/Visual_Genome/vg_concept/0.jpg")
     options = ("--network", "mini", "--device", "cpu", "--timesteps", "1")
