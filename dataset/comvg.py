@@ -8,9 +8,7 @@ from dataset.parse import read_csv
 from dataset.ranking import ItemRecord, RankingBenchmark
 
 CHANGES = ("object", "subject", "verb")
-_EVALUATED = ("sentence", "pos_image_id", "neg_image_id", "neg_value")
-_TRAINED = ("sentence", "pos_image_id", "neg_image_id")
-_FURTHER = ("id", "pos_triplet", "neg_triplet", "neg_value")
+_COLUMNS = ("sentence", "pos_image_id", "neg_image_id")
 LARGEST = 10**9  # image id
 
 
@@ -30,9 +28,9 @@ comvg/
     def read(self) -> Iterator[ItemRecord]:
         tested = self.split == "test"
         name, folder = ("compositional_visual_genome", "vg_concept") if tested else ("comvg_train", "VG_100K")
-        columns, further = (_EVALUATED, _FURTHER[:3]) if tested else (_TRAINED, _FURTHER)
+        columns = (*_COLUMNS, "neg_value") if tested else _COLUMNS
         images = self.root / "Visual_Genome" / folder
-        for number, row in enumerate(read_csv(self.root / "data" / f"{name}.csv", columns, further)[1]):
+        for number, row in enumerate(read_csv(self.root / "data" / f"{name}.csv", columns, None)[1]):
             change = row.values.get("neg_value", "any")
             if change not in (*CHANGES, *["any"] * (not tested)):
                 raise row.wrong("neg_value", f"one of {', '.join(CHANGES)}")

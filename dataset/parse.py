@@ -123,8 +123,8 @@ def read_record(path: str | Path, defaults: Mapping[str, Any] | None = None) -> 
     return Fields(str(path), {**(defaults or {}), **data})
 
 
-def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[str], list[Fields]]:
-    """(header, rows) of a CSV file that must have the `columns`, may have the `optional` ones, and no others."""
+def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> tuple[list[str], list[Fields]]:
+    """(header, rows) of a CSV file that must have the `columns`, may have the `optional` ones, None: any, no others."""
     try:
         lines = list(csv.reader(read_text(path).splitlines()))
     except csv.Error as error:
@@ -134,7 +134,7 @@ def read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -
         raise DatasetError(f"{path}: column {', '.join(missing)} missing; the header is {','.join(header)!r}")
     rows = []
     try:
-        for name in header:
+        for name in header if optional is not None else ():
             choose(name, [*columns, *optional], "column")
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None

@@ -33,7 +33,7 @@ vqav2/
     def read(self) -> Iterator[ItemRecord]:
         file, part = ("test", "val2014") if self.split == "test" else ("train", "train2014")
         columns = ("sentence", "pos_image_id", *_NEGATIVES)
-        for number, row in enumerate(read_csv(self.root / "data" / f"vqa_text_{file}.csv", columns, ("", "id"))[1]):
+        for number, row in enumerate(read_csv(self.root / "data" / f"vqa_text_{file}.csv", columns, None)[1]):
             image_id = row.whole("pos_image_id", 0, 10**12 - 1)
             image = self._image(self.root / part / f"COCO_{part}_{image_id:012d}.jpg")
             texts = tuple(row.text(key) for key in ("sentence", *_NEGATIVES))

@@ -16,7 +16,7 @@ from config import ConfigError
 from dataset.item_dataset import ItemDataset
 from dataset.ranking import RankingBenchmark
 from engine.process import gather_scores
-from engine.result import ResultError, read_cells, write_csv
+from engine.result import ResultError, read_cells, read_summary, write_csv
 from engine.task import Summary, Task
 from engine.transfer import build_loader, move_batch
 from utils.frame import build_frame
@@ -24,6 +24,7 @@ from utils.noise import identifier_seed
 from utils.pck import PredictionError
 from utils.progress import progress
 from utils.ranking import IDENTITY, TIES, TOTAL, find_best, summarise
+from utils.store import file_digest
 
 ITEMS = "_items.csv"  # what follows the stem of a result
 SCORE = "score"
@@ -161,6 +162,9 @@ def read_items(path: str | Path) -> pd.DataFrame:
             raise ResultError(f"{path}, line {wrong.idxmax()}, column {name}: not one score per candidate")
     if (wrong := table["index"] != range(len(table))).any():
         raise ResultError(f"{path}, line {wrong.idxmax()}: items are missing, or there twice")
+    summary = Path(path).with_name(Path(path).name.removesuffix(ITEMS) + ".json")
+    if summary.is_file() and read_summary(summary).get("tables", {}).get(ITEMS) not in (None, file_digest(path)):
+        raise ResultError(f"{path} is not the table that {summary.name} was written with (its digest differs)")
     return table.reset_index(drop=True)[list(text.columns)]
 
 

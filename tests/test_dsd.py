@@ -14,6 +14,7 @@ from config import ROOT, get_default_config, load_config
 from engine.build import build_method
 from engine.check import check_config
 from engine.ranking import read_items
+from engine.result import ResultError
 from model.backbone.image_text import list_timesteps
 from model.backbone.text import build_byte_tokenizer
 from tests.command import call, dying_in_step, read_scalars
@@ -93,6 +94,14 @@ def test_test_py_ranks_items(run):
     assert not second.vae  # the caches are there
     assert [path.name for path in output.rglob("*_items.csv")] == [path.name for path in again.rglob("*_items.csv")]
     assert np.allclose(np.stack(scores(output)["score"]), np.stack(table["score"]), rtol=1e-4)
+
+
+def test_a_table_that_was_cut_is_refused(run):
+    output, _ = run("test.py", "DATASET.PAIRS", "1")
+    (path,) = output.rglob("*_items.csv")
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ResultError, match="is not the table that .* was written with"):
+        read_items(path)
 
 
 def test_one_category_and_one_category_too_many(run):

@@ -260,6 +260,9 @@ def test_resampled_latents_are_others_for_every_candidate(world):
     batch["texts"] = [["same", "same"]]
     found = method.rank(batch, seeds)["score"]
     assert found[0, 0] != found[0, 1] and not method._known
+    pair, both = make_batch([3, 1], texts=2)
+    pair["texts"][1] = ["same", "same"]
+    assert torch.allclose(build_method(world, resample=True).rank(pair, both)["score"][1:], found, rtol=1e-5)
     shared = build_method(world).rank(batch, seeds)["score"]
     assert shared[0, 0] == pytest.approx(float(shared[0, 1]), rel=1e-6)
 

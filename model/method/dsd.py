@@ -93,7 +93,8 @@ class DSD(Method):
         posterior, seeds = batch["posterior"].flatten(0, 1), seeds.flatten()
         if not self.resample:
             return posterior, seeds, [name for row in batch["identifiers"] for name in row], image_of
-        own = [derive_seeds(seed, number) for number, seed in enumerate(seeds[image_of].split(1))]
+        of_item = len(image_of) // n_items
+        own = [derive_seeds(seed, number % of_item) for number, seed in enumerate(seeds[image_of].split(1))]
         return posterior[image_of], torch.cat(own), [str(n) for n in range(len(own))], torch.arange(len(own))
 
     def _measure_step(
