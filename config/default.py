@@ -93,7 +93,7 @@ _C.DSD.ROWS = 0  # most rows (an image with a text) of one call of the UNet, for
 # in training
 _C.DSD.RANK = 4  # of the LoRA matrices on q, k, v and out of every attention
 _C.DSD.MARGIN = 0.1  # loss = max(0, best wrong score - true score + MARGIN)
-_C.DSD.SHARE_DRAWS = False  # candidates with the same image share timestep and noise; in the release each has its own
+_C.DSD.SHARE_DRAWS = False  # the candidates of an item share timestep and noise; in the release each has its own
 _C.DSD.MASK_TEXT = False  # the text model does not see the padding of captions, as in the release (in training only)
 _C.DSD.WEIGHT_DECAY = 0.01  # of AdamW
 _C.DSD.MAX_GRAD_NORM = 1.0  # larger gradients are scaled down to this norm

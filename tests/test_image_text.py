@@ -291,10 +291,11 @@ def test_training_scores_are_those_of_the_plain_form(world, shared):
         for t in (0, 1):
             for i in (0, 1):
                 own = derive_seeds(torch.tensor([5 + b]), i + 2 * t * (not shared))
+                drawn = derive_seeds(torch.tensor([5 + b]), 0) if shared else own
                 z = method._draw_latents(batch["posterior"][b, i : i + 1], own)
-                eps = draw_noise(derive_seeds(own, 1), (4, 8, 8))
+                eps = draw_noise(derive_seeds(drawn, 1), (4, 8, 8))
                 text = [batch["texts"][b][t]]
-                scores.append(method.score.score(z, text, method._draw_timesteps(own), eps).total)
+                scores.append(method.score.score(z, text, method._draw_timesteps(drawn), eps).total)
     assert torch.allclose(losses, margin_loss(torch.cat(scores).view(2, 4), 0.1), atol=1e-4)
     losses.sum().backward()
     grads = {name: p.grad for name, p in method.adapter.named_parameters()}

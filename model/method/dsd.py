@@ -43,7 +43,7 @@ class DSD(Method):
         resample: bool = False,  # another sample for every timestep and candidate, as the release
         pool: int = 1,  # so many items have the mean of their attention in common, as the release's batches
         margin: float = 0.1,  # of the loss
-        share_draws: bool = False,  # in training, candidates with the same image have timestep and noise in common
+        share_draws: bool = False,  # in training, the candidates of an item have timestep and noise in common
         mask_text: bool = False,  # in training, the text model does not see the padding, as the release
         weight_decay: float = 0.01,
         max_grad_norm: float = 1.0,  # larger gradients are scaled down to it
@@ -132,15 +132,17 @@ class DSD(Method):
     def loss(self, batch: Batch, seeds: Tensor) -> Tensor:
         """max(0, max over c of s_c - s_0 + margin), one per item, (B,); candidate 0 is the true one.
 
-        Every candidate has a timestep and noise of its own, or all with the same image share theirs.
+        Every candidate has a timestep and noise of its own, or all of an item share theirs.
         """
         n_items, n_texts, n_images = len(seeds), len(batch["texts"][0]), len(batch["identifiers"][0])
         draws = 1 if self.share_draws else n_texts
         posterior = repeat(batch["posterior"], "b i ... -> (b d i) ...", d=draws)
         own = [derive_seeds(seeds[:, 0], number) for number in range(draws * n_images)]
-        own = torch.stack(own, dim=1).flatten()  # (b d i)
-        z, timestep = self._draw_latents(posterior, own), self._draw_timesteps(own).to(posterior.device)
-        noise = draw_noise(derive_seeds(own, _NOISE), z.shape[1:], z.device)
+        own = torch.stack(own, dim=1)  # (b, d i)
+        shared = own[:, :1].expand_as(own) if self.share_draws else own
+        own, shared = own.flatten(), shared.flatten()
+        z, timestep = self._draw_latents(posterior, own), self._draw_timesteps(shared).to(posterior.device)
+        noise = draw_noise(derive_seeds(shared, _NOISE), z.shape[1:], z.device)
         spread = partial(repeat, pattern="(b d i) ... -> (b d t i) ...", b=n_items, d=draws, t=n_texts // draws)
         texts = [text for row in batch["texts"] for text in row for _ in range(n_images)]
         condition = self.score.encode([*[""] * len(z), *texts], masked=self.mask_text)
