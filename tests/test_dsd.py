@@ -1,6 +1,7 @@
 """DSD and CLIP under train.py, test.py, the API and the commands, on tiny real networks."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -351,6 +352,34 @@ def test_the_texts_of_the_app(scorer, data):
     assert "&lt;b&gt;cat" in page and "<b>" not in page and page.count("data:image") == 2
     assert page.index("a dog") < page.index("a &lt;b&gt;") or found.total[0, 1] > found.total[0, 0]
     assert "Compare" in str(build_page(engine, Choices("tiny", ["sd4match"], {"text": 50}, "nn")).config)
+
+
+def test_the_table_lists_what_is_not_run_yet(world, data, tmp_path, capsys, monkeypatch):
+    from script import rank_table
+
+    opts = world.opts(tmp_path, *SETTINGS[2:], *FEW, "DATASET.ROOT", str(data), "DATASET.PAIRS", "2")
+    del opts[opts.index("OUTPUT_ROOT") : opts.index("OUTPUT_ROOT") + 2]
+
+    def table(*flags):
+        monkeypatch.setattr(
+            sys, "argv", ["rank_table.py", "--mini", "--output", str(tmp_path), *flags, "--opts", *opts]
+        )
+        assert rank_table.main() == 0
+        return capsys.readouterr()
+
+    listed = table("--commands")
+    zero, few = listed.out.splitlines()
+    assert "train.py" not in zero and few.count("config/mini/dsd.yaml") == 2 and "METHOD.WEIGHTS dsd_comvg_tiny" in few
+    assert "not run: clip/comvg: the mini world has no such network" in listed.err
+    for command in few.split(" && "):
+        assert call(*shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    assert table("--commands").out.splitlines() == [zero]
+    assert call(*shlex.split(zero)[1:]) == 0
+    capsys.readouterr()
+    text = table().out
+    assert "| DSD, zero-shot, attention alone |" in text and "Few-shot minus zero-shot, R@1:" in text
+    assert (tmp_path / "table" / "rankings.md").read_text() in text
 
 
 def test_score_text_prints_the_best_first(data, capsys):
