@@ -15,5 +15,11 @@ run_rows $tables "$@" || failed=$?
 [ $failed -lt 128 ] || exit $failed
 run_rows --pictures "$@" || failed=$?
 [ $failed -lt 128 ] || exit $failed
+case " $* " in
+    *" --smoke "* | *" --only "*) ;;
+    *" --mini "*) sh "$here/rankings.sh" --mini || failed=$? ;; # with its own arguments: docs/dsd.md
+    *) sh "$here/rankings.sh" || failed=$? ;;
+esac
+[ $failed -lt 128 ] || exit $failed
 "$PYTHON" script/table.py --report "$@" | tail -n 2
 exit $failed
