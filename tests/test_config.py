@@ -16,7 +16,7 @@ from engine.check import check_config
 
 FILES = sorted(path for path in (ROOT / "config").rglob("*.yaml"))
 # tested as they are
-BASELINES = {"dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "cleandift", "ldm_correspondence"}
+BASELINES = {"clip", "dift", "dift_sd1-5", "dinov2", "sd_dino", "sd_dino_release", "cleandift", "ldm_correspondence"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "config")))

@@ -73,7 +73,7 @@ def test_same_prompt_in_two_settings_has_two_names(world, tmp_path):
 
 
 def test_folder_without_results_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"no \*_pairs\.csv there"):
+    with pytest.raises(ConfigError, match=r"no \*_pairs\.csv or \*_items\.csv there"):
         find_results([str(tmp_path)])
 
 

@@ -7,12 +7,15 @@ that under its own.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dataset.comvg import ComVG
 from dataset.item_dataset import ItemDataset
+from dataset.manifest import Manifest
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.precompute import build_caches
 from engine.ranking import share_batches
@@ -24,13 +27,30 @@ from model.source import find_stable_diffusion
 from script.speed import flops
 from script.speed.sides import Comparison, Side, make_work
 from utils.noise import derive_seeds, draw_noise, identifier_seed
+from utils.store import write_text
 
+TEXTS = 10  # of an item
 SCORES = 1e-3  # relative difference that may be: the caches keep half precision
 
 
+def write_items(root: Path, count: int) -> None:
+    """ComVG's layout, and a manifest of its first pictures, each with its sentence and nine others."""
+    write_comvg(root, {"test": -(-count // len(CHANGES))})
+    items = list(ComVG(root / ComVG.FOLDER, "test"))
+    texts = [item.texts[0] for item in items]
+    lines = [
+        {"id": item.item_id, "texts": (texts[n:] + texts[:n])[:TEXTS], "images": [item.images[0].path], "label": 0}
+        for n, item in enumerate(items)
+    ]
+    write_text(root / Manifest.FOLDER / "test.jsonl", "\n".join(map(json.dumps, lines)) + "\n")
+
+
 def compare_rankings(cfg, args: argparse.Namespace) -> Comparison:
-    """Items of a sentence and two pictures each; every picture is new, which is the worst case for sharing."""
-    write_comvg(Path(cfg.DATASET.ROOT), {"test": -(-args.pairs // len(CHANGES))})
+    """Items of ten sentences and a picture (DATASET.NAME manifest), or of a sentence and two pictures (comvg).
+
+    Every picture is new, which is the worst case for sharing.
+    """
+    write_items(Path(cfg.DATASET.ROOT), max(args.pairs, TEXTS))
     accelerator, data = build_accelerator(cfg), build_pairs(cfg, "test")
     data = data.select(range(min(args.pairs, len(data))))
     method = build_method(cfg, accelerator.device, None)

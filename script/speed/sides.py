@@ -84,7 +84,7 @@ def make_config(args: argparse.Namespace, root: str):
         overrides["PROMPT.TYPE"] = "empty"
     if args.mode == "rank":
         config_file = config_file and "config/mini/dsd.yaml"
-        overrides |= {"DATASET.NAME": "comvg", "METHOD.NAME": "dsd"}
+        overrides |= {"DATASET.NAME": "manifest", "METHOD.NAME": "dsd"}
     cfg = load_config(config_file, args.opts, overrides)
     check_config(cfg, training=args.mode not in ("features", "rank"))
     if cfg.PROMPT.KIND != "CPM":
