@@ -442,7 +442,7 @@ def _check_start(cfg: CN) -> Iterator[str]:
     if WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
         yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
     elif not path.is_file():
-        yield f"TRAIN.START {cfg.TRAIN.START}: {path} is not there"
+        yield f'TRAIN.START {cfg.TRAIN.START}: {path} is not there; learn it first, or set "" to start anew'
 
 
 def _are_step_rules(text: str) -> bool:
