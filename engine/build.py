@@ -103,7 +103,11 @@ def build_method(
         method.objective = build_loss(cfg)
     if weights := cfg.TRAIN.START if training else cfg.METHOD.WEIGHTS:
         place = Path(folder or find_output(cfg) / "prompt" / weights)
-        require_training(cfg, place, method.made_by(place) or {})
+        if (made_by := method.made_by(place)) is None:
+            raise ConfigError(
+                f"{place} holds no weights: learn them first, or name others (TRAIN.START, METHOD.WEIGHTS)"
+            )
+        require_training(cfg, place, made_by)
         method.load(place)
     return method.eval()
 

@@ -434,15 +434,11 @@ def _check_training(cfg: CN) -> Iterator[str]:
 
 
 def _check_start(cfg: CN) -> Iterator[str]:
-    """Weights to start from: that there are some, of a method that keeps them so."""
     from model.method import find_method
     from model.method.base import WEIGHTS_FILE
 
-    path = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.TRAIN.START / WEIGHTS_FILE
     if WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
         yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
-    elif not path.is_file():
-        yield f'TRAIN.START {cfg.TRAIN.START}: {path} is not there; learn it first, or set "" to start anew'
 
 
 def _are_step_rules(text: str) -> bool:

@@ -147,7 +147,7 @@ def test_it_starts_from_weights_of_another_data_set(world, tmp_path):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("TRAIN.START", "nowhere"), "prompt/nowhere/weights.safetensors is not there"),
+        (("TRAIN.START", "nowhere"), "prompt/nowhere holds no weights: learn them first"),
         (("TRAIN.START", "../x"), "a name below OUTPUT_ROOT/prompt"),
         (("TRAIN.START", "x", "METHOD.NAME", "sd4match"), "which learns a prompt"),
         (("METHOD.DINO_LAYER", "0", "TRAIN.START", "head_spair_tiny"), "was trained under other settings: METHOD.DINO"),
