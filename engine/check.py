@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
