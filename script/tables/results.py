@@ -24,7 +24,13 @@ from engine.result import PAIRS, read_scores, read_summary
 from model.prompt.store import META_FILE, TENSOR_FILES
 from script.tables.rows import SHOWN, Row, World, list_settings, list_test_settings, load_row
 
-OF_TRAINING = ("LOSS.", "TRAIN.", "VAL.", *(f"PROMPT.{name}" for name in ("KIND", "SPACE", "LENGTH", "CPM", "INIT")))
+OF_TRAINING = (
+    "LOSS.",
+    "TRAIN.",
+    "VAL.",
+    "GEOAWARE.",
+    *(f"PROMPT.{name}" for name in ("KIND", "SPACE", "LENGTH", "CPM", "INIT")),
+)
 
 
 @dataclass(frozen=True)

@@ -129,15 +129,13 @@ def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) ->
     test_settings = list_test_settings(row, world, seed, more)
     if not row.train_on:
         return None, load_config(file, test_settings)
-    from model.method import METHODS, find_method
-    from model.prompt.build import name_trained
+    from model.method import find_method
+    from model.method.base import WEIGHTS_FILE
 
     train_cfg = load_config(file, list_settings(row, world, seed, more))
-    if METHODS[train_cfg.METHOD.NAME].takes_prompt:
-        learned = "PROMPT.TYPE", str(name_trained(train_cfg))
-    else:
-        learned = "METHOD.WEIGHTS", find_method(train_cfg.METHOD.NAME).name_learned(train_cfg)
-    return train_cfg, load_config(file, [*test_settings, *learned])
+    method = find_method(train_cfg.METHOD.NAME)
+    key = "METHOD.WEIGHTS" if WEIGHTS_FILE in method.FILES else "PROMPT.TYPE"
+    return train_cfg, load_config(file, [*test_settings, key, method.name_learned(train_cfg)])
 
 
 def unique_rows(tables: Iterable[Table]) -> list[Row]:
@@ -263,7 +261,7 @@ def build_tables(world: World) -> dict[str, Table]:
     )
     from script.tables.further import list_further_tables
 
-    return {table.name: table for table in (*tables, *list_further_tables())}
+    return {table.name: table for table in (*tables, *list_further_tables(world))}
 
 
 def _untuned(prompt: str, *opts: str, key: str = "", data: Iterable[str] = ("spair",)) -> Rows:
