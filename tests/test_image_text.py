@@ -305,6 +305,21 @@ def test_training_scores_are_those_of_the_plain_form(world, shared):
     }
 
 
+def test_gradients_are_clipped_and_may_be_zero(world):
+    method = build_method(world, adapter=True, max_grad_norm=0.5, weight_decay=0.0)
+    optimizer = method.build_optimizer(0.1, 1.0)
+    parameters = list(method.adapter.parameters())
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # every candidate was beaten by more than the margin
+    assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.cat([p.grad.flatten() for p in parameters]).norm() == pytest.approx(0.5, rel=1e-3)
+
+
 def test_timesteps_of_training_are_uniform(world):
     drawn = build_method(world)._draw_timesteps(torch.arange(3000))
     assert drawn.min() >= 0 and drawn.max() <= 999 and abs(drawn.float().mean() - 499.5) < 20

@@ -165,7 +165,11 @@ class DSD(Method):
     def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
         parameters = list(self.adapter.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay)
-        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(parameters, self.max_grad_norm) and None)
+
+        def clip(*_) -> None:
+            clip_grad_norm_(parameters, self.max_grad_norm)
+
+        optimizer.register_step_pre_hook(clip)
         return optimizer
 
     def at(self, timestep: int, ensemble: int) -> DSD:
