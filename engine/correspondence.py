@@ -90,8 +90,7 @@ class Correspondence(Task):
         return {tag: value for tag, value in numbers.items() if value is not None}
 
     def format_overview(self, summary: Summary) -> str:
-        metrics = format_metrics(summary.get("metrics", {}))
-        return format_overview(summary) + (f"\n{metrics}" if metrics else "")
+        return format_overview(summary)
 
     def format_table(self, summary: Summary) -> str:
         metrics = format_metrics(summary.get("metrics", {}))
