@@ -7,16 +7,17 @@ import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dataset.annotation import read_labels
 from dataset.benchmark import Benchmark
-from dataset.coco import CocoObject, read_coco, read_path
 from dataset.error import DatasetError
 from dataset.parse import Fields, is_file_name, measure_image, read_csv, refuse_marks
 from dataset.pfwillow import tight_box
-from dataset.record import ImageRef
+from dataset.record import ImageRef, Keypoints
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
 
@@ -28,6 +29,24 @@ PAIR = ("source", "target", "category")
 BOX = [f"{side}_{corner}" for side in ("src", "trg") for corner in ("x1", "y1", "x2", "y2")]
 POINT = ["keypoint", "src_x", "src_y", "trg_x", "trg_y"]
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """An object with keypoints in an image; px."""
+
+    where: str  # file and object, for messages
+    image: str  # below images/
+    size: tuple[int, int]  # (H, W), as the file says
+    category: str
+    names: tuple[str, ...]  # of all K keypoints of the category
+    kps: np.ndarray  # (K, 2) float64; NaN where not labelled
+    bbox: np.ndarray  # (4,) float64; NaN if there is none
+
+    def seen(self) -> Keypoints:
+        """Those that are labelled."""
+        there = ~np.isnan(self.kps).any(axis=1)
+        return Keypoints(tuple(name for name, shown in zip(self.names, there, strict=True) if shown), self.kps[there])
 
 
 class Custom(Benchmark):
@@ -89,17 +108,21 @@ and one of
         if path.suffix == ".csv":
             yield from (read_name(row, "category") for row in read_list(path)[1])
         else:
-            yield from (found.category for found in read_coco(path))
+            yield from (found.category for found in read_shown(path))
 
-    def _ref(self, image: str, category: str, where: str) -> ImageRef:
+    def _ref(self, image: str, category: str, where: str, said: tuple[int, int] | None = None) -> ImageRef:
+        """The image; said: (H, W) that its annotation says."""
         path = f"images/{image}"
-        return ImageRef(f"{category}-{image}", path, category, measure_image(self.root / path, where))
+        size = measure_image(self.root / path, where)
+        if said not in (None, size):
+            raise DatasetError(f"{where}: {image} has the size (H, W) = {size}, its annotation says {said}")
+        return ImageRef(f"{category}-{image}", path, category, size)
 
     # Pairs of a COCO file.
 
     def _read_objects(self) -> PairTable:
         path = self.split_files()[0]
-        objects = read_coco(path)
+        objects = read_shown(path)
         if path.name == ALL:
             here = divide(objects, self.split)
             objects = [found for found in objects if found.image in here]
@@ -118,13 +141,14 @@ and one of
             self._add_category(builder, category, members, path)
         return builder.build()
 
-    def _add_category(self, builder: TableBuilder, category: str, members: list[CocoObject], path: Path) -> None:
+    def _add_category(self, builder: TableBuilder, category: str, members: list[Shown], path: Path) -> None:
         total, wanted = len(members) * (len(members) - 1), self.pairs_per_category
         if total > MOST and not wanted:
             raise DatasetError(
                 f"{path}: {len(members)} images of {category} are {total} pairs; choose how many: DATASET.PAIRS"
             )
-        places = [builder.add_image(self._ref(o.image, category, o.where), o.where, o.seen()) for o in members]
+        refs = [self._ref(found.image, category, found.where, found.size) for found in members]
+        places = [builder.add_image(ref, o.where, o.seen()) for ref, o in zip(refs, members, strict=True)]
         numbers = draw_numbers(total, f"{self.name} {self.split} {category}") if wanted else range(total)
         added = 0
         for number in progress(numbers, f"pairs of {category}", unit="pairs"):
@@ -134,9 +158,7 @@ and one of
             if wanted and added == wanted:
                 break
 
-    def _add_objects(
-        self, builder: TableBuilder, number: int, pair: Sequence[CocoObject], places: Sequence[int]
-    ) -> bool:
+    def _add_objects(self, builder: TableBuilder, number: int, pair: Sequence[Shown], places: Sequence[int]) -> bool:
         """Whether the two have keypoints in common, and so make a pair."""
         both = ~np.isnan([found.kps for found in pair]).any(axis=(0, 2))
         if not both.any():
@@ -181,6 +203,36 @@ and one of
             places = [builder.add_image(self._ref(image, category, where), where) for image in images]
             builder.add_pair(_name_pair(number, images, category), category, places, kps, names, boxes, where)
         return builder.build()
+
+
+def read_shown(path: Path) -> list[Shown]:
+    """The objects of a COCO file that have a labelled keypoint (visibility 1 or 2), in its order."""
+    labels = read_labels(path, path.parent / "images")
+    names: dict[str, int] = {}
+    for image in labels.images.values():
+        read_path(Fields(f"{path}, image {image.id}", {"file_name": image.file_name}), "file_name")
+        if names.setdefault(image.file_name, image.id) != image.id:
+            raise DatasetError(
+                f"{path}: {image.file_name} is the file of images {names[image.file_name]} and {image.id}"
+            )
+    found = []
+    for thing in labels.objects:
+        if thing.points is None or not (labelled := thing.points[:, 2:] > 0).any():
+            continue
+        image, category = labels.images[thing.image_id], labels.categories[thing.category_id]
+        kps, box = np.where(labelled, thing.points[:, :2], np.nan), thing.find_box()
+        box = np.full(4, np.nan) if box is None else box
+        where = f"{path}, annotation {thing.id}"
+        found.append(Shown(where, image.file_name, image.size, category.name, category.keypoints, kps, box))
+    return found
+
+
+def read_path(record: Fields, key: str) -> str:
+    """Path of a picture below the folder images/."""
+    value = record.get(key)
+    if not isinstance(value, str) or not all(map(is_file_name, value.strip().split("/"))):
+        raise record.wrong(key, "the path of a picture below the folder images/")
+    return value.strip()
 
 
 def read_list(path: Path) -> tuple[list[str], list[Fields]]:
@@ -239,7 +291,7 @@ def read_name(row: Fields, key: str) -> str:
     return name
 
 
-def divide(objects: Sequence[CocoObject], split: str) -> set[str]:
+def divide(objects: Sequence[Shown], split: str) -> set[str]:
     """The images of a split: a share of each category's, by the hash of their names, so always the same ones."""
     category = {found.image: found.category for found in reversed(objects)}  # an image counts for its first object
     members = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from model.method.sd4match import expand_prompt
 from model.prompt.build import build_prompt, load_diffusion
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.source import find_stable_diffusion
-from sd4match.source import find_settings
+from sd4match.source import MINI_NOTE, find_settings
 from utils.frame import Frame, Pad, Stretch, as_size
 from utils.geometry import Size, cell_to_px, px_to_cell
 from utils.image import ImageSource, read_image
@@ -169,6 +170,8 @@ class _StableDiffusion:
         learned = learned or found.settings["PROMPT.TYPE"] not in BASELINES
         cfg = load_config(found.config_file, overrides={**found.settings, **given})
         check_config(cfg, training=False)
+        if cfg.NETWORK.NAME == "mini":
+            logging.getLogger("sd4match").warning(MINI_NOTE)
         self.layers, self.words = tuple(layers), prompt
         self.image_size, self.timestep, self.ensemble = cfg.DATASET.IMAGE_SIZE, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE
         self.posterior = cfg.METHOD.POSTERIOR
@@ -251,7 +254,7 @@ def is_dino(name: str) -> bool:
 def is_learned(prompt: str) -> bool:
     """Whether a prompt is a learned one's name or folder rather than words."""
     try:
-        return Path(prompt).is_dir() if "/" in prompt else parse_prompt_name(prompt).method not in BASELINES
+        return Path(prompt).is_dir() if "/" in prompt else parse_prompt_name(prompt).kind not in BASELINES
     except ValueError:
         return False
 

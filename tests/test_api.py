@@ -391,7 +391,7 @@ def test_the_examples_of_the_page_run(learned, photos, tmp_path, monkeypatch):
             image.resize((160, 120)).save(f"{name}.jpg")
     names = {"CHECKOUT": str(ROOT)}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), flags=re.S)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)
     assert names["heat"].shape == (120, 160) and names["small"].shape == (90, 120)

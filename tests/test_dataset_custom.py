@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataset import DatasetError, MissingDataError, build_benchmark
-from dataset.custom import divide
+from dataset.custom import divide, read_shown
 from dataset.pair_dataset import PairDataset
 from engine.result import read_scores
 from tests.command import call
@@ -93,10 +93,8 @@ def test_one_file_for_all_is_divided_by_image_and_category(tmp_path):
 
 
 def test_a_photo_more_moves_few_others_to_another_split(tmp_path):
-    from dataset.coco import read_coco
-
     write_coco(tmp_path, count=20, categories=("cat",))
-    objects = read_coco(tmp_path / "annotations.json")
+    objects = read_shown(tmp_path / "annotations.json")
     for split in ("trn", "val", "test"):
         assert len(divide(objects, split) ^ divide(objects[:-1], split)) <= 3
 
@@ -165,7 +163,7 @@ def test_without_boxes(tmp_path):
     for annotation in content["annotations"]:
         del annotation["bbox"]
     write_coco(tmp_path / "own", "test.json", content)
-    with pytest.raises(DatasetError, match=r"annotations\[\d\]: no box.*DATASET.THRESHOLD image or kps"):
+    with pytest.raises(DatasetError, match=r"annotation \d+: no box.*DATASET.THRESHOLD image or kps"):
         open_split(tmp_path / "own")
     pair = open_split(tmp_path / "own", threshold_rule="image")[0]
     assert pair.src_bbox.tolist() == [*pair.src_kps.min(axis=0), *pair.src_kps.max(axis=0)]
@@ -203,14 +201,21 @@ def test_an_image_may_show_two_categories(tmp_path):
             r"annotations\[1\]: 'keypoints' is .* expected 5 times x, y",
         ),
         (lambda c: c["annotations"][1]["keypoints"].__setitem__(2, 3), r"a visibility of 0, 1 or 2"),
-        (lambda c: c["annotations"][1]["keypoints"].__setitem__(0, 900), r"keypoint a of the .* outside its image"),
+        (
+            lambda c: c["annotations"][1]["keypoints"].__setitem__(0, 900),
+            r"keypoint a .900, .* lies outside bird/1.png",
+        ),
         (lambda c: c["categories"][0].update(keypoints=["a"] * 5), r"categories\[0\]: 'keypoints' .* each once"),
         (lambda c: c["categories"][0].update(name="a/b"), r"category 'a/b' must be a word"),
         (lambda c: c["categories"][0].update(name="all"), r"a category is called 'all'"),
-        (lambda c: c["images"][1].update(file_name="../x.png"), r"images\[1\]: 'file_name' is '../x.png'"),
-        (lambda c: c["images"][1].update(file_name="bird/0.png"), r"bird/0.png is the file of image 1 already"),
-        (lambda c: c["images"][1].update(file_name="bird/7.png"), r"7.png: no such image \(.*annotations\[1\]\)"),
-        (lambda c: c.pop("categories"), r"test.json: 'categories' is missing"),
+        (lambda c: c["images"][1].update(file_name="../x.png"), r"image 2: 'file_name' is '../x.png'"),
+        (lambda c: c["images"][1].update(file_name="bird/0.png"), r"bird/0.png is the file of images 1 and 2"),
+        (
+            lambda c: c["images"][1].update(width=64),
+            r"annotation 2: bird/1.png has the size .* annotation says \(72, 64\)",
+        ),
+        (lambda c: c["images"][1].update(file_name="bird/7.png"), r"7.png: no such image \(.*annotation 2\)"),
+        (lambda c: c.pop("categories"), r"test.json: neither COCO's format"),
         (lambda c: c.update(annotations=[]), r"test.json: split 'test' has no pair"),
     ],
 )

@@ -9,11 +9,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, DINOv3ViTConfig, DINOv3ViTModel
 
-from config import ConfigError
+from config import ConfigError, load_config
 from model.backbone.facts import dino_facts
 from model.backbone.load import load_vision
 from model.backbone.text import build_byte_tokenizer
 from model.backbone.vision import compute_dino_map
+from model.prompt import new_prompt
+from model.prompt.build import load_text
+from model.prompt.store import save_prompt
 from sd4match import Featurizer, Matcher
 from utils.noise import derive_seeds, draw_noise
 
@@ -94,10 +97,60 @@ def test_all_blocks_at_once(world, make, pictures):
         assert found[name].shape == value.shape and torch.allclose(found[name], value, atol=1e-5), name
 
 
+PARTS = {
+    "up1.attentions.0": "up_blocks.1.attentions.0",
+    "up1.resnets.0": "up_blocks.1.resnets.0",
+    "up1.attentions.1.query": "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q",
+    "up1.attentions.0.key": "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k",
+    "down1.attentions.0.value": "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v",
+    "mid.attentions.0.transformer_blocks.0.attn2.to_q": "mid_block.attentions.0.transformer_blocks.0.attn2.to_q",
+}
+
+
+@pytest.mark.parametrize("names", [[name] for name in PARTS] + [list(PARTS), [*PARTS, "up1"]])
+def test_parts_of_blocks_queries_and_keys(world, make, pictures, names):
+    """Alone and together: the UNet is cut after the last of them."""
+    featurizer = make(names, timestep=50, ensemble=1)
+    found = featurizer(pictures[:1])
+    _, _, seed = featurizer._read(pictures[0])
+    pixels = torch.nn.functional.interpolate(as_tensor(pictures[0])[None], SIZE, mode="bilinear", antialias=True)
+    paths = {name: (PARTS | BLOCKS)[name] for name in names}
+    expected = plain_hooks(world.root / "sd", pixels * 2 - 1, torch.tensor([seed]), "", 50, 1, paths)
+    for name, value in expected.items():
+        if value.dim() == 3:  # tokens, row by row
+            h, w = found[name].shape[-2:]
+            assert h * w == value.shape[1] and h / w == SIZE[0] / SIZE[1]
+            value = value.transpose(1, 2).reshape(1, -1, h, w)
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
 def test_the_features_of_a_matcher(world, make, pictures):
     matcher = Matcher.from_pretrained(str(world.root / "sd"), "empty", "cpu", image_size=SIZE, ensemble=2)
     found = make(timestep=matcher.config.TEST.TIMESTEP)(pictures[0])
     assert torch.allclose(found["up1"][0], matcher.encode(pictures[0]).feature, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Single", "Class"])
+def test_a_learned_prompt(world, make, pictures, tmp_path, kind):
+    """By its folder as the prompt, or as the name that brings its network."""
+    name = f"{kind}_spair_sd_TokenEmbeds9"
+    learned = new_prompt(name, load_text(load_config(None, world.opts(tmp_path))), categories=["bird", "cat"])
+    save_prompt(tmp_path / name, learned)
+    category = "cat" if kind == "Class" else None
+    matcher = Matcher.from_pretrained(
+        str(world.root / "sd"), str(tmp_path / name), "cpu", image_size=SIZE, ensemble=2, timestep=50
+    )
+    found = make(timestep=50, prompt=str(tmp_path / name))(pictures[0], category=category)
+    assert torch.allclose(found["up1"][0], matcher.encode(pictures[0], category).feature, atol=1e-5)
+    assert not torch.allclose(found["up1"], make(timestep=50)(pictures[0])["up1"], atol=1e-4)
+
+
+def test_a_prompt_made_from_images_is_refused(world, make, tmp_path):
+    name = "CPM_spair_sd_Img-DINO-Head-G2-C4"
+    text = load_text(load_config(None, world.opts(tmp_path)))
+    save_prompt(tmp_path / name, new_prompt(name, text, condition_shape=(17, 24)))
+    with pytest.raises(ConfigError, match=f"{name} is made from images: use Matcher"):
+        make(prompt=str(tmp_path / name), settings={"CONDITION.DINO_FOLDER": str(world.root / "dino")})
 
 
 def test_a_batch_is_its_images_and_a_tensor_its_picture(make, pictures):
@@ -258,6 +311,11 @@ def test_wrong_images_are_named(make, images, message):
 def test_wrong_layers_of_dino(world):
     with pytest.raises(ValueError, match="has no layer up1; it has block0, block0.query.*last"):
         Featurizer(str(world.root / "dino"), "up1")
+
+
+def test_the_mini_networks_say_what_they_know(caplog):
+    assert len(Featurizer("mini", "mid", ensemble=1)(torch.rand(2, 3, 40, 40))["mid"]) == 2
+    assert "know only the rendered pictures" in caplog.text
 
 
 def test_torch_hub(world):
