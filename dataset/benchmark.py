@@ -122,6 +122,10 @@ class Benchmark(Sequence):
         """What mirroring makes of the keypoints of a category of pairs; None where nobody has said."""
         return self.symmetries.get(category)
 
+    def find_ids(self, category: str, names: Iterable[str]) -> list[int]:
+        """Numbers of a category's keypoints, by which its symmetry knows them; -1 of an unknown one."""
+        return [int(name) if name.isdecimal() else -1 for name in names]
+
     @cached_property
     def symmetries(self) -> Mapping[str, Symmetry]:
         """By category: of the file keypoints.json in the data set's folder, or the tables that are known."""

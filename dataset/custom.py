@@ -6,18 +6,20 @@ import hashlib
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation import read_labels
+from dataset.annotation import Category, read_labels
 from dataset.benchmark import Benchmark
 from dataset.error import DatasetError
 from dataset.parse import Fields, is_file_name, measure_image, read_csv, refuse_marks
 from dataset.pfwillow import tight_box
 from dataset.record import ImageRef, Keypoints
+from dataset.symmetry import Symmetry, build_symmetry
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
 
@@ -91,6 +93,27 @@ and one of
             if not is_file_name(name):
                 raise DatasetError(f"{self.root}: the category {name!r} must be a word that can name a file")
         return sorted(found)
+
+    @cached_property
+    def _labelled(self) -> dict[str, Category]:
+        """Categories of the COCO file by name; none of a list."""
+        path = self.split_files()[0]
+        found = {} if path.suffix == ".csv" else read_labels(path, path.parent / "images").categories
+        return {category.name: category for category in found.values()}
+
+    def find_ids(self, category: str, names: Iterable[str]) -> list[int]:
+        """Places of the names in their category; those that are numbers in a list."""
+        if category not in self._labelled:
+            return super().find_ids(category, names)
+        return list(map(self._labelled[category].keypoints.index, names))
+
+    @cached_property
+    def symmetries(self) -> Mapping[str, Symmetry]:
+        """Of categories whose names, or "flip_pairs", tell left from right; keypoints that change places are alike."""
+        flips = {name: category.find_flip() for name, category in self._labelled.items()}
+        pairs = {name: [(i, j) for i, j in enumerate(flip) if i < j] for name, flip in flips.items() if flip}
+        found = {name: build_symmetry(len(flips[name]), both, both) for name, both in pairs.items()}
+        return {**found, **super().symmetries}
 
     def read(self) -> PairTable:
         return self._read_list() if self.split_files()[0].suffix == ".csv" else self._read_objects()
@@ -174,7 +197,7 @@ and one of
         """The box (4,) or, where none is needed nor given, that around the points."""
         if not np.isnan(box).any():
             return box
-        if self.threshold_rule == "bbox":
+        if "bbox" in self.threshold_rule:
             raise DatasetError(f"{where}: no box to measure PCK by; add boxes, or set DATASET.THRESHOLD image or kps")
         return tight_box(kps)
 

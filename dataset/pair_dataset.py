@@ -6,7 +6,7 @@ Keypoints of a batch are (x, y) pixels of the network's input, unless the name e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,6 @@ def pack_kps(kps: torch.Tensor, max_kps: int) -> torch.Tensor:
 def pack_ids(ids: Sequence[int], max_kps: int) -> torch.Tensor:
     """(max_kps,) int64: the ids, then -1."""
     return torch.tensor([*ids, *[-1] * (max_kps - len(ids))], dtype=torch.int64)
-
-
-def parse_ids(names: Iterable[str]) -> list[int]:
-    """The benchmark's numbers of keypoints; -1 of a name that is no number."""
-    return [int(name) if name.isdecimal() else -1 for name in names]
 
 
 class PairDataset(Dataset):
@@ -173,12 +168,14 @@ class PairDataset(Dataset):
 
     def _symmetry(self, record: PairRecord) -> dict[str, Any]:
         """Which keypoint is which, and what else the two images show."""
-        max_kps, ids = self.benchmark.max_kps, parse_ids(record.kps_ids)
+        max_kps, ids = self.benchmark.max_kps, self.benchmark.find_ids(record.category, record.kps_ids)
         symmetry = self.benchmark.find_symmetry(record.category)
         known = record.src_seen is not None and record.trg_seen is not None
         aware = torch.zeros(max_kps, dtype=torch.bool)
         if symmetry and known:
-            aware[: len(ids)] = torch.from_numpy(symmetry.find_aware(ids, parse_ids(record.trg_seen.ids)))
+            aware[: len(ids)] = torch.from_numpy(
+                symmetry.find_aware(ids, self.benchmark.find_ids(record.category, record.trg_seen.ids))
+            )
         item = {
             "kps_ids": pack_ids(ids, max_kps),
             "kps_partner": pack_ids(symmetry.partners(ids).tolist() if symmetry else [], max_kps),
@@ -190,7 +187,7 @@ class PairDataset(Dataset):
             px = self.frame.to_px(torch.from_numpy(points), ref.size)
             item[f"{side}_seen"] = pack_kps(self.frame.clamp(px), max_kps)
             item[f"{side}_seen_orig"] = pack_kps(torch.from_numpy(points), max_kps)
-            seen_ids = parse_ids(names)
+            seen_ids = self.benchmark.find_ids(record.category, names)
             item[f"{side}_seen_ids"] = pack_ids(seen_ids, max_kps)
             item[f"{side}_seen_partner"] = pack_ids(symmetry.partners(seen_ids).tolist() if symmetry else [], max_kps)
         return item

@@ -169,6 +169,22 @@ def test_without_boxes(tmp_path):
     assert pair.src_bbox.tolist() == [*pair.src_kps.min(axis=0), *pair.src_kps.max(axis=0)]
 
 
+def test_left_and_right_of_named_keypoints(tmp_path):
+    content = coco(write_images(tmp_path / "own"), {("cat/1.png", 0)})
+    for category in content["categories"]:
+        category["keypoints"] = ["nose", "left_eye", "right_eye", "left_foot", "right_foot"]
+    write_coco(tmp_path / "own", "test.json", content)
+    benchmark = open_split(tmp_path / "own")
+    assert benchmark.find_symmetry("cat").permutation == (0, 2, 1, 4, 3)
+    item = next(
+        item
+        for pair, item in zip(benchmark, PairDataset(benchmark, 48), strict=True)
+        if name_of(pair.src) == "cat/0.png" and name_of(pair.trg) == "cat/1.png"
+    )
+    assert item["kps_ids"].tolist() == [1, 2, 3, 4, -1] and item["kps_partner"].tolist() == [2, 1, 4, 3, -1]
+    assert item["kps_aware"].tolist() == [True] * 4 + [False] and item["src_seen_ids"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_images_with_several_objects_of_a_category_are_left_out_and_said(tmp_path, caplog):
     content = coco(write_images(tmp_path / "own"))
     content["annotations"].append(content["annotations"][0] | {"id": 99})
