@@ -21,7 +21,7 @@ from engine.check import check_config
 from engine.identity import what_makes_matches
 from engine.transfer import move_batch
 from model.backbone.device import check_finite, resolve_device
-from model.method.base import Method
+from model.method.base import FeatureMethod, Method
 from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
 from model.source import find_sources, load_sources
@@ -81,12 +81,13 @@ class Matcher:
         | None = None,  # "text", "empty", a learned prompt's name, folder or hub id; None: name's, or "text"
         device: str = "auto",  # "auto" (GPU if there is one), or a torch device
         *,
-        method: str | None = None,  # "sd4match" (default), "dinov2", "sd_dino", "cleandift", "geoaware"
+        method: str
+        | None = None,  # "sd4match" (default), "dinov2", "sd_dino", "cleandift", "geoaware", "ldm_correspondence"
         weights: str | Path | None = None,  # learned weights other than prompts: name below OUTPUT_ROOT/prompt, folder
         timestep: int | None = None,  # diffusion step, 0..999; None: the one that suits the prompt
         ensemble: int | None = None,  # noise draws that are averaged; None: the configuration's
         layer: int | None = None,  # up-block that gives the features; None: the configuration's
-        localiser: str | None = None,  # "nn", "bilinear", "softmax", "kernelsoftmax", "window"
+        localiser: str | None = None,  # "nn", "bilinear", "softmax", "kernelsoftmax", "window", "centre"
         image_size: int | tuple[int, int] | None = None,  # (H, W) of the networks' input
         precision: str | None = None,  # "auto", "fp32", "fp16", "bf16"
         seed: int | None = None,  # of the noise
@@ -309,13 +310,24 @@ class Matcher:
         batch = {f"src_{key}": value for key, value in _join(sources).items()}
         batch |= {f"trg_{key}": value for key, value in _join(targets).items()}
         batch["category"] = [target.category for target in targets]
+        batch, seeds = move_batch(batch, self.device), torch.stack([_seeds(sources), _seeds(targets)], dim=1)
+        if not isinstance(self._method, FeatureMethod):
+            return [self._make_point_pair(source, target, batch, seeds, i) for i, target in enumerate(targets)]
         with self._lock:
-            maps = self._method.pair_features(
-                move_batch(batch, self.device), torch.stack([_seeds(sources), _seeds(targets)], dim=1)
-            )
+            maps = self._method.pair_features(batch, seeds)
             for features, images in zip(maps, (sources, targets), strict=True):
                 self._check(features, images)
         return [self._make_pair(source, target, *features) for target, *features in zip(targets, *maps, strict=True)]
+
+    def _make_point_pair(
+        self, source: ImageFeatures, target: ImageFeatures, batch: dict, seeds: Tensor, i: int
+    ) -> Pair:
+        from sd4match.point_pair import PointPair
+
+        images = {key: batch[key][i : i + 1] for key in ("src_image", "trg_image")}
+        similarity = self._method.similarity(images, seeds[i : i + 1])
+        pictures, maps = (source.picture, target.picture), (images["src_image"][0], images["trg_image"][0])
+        return PointPair(*pictures, *maps, self._setting, similarity=similarity, lock=self._lock)
 
     def _check(self, features: Tensor, images: list[ImageFeatures]) -> None:
         """NetworkError for features with an inf or nan."""

@@ -108,7 +108,7 @@ class Pair:
         parts = []
         for query in self._ask(self.src_feat, self.trg_feat, self._to_cells(points), trg_cells, budget_mib):
             cells, sim = LOCALISERS[localiser](query)[0], query.sim[0]
-            parts.append((cells, sim.flatten(1).amax(dim=1), _mass_near(sim, cells, query.beta)))
+            parts.append((cells, sim.flatten(1).amax(dim=1), mass_near(sim, cells, query.beta)))
         cells, similarity, mass = map(torch.cat, zip(*parts, strict=True))
         queries = self._ask(self.trg_feat, self.src_feat, cells, src_cells, budget_mib)
         back = torch.cat([LOCALISERS[localiser](query)[0] for query in queries])
@@ -262,7 +262,7 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
-def _mass_near(sim: Tensor, cells: Tensor, beta: float) -> Tensor:
+def mass_near(sim: Tensor, cells: Tensor, beta: float) -> Tensor:
     """Share (N,) of softmax(sim / beta), sim (N, h, w), within NEAR of the map's longer side around cells (N, 2)."""
     height, width = sim.shape[-2:]
     p = (sim.flatten(1) / beta).softmax(dim=1)

@@ -40,6 +40,7 @@ def _make_preset(backbone: str, folder: str) -> Preset:
 PRESETS = {
     "mini": Preset("config/mini/base.yaml", "config/mini/base.yaml", "config/mini/{method}.yaml"),
     **{name: _make_preset(name, default_hub_id(name)) for name in ("sd2-1", "sd2-1-base", "sd1-5")},
+    "sd1-4": _make_preset("sd1-4", "CompVis/stable-diffusion-v1-4"),
     "geoaware": Preset(*["config/spair/geoaware.yaml"] * 3),  # a method with networks of its own
 }
 

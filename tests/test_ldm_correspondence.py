@@ -346,3 +346,46 @@ def test_settings_that_cannot_be_used(world, tmp_path, key, value, said):
     check_config(cfg, training=False)
     with pytest.raises(ConfigError, match=said):
         LDMCorrespondence.build(cfg, torch.device("cpu"), None, False)
+
+
+# ---- two photos -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(world):
+    from PIL import Image
+
+    from sd4match import Matcher
+
+    matcher = Matcher.from_config(settings(world, "/nowhere"))
+    return matcher.pair(Image.new("RGB", (80, 40), "red"), Image.effect_noise((50, 100), 90).convert("RGB"))
+
+
+def test_points_of_two_photos(pair):
+    passes = []
+    found = pair.match([(20, 10), (70, 39)], progress=lambda done, total: passes.append((done, total)))
+    rows = 2 * 2  # points, rounds: 2 steps, then 5 crops
+    assert passes == [(rows * i, 2 * rows) for i in (1, 2)] + [(rows * i, 5 * rows) for i in range(1, 6)]
+    assert found.points.shape == (2, 2)
+    heat = pair.heatmap((20, 10))
+    assert heat.shape == (100, 50) and (heat.min(), heat.max()) == (0, 1)
+    x, y = found.points[0]
+    assert heat[min(round(y), 99), min(round(x), 49)] > 0.9
+    passes.clear()
+    again = pair.match([(70, 39)], progress=lambda *_: passes.append(1))
+    assert not passes and (again.points == found.points[1:]).all()
+    assert pair.maps([(20, 10)], on_source=True).shape == (1, 2, 64, 64)
+    json.dumps(found.to_records(), allow_nan=False)
+
+
+def test_a_match_is_cancelled_by_its_callback(pair):
+    class Cancelled(Exception):
+        pass
+
+    def stop(done, total):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pair.match([(1, 2)], progress=stop)
+    with pytest.raises(ConfigError, match="point by point"):
+        pair.dense()
