@@ -13,6 +13,8 @@ from config import ConfigError, get_default_config
 from dataset import Benchmark
 from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
+from engine.identity import what_makes_matches
+from engine.journal import Journal
 from engine.picture import Preview, choose_pairs, draw_pairs
 from engine.process import gather_scores
 from engine.result import (
@@ -27,6 +29,7 @@ from engine.result import (
     write_scores,
 )
 from engine.task import Summary, Task
+from model.source import find_caches
 from utils.frame import build_frame
 from utils.metrics import count_confused, keypoint_average_precision, measure_aware, refuse_nearer, select_aware
 from utils.pck import AWARE, KAP, PARTNER, PROTOCOLS, TOTAL, alpha_key, summarise
@@ -63,7 +66,8 @@ class Correspondence(Task):
         section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
         share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
         protocol = build_protocol(cfg)
-        scores = gather_scores(evaluate(method, data, protocol, cfg.SEED, accelerator.device, share))
+        journal = build_journal(cfg, method) if method.keeps_pairs else None
+        scores = gather_scores(evaluate(method, data, protocol, cfg.SEED, accelerator.device, share, journal))
         return summarise_scores(cfg, scores, data), scores
 
     def is_sound(self, summary: Summary) -> bool:
@@ -115,6 +119,12 @@ class Correspondence(Task):
 
     def build_preview(self, cfg, device) -> Preview:
         return Preview(cfg, device)
+
+
+def build_journal(cfg, method) -> Journal:
+    """Of predictions on the configured data set, whatever they are judged by."""
+    folder = find_caches(cfg) / "predictions" / cfg.DATASET.NAME
+    return Journal(folder, what_makes_matches(cfg, method), cfg.EVAL.LOCALISERS)
 
 
 def build_protocol(cfg) -> Protocol:

@@ -13,6 +13,7 @@ from config import ConfigError
 from dataset import Benchmark
 from dataset.pair_dataset import ImageDataset, PairDataset, collate, drop_padding
 from dataset.record import mirror_identifier, mirror_ref
+from engine.journal import Journal
 from engine.transfer import build_loader, move_batch
 from model.backbone.device import check_finite
 from model.method.base import Method
@@ -51,7 +52,13 @@ class Share:
 
 @torch.no_grad()
 def evaluate(
-    method: Method, dataset: PairDataset, protocol: Protocol, seed: int, device: torch.device, share: Share
+    method: Method,
+    dataset: PairDataset,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+    share: Share,
+    journal: Journal | None = None,  # of predictions; not of the maps that KAP and aligned poses ask for
 ) -> pd.DataFrame:
     """The scores of this process's share of the pairs (PCKEvaluator's, in no particular order).
 
@@ -61,6 +68,12 @@ def evaluate(
     if protocol.kap != "none":
         require_seen(dataset.benchmark)
     positions = share_positions(dataset, share.rank, share.world)
+    journal = None if protocol.kap != "none" or dataset.alignment else journal
+    done = set()
+    for position, batch, found in journal.read(dataset, positions) if journal else ():
+        evaluator.update(batch, found)
+        done.add(position)
+    positions = [position for position in positions if position not in done]
     with progress(None, "evaluating", len(positions), shown=share.rank == 0, unit="pair") as bar:
         for batch, similarity in match_pairs(
             method, dataset, positions, seed, device, share.batch_size, share.num_workers
@@ -80,6 +93,8 @@ def evaluate(
                 found, columns = dataset.alignment.predict(batch, similarity, find, found)
                 more |= columns
             evaluator.update(batch, {name: points.cpu() for name, points in found.items()}, more)
+            if journal:
+                journal.keep(dataset, batch, found)
             bar.update(len(src_kps))
     return evaluator.scores()
 

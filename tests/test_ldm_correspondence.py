@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 import test as test_script
 from config import ConfigError, load_config
+from engine.build import build_test
 from engine.check import check_config
+from engine.correspondence import build_journal, build_protocol
+from engine.evaluate import Share, evaluate
 from engine.report import build_result_stem
 from model.method.embedding_store import EmbeddingStore
 from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
@@ -20,6 +23,7 @@ from tests.tiny import SD_CONFIG
 from utils.crop import CropRule, bilinear_matrix
 from utils.localise import LOCALISERS, Query
 from utils.noise import derive_seeds, draw_noise
+from utils.pck import merge_scores
 
 RELEASE = CropRule.from_shares(512, 93.16549294381423, 0.15)
 SIDE, LAYERS, HEADS, TOKEN = 64, ("mid.0", "up1.0"), (1, 0), 3
@@ -291,6 +295,50 @@ def test_it_is_tested_like_any_other_and_neither_batches_nor_chunks_matter(world
     )
     assert first == other
     assert list((tmp_path / "a" / "asset" / "LDM-embedding").rglob("*@*.safetensors"))
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_test_that_was_stopped_goes_on_where_it_was(world, tmp_path, monkeypatch):
+    """Pair by pair; and another judgement needs no networks."""
+    alone = score(world, tmp_path / "a", "EVAL.BATCH_SIZE", "1")
+    read, calls = LDMCorrespondence.read, []
+
+    def stop(self, *more):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(self, *more)
+
+    monkeypatch.setattr(LDMCorrespondence, "read", stop)
+    with pytest.raises(KeyboardInterrupt):
+        score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "1")
+    resumed = score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "1")
+    assert len(calls) == 3 + 2 and resumed == alone or resumed[0] == alone[0]
+    strict, about = score(world, tmp_path / "b", "DATASET.THRESHOLD", "src_bbox", "EVAL.ALPHAS", "[0.01]")
+    assert len(calls) == 5 and strict == alone[0] and set(about["summary"]["pck"]["centre"]) == {"0.01"}
+    score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "2", "LDM.CROPS", "4")  # read again, with the same embeddings
+    assert len(calls) == 7
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_two_processes_find_what_one_finds(world, tmp_path):
+    """Each takes its share of the pairs; they meet in the stores."""
+    cfg = settings(world, tmp_path)
+    alone = evaluate_alone(cfg, Share(batch_size=2))
+    parts = [
+        evaluate_alone(settings(world, tmp_path / "two"), Share(batch_size=2, rank=rank, world=2)) for rank in (0, 1)
+    ]
+    assert [len(part) for part in parts] == [2, 2]
+    together = merge_scores(parts)
+    for one, two in zip(together["point:centre"], alone.sort_values("index")["point:centre"], strict=True):
+        assert (one == two).all()
+
+
+def evaluate_alone(cfg, share):
+    _, pairs, method = build_test(cfg)
+    return evaluate(
+        method, pairs, build_protocol(cfg), cfg.SEED, torch.device("cpu"), share, build_journal(cfg, method)
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class Method(nn.Module):
     block, precision = "the feature map", "fp32"  # what gives the features, and in which precision: for messages
     joint = 1  # items that `rank` must be given together
     per_image = False  # whether an image's features do not depend on its partner (see FeatureMethod)
+    keeps_pairs = False  # so slow that a test keeps the predictions for every pair as they come
     image_size: tuple[int, int]  # (H, W) of the frame
     objective: nn.Module | None  # a loss of loss/, set for training
 

@@ -41,6 +41,7 @@ class LDMCorrespondence(Method):
     """Maps (B, N, R, R) of the points over the target, at the resolution of the image of R x R pixels."""
 
     reads = ("image",)
+    keeps_pairs = True
     block = "the attention maps"
 
     def __init__(
