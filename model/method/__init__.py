@@ -41,6 +41,10 @@ METHODS: dict[str, Entry] = {
         "model.method.sd_dino:SDDINO", ("posterior", "dino"), takes_prompt=True, learns=True, adds_noise=True
     ),
     "dsd": Entry("model.method.dsd:DSD", ("posterior",), learns=True, task="ranking", section="DSD"),
+    "same_place": Entry("model.method.same_place:SamePlace", ()),
+    "word_attention": Entry(
+        "model.method.word_attention:WordAttention", ("posterior",), takes_prompt=True, section="LDM"
+    ),
     "ldm_correspondence": Entry(
         "model.method.ldm_correspondence:LDMCorrespondence", ("image",), section="LDM", runs_diffusion=True
     ),

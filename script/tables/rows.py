@@ -260,8 +260,9 @@ def build_tables(world: World) -> dict[str, Table]:
         ),
     )
     from script.tables.further import list_further_tables
+    from script.tables.ldm import list_ldm_tables
 
-    return {table.name: table for table in (*tables, *list_further_tables(world))}
+    return {table.name: table for table in (*tables, *list_further_tables(world), *list_ldm_tables(world))}
 
 
 def _untuned(prompt: str, *opts: str, key: str = "", data: Iterable[str] = ("spair",)) -> Rows:
