@@ -296,12 +296,13 @@ def run_test(cfg):
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
-    cfg = settings_of(world, tmp_path, "METHOD.NAME", name)
+    small = ("LDM.LAYERS", "['mid.0']", "LDM.HEADS", "[]", "LDM.STEPS", "1", "LDM.ROUNDS", "1", "LDM.CROPS", "1")
+    cfg = settings_of(world, tmp_path, "METHOD.NAME", name, *(small if METHODS[name].section == "LDM" else ()))
     summary = run_test(cfg)
     assert summary["pairs"] == 4
     caches = {path.parent.name for path in (tmp_path / "asset").glob("*/spair")}
     folders = {"posterior": "VAE-tiny", "dino": "DINOv2-map"}
-    assert caches == {folders[kind] for kind in METHODS[name].reads}
+    assert caches & set(folders.values()) == {folders[kind] for kind in METHODS[name].reads if kind in folders}
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
