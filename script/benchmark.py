@@ -8,6 +8,7 @@
     python script/benchmark.py index                                # pairs/s of opening annotations of SPair-71k's size
     python script/benchmark.py cache --network sd2-1-random         # images/s of DINOv2 features from disk
     python script/benchmark.py rank --network mini                  # items/s of texts and images scored by DSD
+    python script/benchmark.py points --network mini --pairs 2      # points/s of LDM_correspondences
     python script/benchmark.py count --network sd2-1-random         # arithmetic of a pair; nothing is run
 
 Both sides run in one process, in turn (A B A B ...), after warm-up; medians and quartiles are over rounds. Whether both
@@ -31,7 +32,7 @@ from config import ConfigError  # noqa: E402
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
-MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "rank", "count")
+MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "rank", "points", "count")
 HEAD = (
     "| command | ours | reference | ratio | TFLOP ours / reference | GPU memory ours / reference |\n" + "|---" * 6 + "|"
 )
@@ -118,6 +119,7 @@ def format_counts(work, ensemble: int) -> str:
 def main() -> int:
     args, load = parse_args(), os.getloadavg()[0]
     from script.speed import sides
+    from script.speed.points import compare_points
     from script.speed.ranking import compare_rankings
 
     if args.network not in sides.NETWORKS and not Path(args.network).is_dir():
@@ -129,7 +131,7 @@ def main() -> int:
         if args.mode == "count":
             print(format_counts(sides.make_work(cfg), cfg.TEST.ENSEMBLE))
             return 0
-        compare = compare_rankings if args.mode == "rank" else sides.COMPARISONS[args.mode]
+        compare = (sides.COMPARISONS | {"rank": compare_rankings, "points": compare_points})[args.mode]
         comparison, device = compare(cfg, args), sides.resolve_device(cfg.DEVICE)
         time_sides(comparison, args.repeats, device)
     print(f"{describe_device(device)}, load average {load:.2f}")

@@ -437,3 +437,36 @@ def test_a_match_is_cancelled_by_its_callback(pair):
         pair.match([(1, 2)], progress=stop)
     with pytest.raises(ConfigError, match="point by point"):
         pair.dense()
+
+
+def test_arithmetic_at_the_size_of_the_release():
+    """Without weights: a step costs 60 % of the whole UNet forward, about as much backward, and no VAE."""
+    from script.speed.points import count_point
+
+    cfg = load_config(
+        None, ["NETWORK.INIT", "random", "NETWORK.ARCHITECTURE", "sd1-5", "DATASET.IMAGE_SIZE", "[512,512]"]
+    )
+    work = {name: [part / 1e12 for part in parts] for name, parts in count_point(cfg).items()}
+    step, reading, vae = work["plain"]
+    assert (reading, vae) == pytest.approx((0.80, 1.12), abs=0.02)
+    assert work["ours"][1] == pytest.approx(0.48, abs=0.01) and work["ours"][2] == 0
+    per_point = {name: 645 * (step + vae) + 100 * (reading + vae) for name, (step, reading, vae) in work.items()}
+    encoded = 2 * 1296 * 1.12 / 20  # every crop of both images once, for the 20 points of a pair
+    assert per_point["plain"] > 2 * (per_point["ours"] + encoded)
+
+
+def test_the_benchmark_times_both_sides(world, monkeypatch, capsys):
+    import sys
+
+    from script import benchmark
+
+    # fmt: off
+    argv = [
+        "benchmark.py", "points", "--network", str(world.root / "sd"), "--pairs", "1", "--repeats", "1",
+        "CONDITION.DINO_FOLDER", str(world.root / "dino"), "NETWORK.NAME", "tiny", "DATASET.IMAGE_SIZE", "[64,64]",
+        "LDM.LAYERS", "['mid.0']", "LDM.HEADS", "[0,1]", "LDM.STEPS", "2", "LDM.ROUNDS", "1", "LDM.CROPS", "4",
+        "DEVICE", "cpu",
+    ]
+    # fmt: on
+    monkeypatch.setattr(sys, "argv", argv)
+    assert benchmark.main() == 0 and "equal numbers: yes" in capsys.readouterr().out

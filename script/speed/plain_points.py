@@ -33,7 +33,7 @@ class PlainPoints:
         side: int,
         margin: int,
         layers: Sequence[str],
-        heads: Sequence[int],
+        heads: Sequence[int] | None,  # None: all
         token: int,
         uniform_noise: bool = True,
     ) -> None:
@@ -61,7 +61,7 @@ class PlainPoints:
             image, x = image.flip(-1), size - x
         x0, y0 = (self._start(size, value, chance[axis]) for axis, value in enumerate((x, y)))
         maps = self._maps(image, x0, y0, descent.timestep, embedding, seed, 2 * step + 2)
-        whole = _resize(maps, size).mean(dim=1)
+        whole = _resize(maps, size)
         row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
         centre = [(x - x0) / self.side * size, (y - y0) / self.side * size]
         blob = torch.exp(-((column - centre[0]) ** 2 + (row - centre[1]) ** 2) / (2 * descent.sigma**2))
@@ -71,20 +71,20 @@ class PlainPoints:
     def read(self, image: Tensor, embedding: Tensor, seed: int, reading: Reading) -> Tensor:
         """Maps (layers, R, R) of an embedding."""
         size = image.shape[-1]
-        total, count = torch.zeros(len(self.layers), len(self.heads), size, size), torch.zeros(size, size)
+        total, count = torch.zeros(len(self.layers), size, size), torch.zeros(size, size)
         corners = [(0, 0), (0, size), (size, 0), (size, size)]
         for number in range(reading.crops):
             if number < 4:
                 x, y = corners[number]
             else:
-                place = int((total / count).mean(dim=(0, 1)).argmax())
+                place = int((total / count).mean(dim=0).argmax())
                 x, y = place % size + 0.5, place // size + 0.5
             chance = draw_noise(derive_seeds(torch.tensor([seed]), 2 * number + 1), (2,), uniform=True)[0]
             x0, y0 = (self._start(size, value, chance[axis]) for axis, value in enumerate((x, y)))
             maps = self._maps(image, x0, y0, reading.timestep, embedding, seed, 2 * number + 2)
-            total[:, :, y0 : y0 + self.side, x0 : x0 + self.side] += _resize(maps, self.side)
+            total[:, y0 : y0 + self.side, x0 : x0 + self.side] += _resize(maps, self.side)
             count[y0 : y0 + self.side, x0 : x0 + self.side] += 1
-        return (total / count).mean(dim=1)
+        return total / count
 
     def _start(self, size: int, value: float, chance: Tensor) -> int:
         slack = size - self.side
@@ -103,14 +103,15 @@ class PlainPoints:
         step = torch.tensor([timestep])
         with _writing_down(self.unet, self.layers) as kept:
             self.unet(self.scheduler.add_noise(latent, noise, step), step, embedding[None])
-        maps = [kept[layer][list(self.heads), :, self.token] for layer in self.layers]
+        heads = slice(None) if self.heads is None else list(self.heads)
+        maps = [kept[layer][heads, :, self.token] for layer in self.layers]
         return [value.unflatten(1, (round(value.shape[1] ** 0.5),) * 2) for value in maps]
 
 
 def _resize(maps: Sequence[Tensor], size: int) -> Tensor:
-    """(layers, heads, size, size)."""
+    """(layers, size, size): every head's map resized, then their mean."""
     whole = [F.interpolate(value[None], (size, size), mode="bilinear", align_corners=False) for value in maps]
-    return torch.cat(whole)
+    return torch.stack([value[0].mean(dim=0) for value in whole])
 
 
 @contextmanager

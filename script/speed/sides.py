@@ -85,8 +85,11 @@ def make_config(args: argparse.Namespace, root: str):
     if args.mode == "rank":
         config_file = config_file and "config/mini/dsd.yaml"
         overrides |= {"DATASET.NAME": "manifest", "METHOD.NAME": "dsd"}
+    if args.mode == "points":
+        config_file = config_file and "config/mini/ldm_correspondence.yaml"
+        overrides["METHOD.NAME"] = "ldm_correspondence"
     cfg = load_config(config_file, args.opts, overrides)
-    check_config(cfg, training=args.mode not in ("features", "rank"))
+    check_config(cfg, training=args.mode not in ("features", "rank", "points"))
     if cfg.PROMPT.KIND != "CPM":
         raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg
