@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,11 +19,12 @@ from config import ConfigError, change_config, load_config
 from dataset import BENCHMARKS, MissingDataError
 from dataset.pair_dataset import PairDataset
 from engine.build import build_pairs
+from engine.picture import MAPS
 from engine.ranking import ITEMS
 from engine.result import PAIRS, PREDICTIONS, read_predictions, read_scores
 from utils.pck import ERROR, POINT
 from utils.progress import progress
-from utils.store import write_text
+from utils.store import digest, write_text
 
 SCORES = (PAIRS, ITEMS)  # what the names of tables of scores end in
 TEMPLATE = Path(__file__).parent / "static" / "viewer.html"
@@ -136,8 +138,8 @@ class Page:
             "alphas": self.alphas,
             "pairs": [self._describe_pair(row, dataset, positions.get(row.pair_id)) for row in pairs],
             "methods": [
-                self._describe_method(name, table, list(known["pair_id"]))
-                for name, table in zip(self._name_methods(), tables, strict=True)
+                self._describe_method(name, table, list(known["pair_id"]), result.stem)
+                for name, table, result in zip(self._name_methods(), tables, self.results, strict=True)
             ],
         }
 
@@ -191,7 +193,14 @@ class Page:
         height, width = ref.size
         return {"image": number, "w": width, "h": height, "flip": int(ref.flip), "kps": _tenths(kps)}
 
-    def _describe_method(self, name: str, table: pd.DataFrame, known: Sequence[str]) -> dict[str, Any]:
+    def _find_maps(self, stem: Path, known: Sequence[str]) -> list[list[int] | None]:
+        """For each known pair the pictures of its points' maps, if test.py has drawn them."""
+        found: dict[str, list[int]] = {}
+        for path in sorted(stem.parent.glob(f"{escape(stem.name)}_*_{MAPS}_*.png")):
+            found.setdefault(path.stem.split("_")[-2], []).append(self._number(str(path)))
+        return [found.get(digest(name)[:8]) for name in known]
+
+    def _describe_method(self, name: str, table: pd.DataFrame, known: Sequence[str], stem: Path) -> dict[str, Any]:
         """For each known pair, null if it was not tested: {localiser: hits at each alpha}, and where points were kept
         {localiser: [points, px of the original target; errors as a share of PCK's threshold]}."""
         rows = table.to_dict("index")
@@ -202,7 +211,7 @@ class Page:
             scale = max(float(row["threshold"]), 1e-9) if row else 1.0
             shares = {n: np.round(row[ERROR + n].astype(float) / scale, 6).tolist() for n in shown}
             found.append({n: [_tenths(row[POINT + n]), shares[n]] for n in shown} or None)
-        return {"name": name, "hits": hits, "found": found}
+        return {"name": name, "hits": hits, "found": found, "maps": self._find_maps(stem, known)}
 
 
 def _points_of(row: dict[str, Any], localiser: str) -> Sequence:

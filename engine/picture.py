@@ -23,6 +23,7 @@ from utils.draw import (
     plot_correlations,
     plot_dense,
     plot_generated,
+    plot_layer_maps,
     plot_matches,
     render,
 )
@@ -30,9 +31,13 @@ from utils.geometry import cell_to_px, px_to_cell
 from utils.localise import FeatureSimilarity, Similarity, localise
 from utils.pck import compute_hits
 from utils.plot import FeaturePair
+from utils.store import digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+MAPS = "maps"  # what the names of pictures of a point's maps start with
 
 
 def choose_pairs(dataset: PairDataset, n_pairs: int) -> list[int]:
@@ -136,8 +141,24 @@ def draw_pairs(
     for position in positions:
         row = {title: match_pair(cfg, method, dataset, position, device)}
         correlation = plot_correlations([row], [choose_point(row)], WIDE_PANEL)
-        pictures.append({"matches": plot_matches([row], WIDE_PANEL), "correlation": correlation})
+        maps = draw_layer_maps(method, dataset, position, row[title], cfg.SEED, device)
+        pictures.append({"matches": plot_matches([row], WIDE_PANEL), "correlation": correlation, **maps})
     return pictures
+
+
+def draw_layer_maps(
+    method, dataset: PairDataset, position: int, pair: MatchedPair, seed: int, device: torch.device
+) -> dict[str, Figure]:
+    """A figure for each point of a pair, with its maps over both images, if the method has maps of several layers."""
+    batch, similarity = next(match_pairs(method, dataset, [position], seed, device))
+    if not hasattr(similarity, "layer_maps"):
+        return {}
+    points, names = batch["src_kps"].to(device), [*similarity.layers, "mean"]
+    src, trg = (similarity.layer_maps(points, on_source)[0].cpu() for on_source in (True, False))
+    src, trg = (torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1) for maps in (src, trg))
+    prefix = f"{MAPS}_{digest(dataset.benchmark[position].pair_id)[:8]}"
+    figures = (plot_layer_maps(pair, k, names, src[k], trg[k]) for k in range(len(pair.src_kps)))
+    return {f"{prefix}_{k:02d}": figure for k, figure in enumerate(figures)}
 
 
 class Preview:

@@ -146,6 +146,23 @@ def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequenc
     return grid.figure
 
 
+def plot_layer_maps(pair: MatchedPair, point: int, names: Sequence[str], src: Tensor, trg: Tensor) -> Figure:
+    """Attention (layers, h, w) of one keypoint (its index) over source and target, layer by layer, as it was read."""
+    groups = [("image", 1), *((name, 1) for name in names)]
+    grid = Grid(("source", "target"), groups, [[panel] * len(groups) for panel in pair.panels], bottom=0.55)
+    for axes, image, maps in zip(grid.axes, (pair.src_img, pair.trg_img), (src, trg), strict=True):
+        for panel, heat in zip(axes[1:], maps, strict=True):
+            layer = show_heat(panel, image, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
+    (source, *_), (target, *_) = grid.axes
+    _mark(source, pair.src_kps[point], STAR)
+    _draw_ring(target, pair.trg_kps[point])
+    _mark(target, pair.pred_kps[point], CROSS)
+    grid.add_bar(layer, "attention, each map in its range", {0: "lowest", 1: "highest"}, right=True)
+    styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
+    _add_legend(grid.figure, styles, loc="lower left")
+    return grid.figure
+
+
 def plot_token_maps(rows: Sequence[TokenMaps]) -> Figure:
     """Each image, and beside it the attention that each of its tokens gets there."""
     n_columns = max(len(row.names) for row in rows)

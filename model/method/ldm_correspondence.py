@@ -186,6 +186,11 @@ class AttentionSimilarity:
     def src_size(self) -> Size:
         return self.method.image_size
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers of `layer_maps`."""
+        return self.method.reader.layers
+
     def __call__(self, points_cell: Tensor) -> Tensor:
         return self.method.combine(self.layer_maps(points_cell))
 
