@@ -79,7 +79,7 @@ class PointPair(Pair):
     def match_mutual(self, *args, **options):
         raise ConfigError("this method matches point by point: name the points")
 
-    dense = match_mutual
+    dense = flow = match_mutual
 
     def swap(self) -> Pair:
         raise ConfigError("this method matches point by point: ask the matcher for the pair of target and source")
