@@ -427,7 +427,7 @@ def test_points_of_two_photos(pair):
     assert passes == [(rows * i, 2 * rows) for i in (1, 2)] + [(rows * i, 5 * rows) for i in range(1, 6)]
     assert found.points.shape == (2, 2)
     heat = pair.heatmap((20, 10))
-    assert heat.shape == (100, 50) and (heat.min(), heat.max()) == (0, 1)
+    assert heat.shape == (100, 50) and heat.min() < 0.01 and heat.max() > 0.99
     x, y = found.points[0]
     assert heat[min(round(y), 99), min(round(x), 49)] > 0.9
     passes.clear()

@@ -27,7 +27,8 @@ class Attention:
 
     def scores(self) -> Tensor:
         """q k^T / sqrt(d), before the softmax: (B, heads, h, w, L) float32, with autocast kept out."""
-        with torch.autocast(device_type=self.query.device.type, enabled=False):
+        kind = self.query.device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             scores = self.query.float() @ self.key.float().transpose(-1, -2) * self.scale
         return scores.unflatten(2, self.size)
 
