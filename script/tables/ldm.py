@@ -27,7 +27,7 @@ def list_ldm_tables(world: World) -> tuple[Table, ...]:
     ours = {
         data: Row(f"ldm/{data}", METHOD, data, test_opts=("DATASET.THRESHOLD", rule)) for data, rule in JUDGED.items()
     }
-    usual = {data: Row(f"ldm-usual/{data}", METHOD, data) for data in JUDGED}
+    usual = {data: Row(f"ldm-usual/{data}", METHOD, data, folder="ldm-usual") for data in JUDGED}
     return (
         Table(
             "table_ldm",
@@ -72,4 +72,4 @@ def _list_parts(world: World) -> dict[str, Rows]:
 
 
 def _row(name: str, config: str, *opts: str) -> Rows:
-    return {"spair": Row(f"{name}-val/spair", config, "spair", test_opts=(*FEW, *opts))}
+    return {"spair": Row(f"{name}-val/spair", config, "spair", test_opts=(*FEW, *opts), folder=f"{name}-val")}
