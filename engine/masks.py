@@ -57,8 +57,21 @@ class Masks:
         ref = self._refs[identifier]
         labels = read_labels(self.find(ref))
         mask = select_object(labels, self._boxes[identifier]) if identifier in self._boxes else labels > 127
-        fitted = self.frame.fit(Image.fromarray(unpad(mask, ref)).convert("RGB"))[:1] > 0  # 127.5 of 255
-        return F.interpolate(fitted[None].float(), self.grid, mode="nearest")[0, 0] > 0
+        return F.interpolate(fit_mask(mask, ref, self.frame)[None, None].float(), self.grid, mode="nearest")[0, 0] > 0
+
+
+def fit_mask(mask: np.ndarray, ref: ImageRef, frame: Frame) -> Tensor:
+    """A mask (H, W) of an image as (H', W') bool in the frame."""
+    return frame.fit(Image.fromarray(unpad(mask, ref)).convert("RGB"))[0] > 0  # 127.5 of 255
+
+
+def find_labelled(folder: Path, ref: ImageRef, frame: Frame) -> Tensor:
+    """(H', W') bool of what a segmentation in a folder mostly shows of an image; all of it without one."""
+    path = folder / f"{name_mask(ref)}.png"
+    if not path.is_file():
+        return torch.ones(frame.image_size, dtype=torch.bool)
+    height, width = ref.size
+    return fit_mask(select_object(read_labels(path), np.array([0, 0, width, height])), ref, frame)
 
 
 def name_mask(ref: ImageRef) -> PurePosixPath:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +66,11 @@ def match_pair(cfg, method, dataset: PairDataset, position: int, device: torch.d
     size, src_kps = dataset.image_size, batch["src_kps"][:, :n]
     localiser, section = cfg.EVAL.PICTURE_LOCALISER, cfg.EVAL
     options = {"beta": section.BETA, "sigma": section.SIGMA, "window": section.WINDOW}
-    pred = localise(similarity, batch["src_kps"], size, (localiser,), **options)[localiser]
+    find = partial(localise, image_size=size, names=(localiser,), **options)
+    found = find(similarity, batch["src_kps"])
+    if dataset.alignment:
+        found, _ = dataset.alignment.predict(batch, similarity, find, found)
+    pred = found[localiser]
     return MatchedPair(
         **_load_images(dataset, position),
         src_kps=src_kps[0].cpu(),

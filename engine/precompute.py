@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from dataset import ImageRef
-from dataset.pair_dataset import MirroredCache, PairDataset, load_pil
+from dataset.pair_dataset import Cache, MirroredCache, PairDataset, load_pil
 from dataset.record import mirror_ref
 from model.method.base import Method
 from model.source import Compute, Source, find_caches, find_sources
@@ -20,10 +20,17 @@ from utils.progress import progress
 def build_caches(cfg, datasets: Sequence[PairDataset], method: Method, accelerator: Accelerator) -> None:
     """Fill the caches that the method reads, and give them to the datasets."""
     refs = unique_images(datasets) + mirror_sources(data for data in datasets if getattr(data, "alignment", None))
-    for key, source in find_sources(cfg, method.reads, method.condition).items():
-        cache = fill_from_source(cfg, source, refs, accelerator) if source.folder else Reader(source, refs)
-        for data in datasets:
-            data.caches[key] = cache
+    caches = fill_caches(cfg, method, refs, accelerator)
+    for data in datasets:
+        data.caches |= caches
+
+
+def fill_caches(cfg, method: Method, refs: Sequence[ImageRef], accelerator: Accelerator) -> dict[str, Cache]:
+    """What holds each array that the method reads of these images."""
+    return {
+        key: fill_from_source(cfg, source, refs, accelerator) if source.folder else Reader(source, refs)
+        for key, source in find_sources(cfg, method.reads, method.condition).items()
+    }
 
 
 class Reader:

@@ -111,11 +111,12 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         key for rows in metrics.get("localisers", {}).values() for row in rows.values() for key in row
     )
     widths = {name: max(10, len(name) + 2) for name in names}
+    first = max([COLUMN, *(len(localiser) + 2 for localiser in metrics.get("localisers", {}))])
     for localiser, rows in metrics.get("localisers", {}).items():
-        lines.append(f"{localiser + ':':<{COLUMN}}" + "".join(f"{name:<{widths[name]}}" for name in names))
+        lines.append(f"{localiser + ':':<{first}}" + "".join(f"{name:<{widths[name]}}" for name in names))
         for alpha, row in rows.items():
             cells = "".join(f"{_percent(row.get(name)):<{widths[name]}}" for name in names)
-            lines.append(f"{'@' + alpha:<{COLUMN}}{cells}")
+            lines.append(f"{'@' + alpha:<{first}}{cells}")
     return "\n".join(line.rstrip() for line in lines) + "\n" if lines else ""
 
 

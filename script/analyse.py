@@ -70,21 +70,20 @@ def analyse(scores, measure, draws: int) -> dict:
 
 def run(args: argparse.Namespace) -> dict:
     """Print everything; the numbers by file, in percent."""
-    from utils.metrics import refuse_nearer, select_aware
+    from utils.metrics import choose
     from utils.pck import find_inequality
     from utils.statistics import Measure, compare
 
-    measure = Measure(args.localiser, args.alpha, args.by, args.average)
+    measure = Measure(args.localiser, args.alpha, args.by, args.average, args.points, args.dagger)
     tables = read_common(args.files)
     first = next(iter(tables.values()))
-    what = f"PCK{'-dagger' * args.dagger}@{args.alpha:g} per {args.by}, {args.localiser}"
     rule = f"error {find_inequality(first)} alpha x threshold, {first['protocol'].iloc[0]} frame"
-    only = ", geometry-aware keypoints" * (args.points == "aware")
-    print(f"{what}{only}: {rule}, averaged over {args.average}s; intervals over pairs\n")
-    if args.dagger:  # over all of a pair's points, and then only of those asked for
-        tables = {file: refuse_nearer(scores) for file, scores in tables.items()}
-    if args.points == "aware":
-        tables = {file: select_aware(scores) for file, scores in tables.items()}
+    print(
+        f"{measure.title}@{args.alpha:g} per {args.by}, {args.localiser}: {rule}, averaged over {args.average}s; ",
+        end="",
+    )
+    print("intervals over pairs\n")
+    tables = {file: choose(scores, args.points, args.dagger) for file, scores in tables.items()}
     content: dict = {"measure": dataclasses.asdict(measure), "results": {}, "comparisons": {}}
     for file, scores in tables.items():
         print(file)

@@ -37,6 +37,8 @@ def parse_args() -> argparse.Namespace:
     add("--launcher", default="python", help="with --commands: what runs train.py and test.py; default: %(default)s")
     add("--format", choices=("md", "csv", "tex"), default="md", help="of what is printed; default: %(default)s")
     add("--localiser", default="kernelsoftmax", help="default: %(default)s")
+    add("--points", choices=("all", "aware"), default="all", help="aware: the geometry-aware keypoints alone")
+    add("--dagger", action="store_true", help="PCK-dagger in place of PCK")
     add("--by", choices=("image", "point"), default="image", help="PCK per image or per point")
     add("--average", choices=("pair", "category"), default="pair", help="category: macro average")
     add("--report", action="store_true", help="write report.html and report.md as well")
@@ -81,6 +83,7 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     from script.tables.layout import FORMATS, fill
     from script.tables.report import write_report
     from script.tables.results import make_jobs
+    from utils.metrics import choose
     from utils.statistics import Measure
     from utils.store import write_text
 
@@ -89,9 +92,10 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
 
     @cache
     def find(row: Row) -> list:
-        return [job.scores for job in jobs if job.row == row and job.scores is not None]
+        found = [job.scores for job in jobs if job.row == row and job.scores is not None]
+        return [choose(scores, args.points, args.dagger) for scores in found]
 
-    measure = Measure(args.localiser, by=args.by, average=args.average)
+    measure = Measure(args.localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger)
     folder = Path(resolve_path(world.root))
     filled = [fill(table, world, find, reasons, measure) for table in tables]
     for entry in filled:

@@ -20,6 +20,13 @@ class MetricError(ValueError):
     """A number that these scores cannot give; the message says what they lack."""
 
 
+def choose(scores: pd.DataFrame, points: str = "all", dagger: bool = False) -> pd.DataFrame:
+    """The scores over all points or, "aware", the geometry-aware ones, for PCK or PCK-dagger."""
+    if dagger:  # before points are left out: any of the pair may be nearer
+        scores = refuse_nearer(scores)
+    return select_aware(scores) if points == "aware" else scores
+
+
 def select_aware(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores over the geometry-aware points alone. Pairs that have none count as pairs without points."""
     _require(scores, AWARE, "which points are geometry-aware")

@@ -28,12 +28,22 @@ BATCH = 200  # draws held at a time
 
 @dataclass(frozen=True)
 class Measure:
-    """Which number is meant: PCK of a localiser at an alpha, by and average as in `utils.pck.summarise`."""
+    """Which number is meant: PCK of a localiser at an alpha, by and average as in `utils.pck.summarise`.
+
+    points, dagger: what `utils.metrics.choose` has made the scores of.
+    """
 
     localiser: str = "kernelsoftmax"
     alpha: float = 0.1
     by: str = "image"
     average: str = "pair"
+    points: str = "all"
+    dagger: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called in a table."""
+        return f"{'geometry-aware ' if self.points == 'aware' else ''}PCK{'-dagger' if self.dagger else ''}"
 
     @property
     def column(self) -> str:

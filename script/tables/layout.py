@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from script.tables.rows import TESTED, Row, Table, World
+from utils.pck import find_inequality
 from utils.statistics import Measure, bootstrap, compute_pck, spread
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -32,6 +33,7 @@ class Filled:
     measure: Measure
     cells: pd.DataFrame
     reasons: dict[str, str]
+    rules: str = ""  # inequalities and frames of the rows that were run
 
     @property
     def name(self) -> str:
@@ -50,8 +52,8 @@ class Filled:
         average = ", macro over categories" if measure.average == "category" else ""
         other = "; the mini world is another world: no difference is given, and its numbers say nothing about them"
         return [
-            f"PCK per {measure.by}{average}, {measure.localiser}, percent; 95 % intervals over pairs are bootstraps, "
-            "those over seeds are Student's t.",
+            f"{measure.title} ({self.rules or 'no row has been run'}) per {measure.by}{average}, {measure.localiser}, "
+            "percent; 95 % intervals over pairs are bootstraps, those over seeds are Student's t.",
             *([self.table.note] if self.table.note else []),
             f"{SMOKE}: a few steps on the category {world.category} alone."
             if world.smoke
@@ -103,20 +105,24 @@ def group_reasons(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measure: Measure) -> Filled:
     """Compute every number of the table from per-pair scores. reasons: row key -> why it was not run."""
-    cells = []
+    cells, comparable = [], not world.smoke and measure.title == "PCK"
     for line, rows in table.lines.items():
         for group, row in rows.items():
             tables = find(row)
             for category in _list_categories(table, world, find):
                 for alpha in table.alphas[group]:
                     where = {"line": line, "group": group, "category": category, "alpha": alpha, "row": row.key}
-                    where["paper"] = None if world.smoke else _find_paper(table.paper, row.key, category, alpha)
+                    where["paper"] = _find_paper(table.paper, row.key, category, alpha) if comparable else None
                     cells.append(where | _fill_cell(tables, category, replace(measure, alpha=alpha)))
     numbers = dict.fromkeys(("paper", "measured", "low", "high"), float) | {"seeds": "Int64", "pairs": "Int64"}
     cells = pd.DataFrame(cells).astype(numbers)
     cells["difference"] = cells["measured"] - cells["paper"] if world.comparable else float("nan")
     why = {row.key: reasons[row.key] for row in table.rows if row.key in reasons}
-    return Filled(table, world, measure, cells, why)
+    found = [scores for row in table.rows for scores in find(row)]
+    rules = {
+        f"error {find_inequality(scores)} alpha x threshold, {scores['protocol'].iloc[0]} frame" for scores in found
+    }
+    return Filled(table, world, measure, cells, why, "; ".join(sorted(rules)))
 
 
 def _list_categories(table: Table, world: World, find: Find) -> list[str]:

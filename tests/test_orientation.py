@@ -1,0 +1,85 @@
+"""Votes and accuracies of global pose against plain loops, and the command on a small data set."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import ImageOps
+
+from engine.orientation import DIRECTIONS, measure_accuracy, template_distance, vote
+from script import global_pose
+from tests.fixtures_dataset import SIZES, draw_image, tiny_spair
+from tests.test_align import write_masks
+
+
+def test_distance_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    photo, template = torch.randn(2, 3, 4, 4, generator=generator)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[1:3, 2] = True
+    expected = [
+        min((photo[:, i, j] - template[:, k, m]).norm().item() for k in range(4) for m in range(4))
+        for i, j in mask.nonzero().tolist()
+    ]
+    assert template_distance(photo, template, mask, side=4) == pytest.approx(sum(expected) / 2, abs=1e-4)
+    whole = template_distance(photo, template, torch.ones_like(mask), side=4)
+    assert template_distance(photo, template, torch.zeros_like(mask), side=4) == whole
+
+
+def test_votes():
+    def templates(**near):
+        return {direction: near.get(direction, 9.0) for direction in DIRECTIONS}
+
+    distances = {"a": templates(left=1, right=2), "b": templates(right=1, left=2), "c": templates(left=1)}
+    assert vote(distances) == "left" and vote(distances, ("left", "right")) == "left"
+    tied = {"a": templates(right=1), "b": templates(front=1), "c": templates(left=1)}
+    assert vote(tied) == "front"  # the first of back, front, left, right that has a vote
+    found = {"x": distances, "y": tied, "z": tied}
+    labels = {"x": "left", "y": "right", "z": "front"}
+    # y: of left and right, a votes for right, c for left, b for neither (equal: the first, left)
+    assert measure_accuracy(found, labels) == {"L/R": 0.5, "F/B": 1.0, "L/R or F/B": 2 / 3, "4-way": 2 / 3}
+    assert measure_accuracy({"z": tied}, labels)["L/R"] is None
+
+
+def test_labels_of_the_cats():
+    labels = json.loads(Path(global_pose.__file__).with_suffix(".json").read_text())
+    assert {name: len(set(images)) for name, images in labels.items()} == {"right": 32, "front": 21, "back": 10}
+    assert len({image for images in labels.values() for image in images}) == 63
+
+
+def test_the_command(world, tmp_path, monkeypatch, capsys):
+    root = tiny_spair(tmp_path / "data")
+    write_masks(root / "Segmentation")
+    templates = tmp_path / "templates"
+    for direction in DIRECTIONS:
+        draw_image(templates / f"grey_{direction}.png", (40, 48))
+
+    def run(*more):
+        where = (
+            "METHOD.NAME",
+            "dinov2",
+            "METHOD.DINO_SIZE",
+            "[56, 56]",
+            "METHOD.DINO_FOLDER",
+            str(world.root / "dino"),
+        )
+        opts = world.opts(tmp_path / "out", *where, "DATASET.ROOT", str(tmp_path / "data"))
+        monkeypatch.setattr(sys, "argv", ["global_pose.py", str(templates), *opts, *more])
+        status = global_pose.main()
+        return status, capsys.readouterr()
+
+    photo = root / "JPEGImages/cat/2008_000001.jpg"
+    shutil.copy(photo, templates / "grey_left.png")  # so that one photo is told for certain
+    from PIL import Image
+
+    ImageOps.mirror(Image.open(photo)).save(templates / "grey_right.png")
+    (tmp_path / "labels.json").write_text(json.dumps({"right": ["2008_000000"], "front": ["2008_000002"], "back": []}))
+    status, text = run("--labels", str(tmp_path / "labels.json"))
+    assert status == 0, text.err
+    assert f"{len(SIZES)} photos, 4 templates" in text.out and "(paper: 63.8 / 95.7 / 98.6)" in text.out
+    (templates / "grey_back.png").unlink()
+    status, text = run()
+    assert status in (1, 2) and "the template grey_back is missing" in text.err
