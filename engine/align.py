@@ -58,12 +58,12 @@ class Alignment:
         )
 
 
-def build_alignment(cfg, method: Method, pairs: PairDataset) -> Alignment | None:
+def build_alignment(cfg, method: type[Method], pairs: PairDataset) -> Alignment | None:
     """The configured one; ConfigError for a method without feature maps, an unknown symmetry, or missing masks."""
     section, benchmark = cfg.POSE, pairs.benchmark
     if section.ALIGN == "none":
         return None
-    if not isinstance(method, FeatureMethod):
+    if not issubclass(method, FeatureMethod):
         raise ConfigError(
             f"POSE.ALIGN {section.ALIGN}: METHOD.NAME {cfg.METHOD.NAME} has no feature maps; set it to none"
         )

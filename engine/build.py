@@ -121,9 +121,9 @@ def build_test(
     """
     accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, cfg.TEST.SPLIT)
     pairs = pairs if choose_pairs is None else pairs.select(choose_pairs(pairs))
-    method = build_method(cfg, accelerator.device, pairs.benchmark.categories)
     if isinstance(pairs, PairDataset):
-        pairs.alignment = build_alignment(cfg, method, pairs)
+        pairs.alignment = build_alignment(cfg, find_method(cfg.METHOD.NAME), pairs)
+    method = build_method(cfg, accelerator.device, pairs.benchmark.categories)
     build_caches(cfg, (pairs,), method, accelerator)
     return accelerator, pairs, method
 

@@ -187,14 +187,14 @@ def test_what_alignment_needs_is_asked_for_at_once(spair, tmp_path):
     pairs = PairDataset(benchmark, 64)
     cfg = settings(["POSE.ALIGN", "mutual_nn"])
     with pytest.raises(ConfigError, match="POSE.ALIGN mutual_nn: METHOD.NAME .* has no feature maps"):
-        build_alignment(cfg, object(), pairs)
-    assert build_alignment(settings([]), object(), pairs) is None
+        build_alignment(cfg, object, pairs)
+    assert build_alignment(settings([]), object, pairs) is None
     (spair / "keypoints.json").write_text(json.dumps({"bird": {"flip": list(range(17)), "groups": []}}))
     from model.method.dinov2 import DINOv2
 
     pairs = PairDataset(build_benchmark("spair", spair, "test"), 64)
     with pytest.raises(ConfigError, match=r"which keypoints of 'cat' change places .* write .*keypoints.json"):
-        build_alignment(cfg, DINOv2.__new__(DINOv2), pairs)
+        build_alignment(cfg, DINOv2, pairs)
 
 
 def test_batches_of_one_pair_and_many_are_alike(spair):
