@@ -53,7 +53,8 @@ def list_further_tables(world: World) -> tuple[Table, ...]:
                 ),
             },
             alphas,
-            f"{NOTE} GeoAware-SC's camera-ready abstract gives 65.4 for zero-shot SPair-71k at 0.1.",
+            f"{NOTE} GeoAware-SC's camera-ready abstract gives 65.4 for zero-shot SPair-71k at 0.1. Nothing says what "
+            "mirroring makes of PF-Pascal's keypoints: there the zero-shot row is run without alignment.",
             paper="geoaware",
         ),
         Table(

@@ -122,7 +122,7 @@ def list_test_settings(row: Row, world: World, seed: int = 0, more: Sequence[str
 def load_row(row: Row, world: World, seed: int = 0, more: Sequence[str] = ()) -> tuple[object | None, object]:
     """(config of the training or None, config of the test). ConfigError for a file or key that is not there."""
     if not row.config:
-        raise ConfigError("a method of another project; what its paper reports")
+        raise ConfigError("nothing here runs it, its paper reports it")
     file = world.config_file(row)
     if not Path(resolve_path(file)).is_file():
         raise ConfigError(f"{file} is not there")
