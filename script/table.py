@@ -25,7 +25,7 @@ from script.tables.rows import MINI, REAL, SMOKE, Row, Table, World, build_table
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("tables", nargs="*", help="such as table1, length; default: all of the paper and its ablations")
+    add("tables", nargs="*", help="such as table1, length; default: all")
     add("--mini", action="store_true", help="on the mini world")
     add("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category; its numbers are none")
     add("--output", help="folder of everything that is written; default: that of the world")
@@ -57,8 +57,7 @@ def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], 
     tables = build_tables(world)
     if unknown := [name for name in args.tables if name not in tables]:
         raise ConfigError(f"no table {', '.join(unknown)}; known: {', '.join(tables)}")
-    usual = [name for name, table in tables.items() if table.paper == "pck"]
-    chosen = [tables[name] for name in args.tables or usual]
+    chosen = [tables[name] for name in args.tables or tables]
     rows = unique_rows(chosen)
     known = [row.key for row in rows]
     if unknown := [key for key in args.only if key not in known]:
@@ -88,8 +87,7 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     from utils.statistics import Measure
     from utils.store import write_text
 
-    known = [table for table in build_tables(world).values() if table.paper == "pck"] + tables
-    rows = [row for row in unique_rows(known) if not world.only or row.key in world.only]
+    rows = [row for row in unique_rows(build_tables(world).values()) if not world.only or row.key in world.only]
     jobs, reasons = make_jobs(rows, world, args.seeds, args.opts)
 
     @cache
