@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,4 +156,65 @@ def tiny_pfwillow(tmp_path: Path) -> Path:
             points = [object_points(SIZES[image], 10) for image in (src, trg)]
             rows.append([*images, *(float(value) for side in points for value in side.T.ravel())])
     write_csv(root / "test_pairs.csv", willow_header(), rows)
+    return root
+
+
+OWN_NAMES = ["a", "b", "c", "d", "e"]
+
+
+def write_own_images(root: Path, count: int = 3, categories: Sequence[str] = SPAIR_CATEGORIES) -> dict[str, list]:
+    """{category: [(image, (H, W), points (5, 2)), ...]}; images of one category have three different sizes."""
+    found = {}
+    for category in categories:
+        rows = [(f"{category}/{n}.png", SIZES[n % 3]) for n in range(count)]
+        for image, size in rows:
+            draw_image(root / "images" / image, size)
+        found[category] = [(image, size, object_points(size, 5)) for image, size in rows]
+    return found
+
+
+def coco_content(images: dict[str, list], hidden: Collection[tuple[str, int]] = ()) -> dict[str, list]:
+    """COCO's content; hidden: (image, keypoint number) that are not labelled."""
+    content = {"images": [], "annotations": [], "categories": []}
+    for number, (category, rows) in enumerate(images.items(), start=1):
+        content["categories"].append({"id": number, "name": category, "keypoints": OWN_NAMES})
+        for image, (height, width), points in rows:
+            key = len(content["images"]) + 1
+            x1, y1, x2, y2 = object_box((height, width))
+            values = [[0, 0, 0] if (image, n) in hidden else [*point, 1 + n % 2] for n, point in enumerate(points)]
+            content["images"].append({"id": key, "file_name": image, "height": height, "width": width})
+            content["annotations"].append(
+                {"id": key, "image_id": key, "category_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+                | {"keypoints": np.ravel(values).tolist(), "num_keypoints": len(points)}
+            )
+    return content
+
+
+def tiny_custom(tmp_path: Path) -> Path:
+    """Writes `custom` with a COCO file for each split, of the same images, below tmp_path and returns it."""
+    root = tmp_path / "custom"
+    content = coco_content(write_own_images(root, count=2), {("cat/0.png", 1)})
+    for split in SPAIR_SPLITS:
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def tiny_custom_list(tmp_path: Path) -> Path:
+    """Writes `custom` with lists of pairs and keypoints.csv below tmp_path and returns it."""
+    root = tmp_path / "custom"
+    images = write_own_images(root, count=2)
+    boxes = [f"{side}_{corner}" for side in ("src", "trg") for corner in ("x1", "y1", "x2", "y2")]
+    rows = [
+        [src, trg, category, *object_box(src_size), *object_box(trg_size)]
+        for category, ((src, src_size, _), (trg, trg_size, _)) in images.items()
+    ]
+    for split in SPAIR_SPLITS:
+        write_csv(root / f"{split}_pairs.csv", ["source", "target", "category", *boxes], rows)
+    points = [
+        [image, name, *point]
+        for found in images.values()
+        for image, _, kps in found
+        for name, point in zip(OWN_NAMES, kps, strict=True)
+    ]
+    write_csv(root / "keypoints.csv", ["image", "keypoint", "x", "y"], points)
     return root

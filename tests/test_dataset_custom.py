@@ -10,42 +10,19 @@ from dataset.custom import divide, read_shown
 from dataset.pair_dataset import PairDataset
 from engine.result import read_scores
 from tests.command import call
-from tests.fixtures_dataset import SIZES, draw_image, object_box, object_points, write_csv
-
-NAMES = ["a", "b", "c", "d", "e"]
-ALL_POINTS = (0, 1, 2, 3, 4)
-
-
-def write_images(root, count=3, categories=("bird", "cat")):
-    """{category: [(image, (H, W), points (5, 2)), ...]}; images of one category have three different sizes."""
-    found = {}
-    for category in categories:
-        rows = [(f"{category}/{n}.png", SIZES[n % 3]) for n in range(count)]
-        for image, size in rows:
-            draw_image(root / "images" / image, size)
-        found[category] = [(image, size, object_points(size, 5)) for image, size in rows]
-    return found
-
-
-def coco(images, hidden=()):
-    """COCO's content; hidden: (image, keypoint number) that are not labelled."""
-    content = {"images": [], "annotations": [], "categories": []}
-    for number, (category, rows) in enumerate(images.items(), start=1):
-        content["categories"].append({"id": number, "name": category, "keypoints": NAMES})
-        for image, (height, width), points in rows:
-            key = len(content["images"]) + 1
-            x1, y1, x2, y2 = object_box((height, width))
-            values = [[0, 0, 0] if (image, n) in hidden else [*point, 1 + n % 2] for n, point in enumerate(points)]
-            content["images"].append({"id": key, "file_name": image, "height": height, "width": width})
-            content["annotations"].append(
-                {"id": key, "image_id": key, "category_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-                | {"keypoints": np.ravel(values).tolist(), "num_keypoints": len(points)}
-            )
-    return content
+from tests.fixtures_dataset import (
+    OWN_NAMES,
+    SIZES,
+    coco_content,
+    object_box,
+    object_points,
+    write_csv,
+    write_own_images,
+)
 
 
 def write_coco(root, name="annotations.json", content=None, **options):
-    content = content or coco(write_images(root, **options))
+    content = content or coco_content(write_own_images(root, **options))
     (root / name).write_text(json.dumps(content))
     return content
 
@@ -70,9 +47,9 @@ def describe(benchmark):
 
 
 def test_all_pairs_of_a_category_with_the_keypoints_that_both_show(tmp_path):
-    images = write_images(tmp_path / "own")
+    images = write_own_images(tmp_path / "own")
     hidden = {("cat/0.png", 1), ("cat/1.png", 4), *(("bird/2.png", n) for n in range(5))}
-    write_coco(tmp_path / "own", "test.json", coco(images, hidden))
+    write_coco(tmp_path / "own", "test.json", coco_content(images, hidden))
     pairs = {(name_of(pair.src), name_of(pair.trg)): pair for pair in open_split(tmp_path / "own")}
     birds = {("bird/0.png", "bird/1.png"), ("bird/1.png", "bird/0.png")}  # bird 2 shows nothing
     assert set(pairs) == birds | {(f"cat/{i}.png", f"cat/{j}.png") for i in range(3) for j in range(3) if i != j}
@@ -104,6 +81,7 @@ def test_some_pairs_are_always_the_same_and_part_of_more(tmp_path):
     few, more, every = (describe(open_split(tmp_path / "own", "trn", pairs_per_category=n)) for n in (3, 9, 0))
     assert len(few) == 6 and len(more) == 18 and len(every) == 112
     assert set(few) < set(more) < set(every) and all(every[key] == more[key] for key in more)
+    assert len({src for src, _ in few}) > 2  # not the first ones
     assert list(few) == list(describe(open_split(tmp_path / "own", "trn", pairs_per_category=3)))  # from the index
 
 
@@ -128,8 +106,8 @@ BOX_COLUMNS = [f"{side}_{corner}" for side in ("src", "trg") for corner in ("x1"
 
 
 def test_the_lists_say_what_the_coco_file_says(tmp_path):
-    images = write_images(tmp_path / "own")
-    write_coco(tmp_path / "own", "test.json", coco(images, {("cat/0.png", 1)}))
+    images = write_own_images(tmp_path / "own")
+    write_coco(tmp_path / "own", "test.json", coco_content(images, {("cat/0.png", 1)}))
     expected = describe(open_split(tmp_path / "own"))
     (tmp_path / "own" / "test.json").unlink()
 
@@ -140,7 +118,10 @@ def test_the_lists_say_what_the_coco_file_says(tmp_path):
     pairs = dict.fromkeys(tuple(row[:11]) for row in rows)
     write_csv(tmp_path / "own" / "test_pairs.csv", header[:11], list(pairs))
     points = [
-        [image, *row] for rows in images.values() for image, _, kps in rows for row in zip(NAMES, *kps.T, strict=True)
+        [image, *row]
+        for rows in images.values()
+        for image, _, kps in rows
+        for row in zip(OWN_NAMES, *kps.T, strict=True)
     ]
     points = [row if (row[0], row[1]) != ("cat/0.png", "b") else [*row[:2], "", ""] for row in points]
     write_csv(tmp_path / "own" / "keypoints.csv", ["image", "keypoint", "x", "y"], points)
@@ -159,7 +140,7 @@ def test_threshold_rule(tmp_path, rule):
 
 
 def test_without_boxes(tmp_path):
-    content = coco(write_images(tmp_path / "own"))
+    content = coco_content(write_own_images(tmp_path / "own"))
     for annotation in content["annotations"]:
         del annotation["bbox"]
     write_coco(tmp_path / "own", "test.json", content)
@@ -170,7 +151,7 @@ def test_without_boxes(tmp_path):
 
 
 def test_left_and_right_of_named_keypoints(tmp_path):
-    content = coco(write_images(tmp_path / "own"), {("cat/1.png", 0)})
+    content = coco_content(write_own_images(tmp_path / "own"), {("cat/1.png", 0)})
     for category in content["categories"]:
         category["keypoints"] = ["nose", "left_eye", "right_eye", "left_foot", "right_foot"]
     write_coco(tmp_path / "own", "test.json", content)
@@ -186,7 +167,7 @@ def test_left_and_right_of_named_keypoints(tmp_path):
 
 
 def test_images_with_several_objects_of_a_category_are_left_out_and_said(tmp_path, caplog):
-    content = coco(write_images(tmp_path / "own"))
+    content = coco_content(write_own_images(tmp_path / "own"))
     content["annotations"].append(content["annotations"][0] | {"id": 99})
     write_coco(tmp_path / "own", "test.json", content)
     assert len([pair for pair in open_split(tmp_path / "own") if pair.category == "bird"]) == 2
@@ -197,7 +178,7 @@ def test_images_with_several_objects_of_a_category_are_left_out_and_said(tmp_pat
 
 
 def test_an_image_may_show_two_categories(tmp_path):
-    content = coco(write_images(tmp_path / "own"))
+    content = coco_content(write_own_images(tmp_path / "own"))
     content["annotations"].append(content["annotations"][0] | {"id": 99, "category_id": 2})
     write_coco(tmp_path / "own", "test.json", content)
     benchmark = open_split(tmp_path / "own")
@@ -236,7 +217,7 @@ def test_an_image_may_show_two_categories(tmp_path):
     ],
 )
 def test_mistakes_in_a_coco_file_are_named(tmp_path, change, message):
-    content = coco(write_images(tmp_path / "own"))
+    content = coco_content(write_own_images(tmp_path / "own"))
     change(content)
     write_coco(tmp_path / "own", "test.json", content)
     with pytest.raises((DatasetError, MissingDataError), match=message):
@@ -271,7 +252,7 @@ def test_files_that_do_not_go_together(tmp_path):
     root = tmp_path / "own"
     with pytest.raises(MissingDataError, match=r"own: no such folder(?s:.*)docs/own_data.md"):
         open_split(root)
-    images = write_images(root)
+    images = write_own_images(root)
     with pytest.raises(MissingDataError, match=r"test.json: no such file(?s:.*)annotations.json"):
         open_split(root)
     write_csv(root / "test_pairs.csv", ["source", "target", "category"], [["bird/0.png", "bird/1.png", "bird"]])
@@ -281,7 +262,7 @@ def test_files_that_do_not_go_together(tmp_path):
     write_csv(root / "test_pairs.csv", header, [["bird/0.png", "bird/1.png", "bird", "a", 3]])
     with pytest.raises(DatasetError, match=r"src_x, src_y, trg_x, trg_y go together; the header has only keypoint"):
         open_split(root)
-    write_coco(root, "annotations.json", coco(images))
+    write_coco(root, "annotations.json", coco_content(images))
     with pytest.raises(DatasetError, match=r"holds test_pairs.csv and annotations.json: which one is meant"):
         open_split(root)
 

@@ -238,6 +238,15 @@ def test_a_transform_is_recovered_from_many_outliers(kind):
     assert (fit_transform(source, target, kind, tolerance=1).matrix == found.matrix).all()  # the same every time
 
 
+def test_the_usual_tolerance_is_two_percent_of_the_longer_side():
+    flow, mask = np.zeros((50, 200, 2), np.float32), np.ones((50, 200), bool)
+    flow[:20, :, 1] = 3.5  # px, less than 4
+    flow[20:24, :, 1] = 30
+    found = Flow(flow, mask.astype(np.float32), mask).fit("rigid", count=10_000)
+    assert found.inliers.reshape(50, 200)[24:].all() and not found.inliers.reshape(50, 200)[20:24].any()
+    assert Flow(flow, mask.astype(np.float32), mask).fit("rigid", tolerance=0.1, count=10_000).inliers.mean() < 0.6
+
+
 def test_what_cannot_be_fitted():
     points = np.random.default_rng(0).uniform(0, 100, (30, 2))
     with pytest.raises(FlowError, match="unknown transform 'spline'; known: rigid, similarity, affine, homography"):

@@ -155,17 +155,24 @@ def check_points(folder: Path, records: list[str]) -> None:
 def add_benchmark(name: str, write: Callable[[Path], Any], patterns: Mapping[str, Sequence[Damage]]) -> None:
     for suffix, (pattern, damages) in enumerate(patterns.items()):
         KINDS[f"{name}-{suffix}"] = Kind(
-            write, lambda folder: read_benchmark(name, folder), pattern, damages, check=check_points, named=False
+            write,
+            lambda folder: read_benchmark(name.split("_")[0], folder),
+            pattern,
+            damages,
+            check=check_points,
+            named=False,
         )
 
 
 def write_benchmarks() -> None:
-    from tests.fixtures_dataset import tiny_pfpascal, tiny_pfwillow, tiny_spair
+    from tests.fixtures_dataset import tiny_custom, tiny_custom_list, tiny_pfpascal, tiny_pfwillow, tiny_spair
 
     text = (damage_text, damage_bytes)
     add_benchmark("spair", tiny_spair, {"*/PairAnnotation/*/*.json": (damage_json, *text), "*/Layout/*/*.txt": text})
     add_benchmark("pfpascal", tiny_pfpascal, {"*/*_pairs.csv": text, "**/*.mat": (damage_bytes,)})
     add_benchmark("pfwillow", tiny_pfwillow, {"*/*_pairs.csv": text})
+    add_benchmark("custom", tiny_custom, {"*/*.json": (damage_json, *text)})
+    add_benchmark("custom_list", tiny_custom_list, {"*/*.csv": text})
 
 
 write_benchmarks()
