@@ -9,6 +9,7 @@
     python script/benchmark.py cache --network sd2-1-random         # images/s of DINOv2 features from disk
     python script/benchmark.py rank --network mini                  # items/s of texts and images scored by DSD
     python script/benchmark.py points --network mini --pairs 2      # points/s of LDM_correspondences
+    python script/benchmark.py head --pairs 4                       # pairs/s of steps of GeoAware-SC's post-processor
     python script/benchmark.py count --network sd2-1-random         # arithmetic of a pair; nothing is run
 
 Both sides run in one process, in turn (A B A B ...), after warm-up; medians and quartiles are over rounds. Whether both
@@ -32,7 +33,7 @@ from config import ConfigError  # noqa: E402
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
-MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "rank", "points", "count")
+MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "rank", "points", "head", "count")
 HEAD = (
     "| command | ours | reference | ratio | TFLOP ours / reference | GPU memory ours / reference |\n" + "|---" * 6 + "|"
 )
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--network", default="mini", help="mini, sd2-1-random or a folder; default: %(default)s")
     parser.add_argument("--repeats", type=positive, default=10, help="rounds of each side; default: %(default)s")
     parser.add_argument("--pairs", type=positive, default=16, help="pairs of a round; default: %(default)s")
-    parser.add_argument("--scale", type=positive, default=1, help="index, cache: 1/SCALE of the full size; default: 1")
+    parser.add_argument("--scale", type=positive, default=1, help="index, cache, head: 1/SCALE of the size; default: 1")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of config/default.py")
     return parser.parse_intermixed_args()
 
@@ -119,6 +120,7 @@ def format_counts(work, ensemble: int) -> str:
 def main() -> int:
     args, load = parse_args(), os.getloadavg()[0]
     from script.speed import sides
+    from script.speed.head import compare_heads
     from script.speed.points import compare_points
     from script.speed.ranking import compare_rankings
 
@@ -131,7 +133,9 @@ def main() -> int:
         if args.mode == "count":
             print(format_counts(sides.make_work(cfg), cfg.TEST.ENSEMBLE))
             return 0
-        compare = (sides.COMPARISONS | {"rank": compare_rankings, "points": compare_points})[args.mode]
+        compare = (sides.COMPARISONS | {"rank": compare_rankings, "points": compare_points, "head": compare_heads})[
+            args.mode
+        ]
         comparison, device = compare(cfg, args), sides.resolve_device(cfg.DEVICE)
         time_sides(comparison, args.repeats, device)
     print(f"{describe_device(device)}, load average {load:.2f}")

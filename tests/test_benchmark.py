@@ -57,6 +57,13 @@ def test_files_are_read_alike(monkeypatch, capsys, mode):
     assert "equal numbers: yes" in capsys.readouterr().out
 
 
+def test_a_post_processor_learns_the_same_from_the_rows_it_needs(monkeypatch, capsys):
+    assert call(monkeypatch, "head", "--scale", 5, "--pairs", 1, "--repeats", 1) == 0
+    assert "equal numbers: yes" in capsys.readouterr().out
+    assert call(monkeypatch, "head", "--scale", 7, "--pairs", 1) == 2
+    assert "60 / SCALE must be a multiple of 4" in capsys.readouterr().err
+
+
 def test_arithmetic_is_counted_without_running_anything(monkeypatch, capsys, world):
     assert call(monkeypatch, "count", *tiny(world)) == 0
     printed = capsys.readouterr().out
