@@ -10,7 +10,14 @@ from PIL import Image
 from mini.render import CATEGORIES, SPECIES, render_scene
 from mini.render.ap10k import write_ap10k
 from mini.render.categories import keypoint_tables
-from mini.render.comvg import CHANGES, Statement, change_statement, draw_statement, write_comvg
+from mini.render.comvg import (
+    CHANGES,
+    Statement,
+    change_statement,
+    draw_statement,
+    render_statements,
+    write_comvg,
+)
 from mini.render.detail import part_cuts
 from mini.render.relation import RELATIONS, find_relation
 from mini.render.write import install
@@ -189,6 +196,19 @@ def test_comvg_files(tmp_path):
                     pictures.append(picture.size)
             assert pictures[0] == pictures[1] and row["pos_triplet"] != row["neg_triplet"]
             assert row["sentence"] == "a {} {} a {}".format(*row["pos_triplet"].split(","))
+
+
+def test_two_pictures_differ_in_one_thing():
+    """Colour: in the object's pixels alone; category: the other object and the ground stay as they are."""
+    red, blue = (Statement((("red", "dog"), (colour, "car")), "left of") for colour in ("green", "blue"))
+    bus = Statement((("red", "dog"), ("green", "bus")), "left of")
+    one, colour, kind = render_statements("test", 3, (red, blue, bus))
+    assert np.array_equal(one.instance, colour.instance)
+    changed = (one.image != colour.image).any(axis=2)
+    assert changed[one.instance == 2].any() and not changed[one.instance != 2].any()
+    ground = (one.instance == 0) & (kind.instance == 0)
+    same = (one.image == kind.image).all(axis=2)
+    assert same[ground].mean() > 0.95 and same[(one.instance == 1) & (kind.instance == 1)].mean() > 0.95
 
 
 def test_sentence_of_a_statement():

@@ -31,8 +31,13 @@ class Draws:
     """A stream of uniform draws as Python floats (ten times faster than scalar calls of a generator)."""
 
     def __init__(self, seed: np.random.SeedSequence) -> None:
+        self.seed = seed
         self.rng = np.random.default_rng(seed)
         self._pool: list[float] = []
+
+    def branch(self, number: int) -> Draws:
+        """Another stream, the same whatever was drawn from this one."""
+        return Draws(np.random.SeedSequence(self.seed.entropy, spawn_key=(*self.seed.spawn_key, number)))
 
     def unit(self) -> float:
         """Next draw from [0, 1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ NEAR = ("above", "on")  # what is on something is above it
 COLUMNS = ("id", "sentence", "pos_triplet", "neg_triplet", "pos_image_id", "neg_image_id", "neg_value")
 _FILES = {"trn": ("comvg_train.csv", "VG_100K"), "test": ("compositional_visual_genome.csv", "vg_concept")}
 _FIRST_INDEX = 400_000
+_TRIALS = 1000
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def write_comvg(root: str | Path, items: Mapping[str, int] = ITEMS) -> dict[str,
             said = draw_statement(rng)
             other = change_statement(rng, said, change)
             ids = (image_id := image_id + 1, image_id := image_id + 1)
-            for picture, statement in zip(ids, (said, other), strict=True):
-                scene = render_statement(split, _FIRST_INDEX + number, statement)
+            scenes = render_statements(split, _FIRST_INDEX + number, (said, other))
+            for picture, scene in zip(ids, scenes, strict=True):
                 path = base / "Visual_Genome" / folder / f"{picture}.jpg"
                 save(Image.fromarray(scene.image), path, quality=95)
             rows.append((number, said.sentence, said.triplet, other.triplet, *ids, change))
@@ -83,12 +85,21 @@ def change_statement(rng: np.random.Generator, said: Statement, change: str) -> 
     return replace(said, things=tuple(things))
 
 
-def render_statement(split: str, index: int, statement: Statement) -> Scene:
-    """The picture of instance `index` of which the statement is true; the index fixes everything it does not say."""
-    seed = instance_seed(split, "person", index)
+def render_statements(split: str, index: int, statements: Sequence[Statement]) -> list[Scene]:
+    """Pictures of instance `index`, of each of which a statement is true; alike in everything that none says."""
+    whole = instance_seed(split, "person", index)
+    size = random_size(whole)
+    for trial in range(_TRIALS):
+        seed = np.random.SeedSequence(whole.entropy, spawn_key=(trial,))
+        with contextlib.suppress(ValueError):  # a statement that does not come true in these places
+            return [_render_statement(seed, size, statement) for statement in statements]
+    raise ValueError(f"no pictures of {statements} in {_TRIALS} trials")
+
+
+def _render_statement(seed: np.random.SeedSequence, size: tuple[int, int], statement: Statement) -> Scene:
     (first, a), (second, b) = statement.things
     options = {"colours": (first, second), "relation": statement.relation, "occlude": 0, "truncate": 0}
-    return render_scene(seed, (a, b), random_size(seed), **options)
+    return render_scene(seed, (a, b), size, **options, steady=True, attempts=1)
 
 
 def _choose(rng: np.random.Generator, options: Sequence[str], count: int = 1, without: Sequence[str] = ()) -> list[str]:

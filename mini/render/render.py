@@ -110,6 +110,8 @@ def render_scene(
     scale: tuple[float, float] = (0.7, 1.0),  # long side of a single object, fraction of the image
     colours: Sequence[str | None] = (None, None),  # of the objects; None: a random one
     relation: str | None = None,  # one of RELATIONS: how the first of two objects stands to the second
+    steady: bool = False,  # what is said of one thing changes no other thing: each is drawn by itself
+    attempts: int = 100,
 ) -> Scene:
     """Render one scene. The same arguments give the same bytes.
 
@@ -123,15 +125,17 @@ def render_scene(
         _require_category(name)
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     chances = float(occlude), float(truncate)
-    options = _Options(tuple(categories), tuple(size), clutter, *chances, azimuth, scale, tuple(colours), relation)
-    for attempt in range(100):
+    options = _Options(
+        tuple(categories), tuple(size), clutter, *chances, azimuth, scale, tuple(colours), relation, steady
+    )
+    for attempt in range(attempts):
         draws = Draws(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, attempt)))
         coin = draws.chance(0.5)
         flip = coin if mirror is None else mirror
         scene = _attempt(draws, options, flip)
         if scene is not None:
             return scene
-    raise ValueError(f"no usable scene in 100 attempts for {options}; ask for a larger size or scale")
+    raise ValueError(f"no usable scene in {attempts} attempts for {options}; ask for a larger size or scale")
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ class _Options:
     scale: tuple[float, float]
     colours: tuple[str | None, ...]
     relation: str | None
+    steady: bool
 
 
 def _require_category(name: str) -> None:
@@ -155,17 +160,19 @@ def _require_category(name: str) -> None:
 def _attempt(draws: Draws, options: _Options, flip: bool) -> Scene | None:
     """One try; None when an object is hidden too much."""
     h, w = (_SUPER * s for s in options.size)
-    plan = Arrangement(draws, _mirrored(options.relation, flip), (h, w)) if options.relation else None
-    layers = [_place(draws, name, i, options, plan, (h, w)) for i, name in enumerate(options.categories)]
+    layout, first, second, rest = [draws.branch(n) for n in range(4)] if options.steady else [draws] * 4
+    plan = Arrangement(layout, _mirrored(options.relation, flip), (h, w)) if options.relation else None
+    streams = zip(options.categories, (first, second), strict=False)
+    layers = [_place(stream, name, i, options, plan, (h, w)) for i, (name, stream) in enumerate(streams)]
     cover = None
     if draws.chance(options.occlude):
         cover = np.asarray(occluder(draws, (h, w), _layer_box(layers[0]))) > 0
     _resolve(layers, cover)
     if not all(_usable(layer, options.size) for layer in layers):
         return None
-    canvas = np.array(background(draws, (h, w), options.clutter))
-    _paint(draws, canvas, layers, cover)
-    scene = _finish(draws, canvas, layers, options.size, flip)
+    canvas = np.array(background(rest, (h, w), options.clutter))
+    _paint(rest, canvas, layers, cover)
+    scene = _finish(rest, canvas, layers, options.size, flip)
     return None if scene and options.relation and scene.relation != options.relation else scene
 
 

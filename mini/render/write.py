@@ -41,6 +41,7 @@ PFWILLOW_IMAGES, PFWILLOW_PAIRS = 12, 20  # per class
 WILLOW_POINTS = 10
 
 LAYOUT_VERSION = 3  # of the files beside the images
+_NEWER = {"comvg": 1}  # of one benchmark's files beyond it
 _MIN_COMMON = 4  # keypoints a pair must share
 _FIRST_INDEX = {"spair": 0, "pfpascal": 100_000, "pfwillow": 200_000}  # of the instances of each benchmark
 _COORDINATES = ("XA", "YA", "XB", "YB")
@@ -165,7 +166,7 @@ def install(root: str | Path, name: str, **sizes) -> dict[str, int] | None:
     target, aside = Path(root) / folder, Path(root) / f".{folder}.partial"
     stamp = {
         "generator": GENERATOR_VERSION,
-        "layout": LAYOUT_VERSION,
+        "layout": LAYOUT_VERSION + _NEWER.get(name, 0),
         "benchmark": name,
         "sizes": json.loads(json.dumps(sizes)),
     }
