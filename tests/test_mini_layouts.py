@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from mini.render import CATEGORIES, SPECIES, render_scene
 from mini.render.ap10k import write_ap10k
@@ -205,7 +206,8 @@ def test_two_pictures_differ_in_one_thing():
     one, colour, kind = render_statements("test", 3, (red, blue, bus))
     assert np.array_equal(one.instance, colour.instance)
     changed = (one.image != colour.image).any(axis=2)
-    assert changed[one.instance == 2].any() and not changed[one.instance != 2].any()
+    near = binary_dilation(one.instance == 2, iterations=2)  # its outline is blended with what is behind
+    assert changed[one.instance == 2].any() and not changed[~near].any()
     ground = (one.instance == 0) & (kind.instance == 0)
     same = (one.image == kind.image).all(axis=2)
     assert same[ground].mean() > 0.95 and same[(one.instance == 1) & (kind.instance == 1)].mean() > 0.95
