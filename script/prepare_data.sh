@@ -1,6 +1,6 @@
 #!/bin/sh
 # Downloads, unpacks and checks a data set; run it again after an interruption and it goes on.
-#   sh script/prepare_data.sh {spair|pfpascal|pfwillow|ap10k|spairu} [--root DIR] [--check] [--url URL] [--pairs DIR] [--pairs-url URL]
+#   sh script/prepare_data.sh {spair|pfpascal|pfwillow|ap10k|spairu|cub} [--root DIR] [--check] [--url URL] [--pairs DIR] [--pairs-url URL]
 # --root is DATASET.ROOT, the folder that holds SPair-71k/, pf-pascal/ and pf-willow/ (default: asset/dataset).
 # Archives stay in its folder `download` until you delete them. Needs a few small packages, no PyTorch.
 set -eu
