@@ -90,7 +90,7 @@ def test_stretch_as_sd4match_does():
 
 def test_names_and_sizes():
     assert build_frame("pad", 8) == Pad((8, 8)) and as_frame((4, 6)) == Stretch((4, 6))
-    with pytest.raises(ValueError, match="unknown frame 'crop'; known: stretch, pad"):
+    with pytest.raises(ValueError, match="unknown frame 'crop'; known: stretch, bicubic, pad"):
         build_frame("crop", 8)
     for size in (0, (0, 5), (5, -1)):
         with pytest.raises(ValueError, match="image size must be positive"):
@@ -121,5 +121,5 @@ def test_points_of_photos_follow_the_frame(name):
     pair = Pair(picture, picture, feat, feat, Setting("nn", 0.04, 7.0, frame))
     centres = frame.to_orig(cell_to_px(cell_grid((8, 8), feat), (8, 8), (64, 64)), picture.size)
     inside = centres[((centres >= 0) & (centres <= torch.tensor([59, 29]))).all(dim=1)]
-    assert len(inside) == {"stretch": 49, "pad": 28}[name]
+    assert len(inside) == {"stretch": 49, "bicubic": 49, "pad": 28}[name]
     np.testing.assert_allclose(pair.match(inside).points, inside, atol=1e-3)

@@ -195,5 +195,5 @@ def test_half_precision_is_close_to_float32(folder, dtype):
 def test_wrong_settings_are_refused(folder):
     with pytest.raises(ValueError, match="no block up3; it has down0"):
         build(folder, "empty", layer=3)
-    with pytest.raises(ValueError, match="unknown method 'sift'; known: cleandift, dift, dinov2, .*sd4match, sd_dino"):
+    with pytest.raises(ValueError, match="unknown method 'sift'; known: cleandift, .*sd4match, sd_dino"):
         find_method("sift")
