@@ -21,6 +21,10 @@ MAX_METHODS, MAX_SETTINGS = 2, 8  # in memory; a setting is a method's prompt an
 Report = Callable[[float, str], None]  # share done, what is being done
 
 
+class Cancelled(Exception):
+    """Nobody waits for this point any more."""
+
+
 class Engine:
     """Answers questions about points.
 
@@ -45,6 +49,9 @@ class Engine:
         """Compute the features of a session's photos, unless they are known, and match its points again."""
         request = session.request
         pair = self._find_pair(request, report)
+        if getattr(pair, "slow", False):
+            self._match_slowly(session, request, pair, report)
+            return
         with session.lock:
             if request == session.request:  # else a newer request is on its way
                 session.ready = True
@@ -54,9 +61,30 @@ class Engine:
         """Find a point of a session. Fast if its features are known; if they are being computed, `prepare` will."""
         request = session.request
         pair = self.find_pair(session)
+        if getattr(pair, "slow", False):
+            session.ready = False  # the page asks for `prepare`, which shows its progress
+            return
         with session.lock:
             if pair is not None and request == session.request:
                 session.answer(match_points(pair, [point], session.settings.localiser))
+
+    def _match_slowly(self, session: Session, request: Request, pair: Any, report: Report) -> None:
+        """One point after the other, while the page goes on; a point that is removed meanwhile is given up."""
+        while (point := session.next_waiting(request)) is not None:
+
+            def tell(done: int, total: int, point: Point = point) -> None:
+                report(done / total, f"point {point.number}; remove it to cancel")
+                if session.find(point.number) is None or session.request != request:
+                    raise Cancelled
+
+            try:
+                with self._networks:
+                    found = match_points(pair, [point], request[2].localiser, progress=tell)
+            except Cancelled:
+                continue
+            with session.lock:
+                if request == session.request:
+                    session.answer(found)
 
     def heat(self, session: Session) -> dict | None:
         """{"number", "url"} of the selected point's heat map on the target, a transparent picture; None if none."""
@@ -102,7 +130,7 @@ class Engine:
 
     def _make_pair(self, key: tuple, source: Photo, target: Photo, report: Report) -> Any:
         swapped = self._look_up((key, target, source))
-        if swapped is not None:
+        if swapped is not None and not getattr(swapped, "slow", False):
             return swapped.swap()
         report(0.05, "loading the networks")
         matcher = self._find_matcher(*key[:3])
@@ -136,11 +164,11 @@ class Engine:
         return self._matchers[method]
 
 
-def match_points(pair: Any, points: list[Point], localiser: str) -> list[Point]:
+def match_points(pair: Any, points: list[Point], localiser: str, **options: Any) -> list[Point]:
     """The points with what `pair` finds for them."""
     if not points:
         return []
-    found = pair.match([(point.x, point.y) for point in points], localiser)
+    found = pair.match([(point.x, point.y) for point in points], localiser, **options)
     places = zip(points, found.points.tolist(), found.confidence.tolist(), strict=True)
     return [replace(point, found=tuple(place), confidence=confidence) for point, place, confidence in places]
 

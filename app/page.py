@@ -319,6 +319,7 @@ def describe_session(session: Session, heat: dict | None, problem: str, note: st
             {"number": p.number, "x": p.x, "y": p.y, "found": p.found, "confidence": p.confidence}
             for p in session.points
         ],
+        "waiting": [p.number for p in session.points if p.found is None],
         "selected": session.selected,
         "settings": session.settings and asdict(session.settings),
         "heat": heat,

@@ -100,6 +100,15 @@ class Session:
             by_number = {point.number: point for point in points}
             self.points = [by_number.get(point.number, point) for point in self.points]
 
+    def next_waiting(self, request: Request) -> Point | None:
+        """The first point that has no match yet; none if there is none, which is noted, or the request is outdated."""
+        with self.lock:
+            if request != self.request:
+                return None
+            waiting = next((point for point in self.points if point.found is None), None)
+            self.ready = waiting is None
+            return waiting
+
     def select(self, number: int) -> None:
         with self.lock:
             if any(point.number == number for point in self.points):

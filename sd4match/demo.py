@@ -61,8 +61,17 @@ def find_choices(cfg, network: str, max_upload_mb: int = 20):
         found = find_settings(network, name)
         prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
     task = METHODS[cfg.METHOD.NAME].task
-    methods = dict.fromkeys([cfg.METHOD.NAME, *(name for name, entry in METHODS.items() if entry.task == task)])
+    others = (name for name, entry in METHODS.items() if entry.task == task and has_settings(network, name))
+    methods = dict.fromkeys([cfg.METHOD.NAME, *others])
     return Choices(Path(network).name, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER, max_upload_mb)
+
+
+def has_settings(network: str, method: str) -> bool:
+    """Whether there is a config file for a method on this network."""
+    from config import resolve_path
+    from sd4match.source import find_settings
+
+    return Path(resolve_path(find_settings(network, None, method).config_file)).is_file()
 
 
 def build_engine(args: argparse.Namespace, first):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class Pair:
 
     Reads no network: it may be used by several threads at once.
     """
+
+    slow: ClassVar[bool] = False  # whether a match takes seconds or more, and tells its progress
 
     src: Picture
     trg: Picture

@@ -25,6 +25,7 @@ class PointPair(Pair):
     The networks run for a point when it is first asked for, under the matcher's lock; its maps are then kept.
     """
 
+    slow = True
     similarity: AttentionSimilarity = field(kw_only=True)
     lock: threading.Lock = field(kw_only=True)
     _kept: dict = field(default_factory=dict)

@@ -359,3 +359,34 @@ def test_bad_flags_are_refused(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             demo.parse_args()
         assert f"{flag} {message}" in capsys.readouterr().err
+
+
+class SlowPair(FakePair):
+    """Tells its progress, and takes its time."""
+
+    slow = True
+
+    def match(self, points, localiser=None, progress=None):
+        for done in (1, 2):
+            progress(done, 2)
+        return super().match(points)
+
+
+def test_points_of_a_slow_method_are_matched_one_by_one_and_removed_to_cancel(photos, monkeypatch):
+    monkeypatch.setattr(FakeMatcher, "pair", lambda self, source, target: SlowPair(source, target))
+    session, engine = open_session(*photos), Engine(lambda method: FakeMatcher())
+    engine.prepare(session)
+    assert session.ready
+    first, second = session.place(10, 20), session.place(11, 21)
+    engine.match(session, first)
+    assert not session.ready and session.find(first.number).found is None  # the page now asks for `prepare`
+    told = []
+
+    def report(share, what):
+        told.append((share, what))
+        if what.startswith(f"point {second.number}"):
+            session.remove(second.number)
+
+    engine.prepare(session, report)
+    assert session.ready and session.find(first.number).found is not None and session.find(second.number) is None
+    assert [share for share, what in told if what.startswith("point")] == [0.5, 1.0, 0.5]

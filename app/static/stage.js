@@ -171,7 +171,7 @@ function drawState() {
   for (const name of ["swap", "picture"]) button(name).disabled = !both;
   stage.dataset.revision = value.revision;
   stage.dataset.ready = Boolean(value.ready);
-  const key = stage.picturesKey;
+  const key = `${stage.picturesKey}/${value.waiting.join()}`;
   if (both && !value.ready && prepared !== key) trigger("prepare");
   if (both) prepared = key;
   const answered = clicks.filter(([x, y]) => value.points.some((p) => p.found && near(p.x, x) && near(p.y, y)));
