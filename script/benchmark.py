@@ -8,7 +8,7 @@
     python script/benchmark.py index                                # pairs/s of opening annotations of SPair-71k's size
     python script/benchmark.py cache --network sd2-1-random         # images/s of DINOv2 features from disk
     python script/benchmark.py rank --network mini                  # items/s of texts and images scored by DSD
-    python script/benchmark.py points --network mini --pairs 2      # points/s of LDM_correspondences
+    python script/benchmark.py points --network mini --pairs 8      # points/s of LDM_correspondences
     python script/benchmark.py head --pairs 4                       # pairs/s of steps of GeoAware-SC's post-processor
     python script/benchmark.py count --network sd2-1-random         # arithmetic of a pair; nothing is run
 

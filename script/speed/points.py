@@ -25,12 +25,15 @@ POINTS = 4  # of a pair, at most
 
 
 def compare_points(cfg, args: argparse.Namespace) -> Comparison:
-    """The points of a few pairs, found on their source and read on their target."""
+    """A source with several targets, as the pairs of a data set are: SPair-71k's test split has 26 for each source.
+
+    Here the points are found once, plainly for each pair.
+    """
     accelerator, pairs = build_accelerator(cfg), render_pairs(cfg, args.pairs)
     device = accelerator.device
     method: LDMCorrespondence = build_method(cfg, device, None)
     build_caches(cfg, (pairs,), method, accelerator)
-    images, points, targets = _list_points(cfg, pairs, device)
+    images, points, targets = _list_points(cfg, pairs, device, args.pairs)
     plain = _build_plain(method, cfg)
 
     def run() -> Tensor:
@@ -45,8 +48,11 @@ def compare_points(cfg, args: argparse.Namespace) -> Comparison:
                 plain.read(images[target], embedding, seed, method.reading)
 
     work = count_point(cfg)
+    shared = {"ours": len(set(targets)), "plain": 1}  # targets of a point that is found once
     tflop = {
-        name: cfg.LDM.ROUNDS * (cfg.LDM.STEPS * (step + vae) + cfg.LDM.CROPS * (reading + vae)) / flops.TERA
+        name: cfg.LDM.ROUNDS
+        * (cfg.LDM.STEPS * (step + vae) / shared[name] + cfg.LDM.CROPS * (reading + vae))
+        / flops.TERA
         for name, (step, reading, vae) in work.items()
     }
     ours = Side(run, len(points), [method.networks], tflop["ours"])
@@ -77,17 +83,16 @@ def count_point(cfg) -> dict[str, tuple[int, int, int]]:
     return {"ours": (forward + backward, forward, 0), "plain": (whole + backward, whole, encode)}
 
 
-def _list_points(cfg, pairs, device: torch.device) -> tuple[dict[int, Tensor], list[Point], list[int]]:
-    """Images by key, points of the sources, and the key of each one's target."""
-    images, points, targets = {}, [], []
-    for batch in build_loader(pairs):
-        batch = move_batch(batch, device)
-        src, trg = (identifier_seed(cfg.SEED, batch[f"{side}_identifier"][0]) for side in ("src", "trg"))
-        images |= {src: batch["src_image"][0], trg: batch["trg_image"][0]}
-        real = batch["src_kps"][batch["kps_mask"]][:POINTS].tolist()
-        points += [Point(src, tuple(xy)) for xy in real]
-        targets += [trg] * len(real)
-    return images, points, targets
+def _list_points(cfg, pairs, device: torch.device, n_targets: int) -> tuple[dict[int, Tensor], list[Point], list[int]]:
+    """Images by key; the points of a source, once for each of its targets; and the key of each one's target."""
+    images, batches = {}, [move_batch(batch, device) for batch in build_loader(pairs)]
+    for batch in batches:
+        for side in ("src", "trg"):
+            images[identifier_seed(cfg.SEED, batch[f"{side}_identifier"][0])] = batch[f"{side}_image"][0]
+    source = identifier_seed(cfg.SEED, batches[0]["src_identifier"][0])
+    real = batches[0]["src_kps"][batches[0]["kps_mask"]][:POINTS].tolist()
+    chosen = [key for key in images if key != source][:n_targets]
+    return images, [Point(source, tuple(xy)) for _ in chosen for xy in real], [key for key in chosen for _ in real]
 
 
 def _start(method: LDMCorrespondence, point: Point, number: int) -> tuple[int, Tensor]:
