@@ -172,6 +172,13 @@ def test_confusion_of_sides(scored):
     assert wrong > 3
 
 
+def scores_near_both():
+    """Three points of one pair, radius 10: right and near the other side as well; on the other side alone; right."""
+    columns = {"error:nn": [2, 30, 4], "partner:nn": [3, 5, np.inf]}
+    lists = {name: [np.array(values, np.float32)] for name, values in columns.items()}
+    return pd.DataFrame({"n_points": [3], "threshold": np.float32([100]), **lists})
+
+
 def test_a_prediction_on_the_other_side_is_confused():
     batch, points, shown = make_batch(pairs=30)
     predictions = batch["trg_kps"].clone()
@@ -184,6 +191,7 @@ def test_a_prediction_on_the_other_side_is_confused():
     evaluator = PCKEvaluator(["nn"], (0.1,), "resized", SIZE)
     evaluator.update(batch, {"nn": predictions})
     found = count_confused(evaluator.scores(), "nn", 0.1)
+    assert count_confused(scores_near_both(), "nn", 0.1) == {"wrong": 1, "confused": 1, "share": 1}
     assert swapped > 5 and found == {"wrong": swapped, "confused": swapped, "share": 1}
 
 
@@ -200,6 +208,11 @@ def test_views(scored):
             else:
                 inside = min(abs(a - b), 8 - abs(a - b)) == int(name)
             assert inside is None or (row["pair_id"] in set(group["pair_id"])) == inside
+    views = [(a, b, 1) for a in range(8) for b in range(8)]
+    bins = split_by_view(pd.DataFrame(views, columns=["src_azimuth", "trg_azimuth", "n_points"]))
+    found = {name: set(zip(group["src_azimuth"], group["trg_azimuth"], strict=True)) for name, group in bins.items()}
+    assert (0, 7) in found["1"] and (1, 6) in found["3"] and (0, 4) in found["4"] and (3, 4) in found["mirror"]
+    assert [len(found[str(step)]) for step in range(5)] == [8, 16, 16, 16, 8] and len(found["mirror"]) == 32
     assert (
         sensitivity([0.8, 0.6, 0.2]) == pytest.approx(0.75) and sensitivity([]) is None and sensitivity([0.0]) is None
     )
