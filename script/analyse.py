@@ -27,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     add("--by", choices=("image", "point"), default="image")
     add("--points", choices=("all", "aware"), default="all", help="aware: the geometry-aware keypoints alone")
     add("--dagger", action="store_true", help="PCK-dagger: right only if no other keypoint of the pair is nearer")
+    add("--only", nargs=2, metavar=("KIND", "GROUP"), help="pairs of one group of the breakdown, such as view mirror")
     add("--average", choices=("pair", "category"), default="pair", help="category: macro average")
     add("--draws", type=int, default=10000, help="of the bootstrap and of the permutation test")
     add("--json", metavar="FILE", help="write the numbers as JSON too")
@@ -48,6 +49,16 @@ def read_common(files: list[str]) -> dict:
         if not (table["n_points"] > 0).any():
             raise ResultError(f"{file} holds no pair with keypoints")
     return common
+
+
+def find_group(scores, kind: str, name: str):
+    """The pairs of one group; ValueError lists those that there are."""
+    from utils.statistics import list_groups
+
+    groups = list_groups(scores)
+    if (kind, name) not in groups:
+        raise ValueError(f"no group {kind} {name}; known: {', '.join(' '.join(group).strip() for group in groups)}")
+    return groups[kind, name].reset_index(drop=True)
 
 
 def analyse(scores, measure, draws: int) -> dict:
@@ -84,6 +95,8 @@ def run(args: argparse.Namespace) -> dict:
     )
     print("intervals over pairs\n")
     tables = {file: choose(scores, args.points, args.dagger) for file, scores in tables.items()}
+    if args.only:
+        tables = {file: find_group(scores, *args.only) for file, scores in tables.items()}
     content: dict = {"measure": dataclasses.asdict(measure), "results": {}, "comparisons": {}}
     for file, scores in tables.items():
         print(file)

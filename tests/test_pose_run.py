@@ -75,4 +75,8 @@ def test_inequality_and_kap_are_kept_with_the_result(test, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["analyse.py", str(path), "--localiser", "nn", "--dagger", "--draws", "50"])
     assert analyse.main() == 0
     text = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "view", "1"])
+    assert analyse.main() == 0 and "view 1" in capsys.readouterr().out
+    sys.argv[-1] = "7"
+    assert analyse.main() == 1 and "no group view 7; known: all, category bird" in capsys.readouterr().err
     assert "PCK-dagger@0.1 per image, nn: error < alpha x threshold, resized frame" in text and "view 1" in text
