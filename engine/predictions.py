@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -241,13 +241,20 @@ def to_release(points: Points, benchmark: Benchmark, side: int = 840) -> list[di
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
-def score_points(points: Points, data: PairDataset, alphas, protocol: str, inequality: str) -> pd.DataFrame:
-    """The scores of predictions, under the name `LOCALISER`."""
-    evaluator = PCKEvaluator((LOCALISER,), alphas, protocol, data.frame, inequality)
+def score_points(
+    points: Points,
+    data: PairDataset,
+    alphas: Sequence[float],
+    protocol: str,
+    inequality: str,
+    localiser: str = LOCALISER,
+) -> pd.DataFrame:
+    """The scores of predictions, under the name of a localiser."""
+    evaluator = PCKEvaluator((localiser,), alphas, protocol, data.frame, inequality)
     for position in progress(range(len(data)), "scoring", unit="pair"):
         batch = collate([data[position]])
         given = points[batch["pair_id"][0]]
         padded = np.zeros((1, data.benchmark.max_kps, 2))
         padded[0, : len(given)] = given
-        evaluator.update(batch, {LOCALISER: data.frame.to_px(torch.from_numpy(padded), batch["trg_size"])})
+        evaluator.update(batch, {localiser: data.frame.to_px(torch.from_numpy(padded), batch["trg_size"])})
     return evaluator.scores()

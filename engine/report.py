@@ -70,11 +70,14 @@ def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, devi
     )
 
 
-def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str) -> Path:
-    """Print and write the tables of predictions that a file, `source`, holds; the stem of the files written."""
+def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str, localiser: str = LOCALISER) -> Path:
+    """Print and write the tables of predictions that a file, `source`, holds; the stem of the files written.
+
+    localiser: whose the tables say that they are.
+    """
     section, task = cfg.EVAL, task_of(cfg)
-    scores = score_points(points, pairs, section.ALPHAS, section.PROTOCOL, section.INEQUALITY)
-    summary = summarise_scores(cfg, scores, pairs, (LOCALISER,))
+    scores = score_points(points, pairs, section.ALPHAS, section.PROTOCOL, section.INEQUALITY, localiser)
+    summary = summarise_scores(cfg, scores, pairs, (localiser,))
     table = task.format_table(summary)
     print(f"\n{table}\n{task.format_overview(summary)}")
     keys = ("DATASET.FRAME", "DATASET.IMAGE_SIZE", "EVAL.")
@@ -87,5 +90,6 @@ def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: s
     write_text(f"{stem}.txt", table)
     task.write_scores(stem, scores)
     write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(torch.device("cpu")), made_by)
-    print(f"written: {stem}.txt, {', '.join(task.files)}, .json")
+    write_text(f"{stem}.yaml", dump_config(cfg))
+    print(f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml")
     return stem

@@ -28,6 +28,14 @@ def parse_args() -> argparse.Namespace:
     add("--split", help="sets TEST.SPLIT")
     add("--name", help="what the results are called; default: the file's name")
     add("--localiser", default="", help="of a _predictions.csv of test.py: which of its predictions")
+    add(
+        "--as",
+        dest="called",
+        default="prediction",
+        metavar="LOCALISER",
+        help="name of its column in tables: one of a "
+        "method's, such as kernelsoftmax, so that analyse.py and view_results.py show both; default: %(default)s",
+    )
     add("--template", type=Path, metavar="FILE", help="write this file and end")
     add("--release", type=Path, metavar="FILE", help="also write the predictions as JSON in GeoAware-SC's format")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings, such as EVAL.BY point")
@@ -58,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"written: {args.template}, {write_template(args.template, pairs.benchmark)} rows")
         return
     points = read_points(args.file, pairs.benchmark, args.localiser)
-    report_points(cfg, points, pairs, args.file, args.name or args.file.stem)
+    report_points(cfg, points, pairs, args.file, args.name or args.file.stem, args.called)
     if args.release:
         import json
 

@@ -33,13 +33,14 @@ def parse_args() -> argparse.Namespace:
 def view(args: argparse.Namespace) -> None:
     from app.serve import serve_page
     from app.viewer import build_pages, find_results
+    from engine.predictions import LOCALISER as PREDICTED
     from utils.localise import LOCALISERS
 
     if args.data_root and not Path(resolve_path(args.data_root)).is_dir():
         raise ConfigError(f"--data_root {args.data_root}: no such folder")
     results = find_results(args.results)
-    localisers = args.localisers or [results[0].config.EVAL.PICTURE_LOCALISER]
-    if unknown := [name for name in localisers if name not in LOCALISERS]:
+    localisers = args.localisers or [results[0].config.EVAL.PICTURE_LOCALISER, PREDICTED]
+    if unknown := [name for name in localisers if name not in (*LOCALISERS, PREDICTED)]:
         raise ConfigError(f"--localisers: unknown {', '.join(unknown)}; known: {', '.join(LOCALISERS)}")
     pages = build_pages(results, localisers, args.data_root)
     if args.serve:

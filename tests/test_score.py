@@ -12,7 +12,7 @@ from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset
 from engine.predictions import read_points, score_points, to_release, write_template
 from engine.result import ResultError, read_predictions, read_scores
-from script import score
+from script import score, view_results
 from tests.fixtures_dataset import tiny_spair
 
 
@@ -179,11 +179,14 @@ def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, cap
     assert read_scores(pairs)["error:prediction"][0] == pytest.approx([3] * 5, abs=1e-3)
     own = pairs.with_name(pairs.name.replace("_pairs", "_predictions"))
     assert read_predictions(own)["point:prediction"][0].shape == (5, 2)
-    assert run(own, "--localiser", "prediction", "--name", "again")[0] == 0
+    assert run(own, "--localiser", "prediction", "--name", "again", "--as", "nn")[0] == 0
+    monkeypatch.setattr(sys, "argv", ["view_results.py", str(pairs), "--output", str(tmp_path)])
+    assert view_results.main() == 0 and "prediction" in (tmp_path / "viewer_spair_test.html").read_text()
     assert run(tmp_path / "mine.json", "--name", "third")[0] == 0
     for name in ("again", "third"):
         (other,) = (tmp_path / "out/prompt" / name).glob("*_pairs.csv")
-        assert np.allclose(np.stack(read_scores(other)["error:prediction"]), 3, atol=0.02)
+        column = "error:nn" if name == "again" else "error:prediction"
+        assert np.allclose(np.stack(read_scores(other)[column]), 3, atol=0.02)
     status, text = run(own, "--localiser", "nn")
     assert status == 1 and "no predictions of 'nn'; it has those of prediction" in text.err
     status, text = run("--template", tmp_path / "t.csv")
