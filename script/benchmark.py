@@ -7,14 +7,15 @@
     python script/benchmark.py loader --network sd2-1-random        # pairs/s of the data loader alone
     python script/benchmark.py index                                # pairs/s of opening annotations of SPair-71k's size
     python script/benchmark.py cache --network sd2-1-random         # images/s of DINOv2 features from disk
+    python script/benchmark.py layers --network mini                # images/s of GeoAware-SC's layers, in windows
     python script/benchmark.py rank --network mini                  # items/s of texts and images scored by DSD
     python script/benchmark.py points --network mini --pairs 8      # points/s of LDM_correspondences
     python script/benchmark.py head --pairs 4                       # pairs/s of steps of GeoAware-SC's post-processor
     python script/benchmark.py count --network sd2-1-random         # arithmetic of a pair; nothing is run
 
 Both sides run in one process, in turn (A B A B ...), after warm-up; medians and quartiles are over rounds. Whether both
-give the same numbers is checked first: exit status 1 if not. --network is `mini`, `sd2-1-random` (the architecture of
-SD2-1 with random weights, offline), or a diffusers folder. Settings follow as KEY VALUE, such as DEVICE cuda.
+give the same numbers is checked first: exit status 1 if not. --network is `mini`, `sd2-1-random`, `sd1-5-random` (their
+architectures with random weights, offline), or a diffusers folder. Settings follow as KEY VALUE, such as DEVICE cuda.
 """
 
 import argparse
@@ -33,7 +34,20 @@ from config import ConfigError  # noqa: E402
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
-MODES = ("train", "test", "features", "localise", "loader", "index", "cache", "rank", "points", "head", "count")
+MODES = (
+    "train",
+    "test",
+    "features",
+    "localise",
+    "loader",
+    "index",
+    "cache",
+    "layers",
+    "rank",
+    "points",
+    "head",
+    "count",
+)
 HEAD = (
     "| command | ours | reference | ratio | TFLOP ours / reference | GPU memory ours / reference |\n" + "|---" * 6 + "|"
 )
@@ -121,6 +135,7 @@ def main() -> int:
     args, load = parse_args(), os.getloadavg()[0]
     from script.speed import sides
     from script.speed.head import compare_heads
+    from script.speed.layers import compare_layers
     from script.speed.points import compare_points
     from script.speed.ranking import compare_rankings
 
@@ -133,9 +148,8 @@ def main() -> int:
         if args.mode == "count":
             print(format_counts(sides.make_work(cfg), cfg.TEST.ENSEMBLE))
             return 0
-        compare = (sides.COMPARISONS | {"rank": compare_rankings, "points": compare_points, "head": compare_heads})[
-            args.mode
-        ]
+        others = {"layers": compare_layers, "rank": compare_rankings, "points": compare_points, "head": compare_heads}
+        compare = (sides.COMPARISONS | others)[args.mode]
         comparison, device = compare(cfg, args), sides.resolve_device(cfg.DEVICE)
         time_sides(comparison, args.repeats, device)
     print(f"{describe_device(device)}, load average {load:.2f}")

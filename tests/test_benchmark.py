@@ -51,6 +51,13 @@ def test_both_sides_agree_and_are_timed(monkeypatch, capsys, world, mode, unit, 
         assert 0 < ours < plain
 
 
+def test_layers_of_both_sides_agree(monkeypatch, capsys, world):
+    sizes = ("FEATURES.SIZE", "[96, 64]", "FEATURES.WINDOW", 64, "FEATURES.STRIDE", 64, "METHOD.DINO_SIZE", "[56, 56]")
+    taps = ("FEATURES.TAPS", "[up2, up1.attentions.1, up0.resnets.1]", "METHOD.DINO_FOLDER", world.root / "dino")
+    assert call(monkeypatch, "layers", *tiny(world, *sizes, *taps)) == 0
+    assert "equal numbers: yes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mode", ["index", "cache"])
 def test_files_are_read_alike(monkeypatch, capsys, mode):
     assert call(monkeypatch, mode, "--network", "sd2-1-random", "--scale", 1000, "--repeats", 1) == 0

@@ -39,6 +39,7 @@ from utils.pck import PCKEvaluator, alpha_key, summarise
 NETWORKS = {  # --network -> config file, settings
     "mini": ("config/mini/base.yaml", {}),
     "sd2-1-random": (None, {"NETWORK.INIT": "random", "NETWORK.ARCHITECTURE": "sd2-1"}),
+    "sd1-5-random": ("config/spair/dift_sd1-5.yaml", {"NETWORK.INIT": "random"}),
 }
 CATEGORIES = ("bicycle", "car", "dog", "person")
 SPLIT = "trn"
@@ -82,6 +83,9 @@ def make_config(args: argparse.Namespace, root: str):
     overrides = {**settings, "DATASET.NAME": "spair", "DATASET.ROOT": root, "OUTPUT_ROOT": f"{root}/output"}
     if args.mode == "features":
         overrides["PROMPT.TYPE"] = "empty"
+    if args.mode == "layers":
+        config_file = f"config/{'mini' if args.network == 'mini' else 'spair'}/geoaware_zero_shot.yaml"
+        overrides["FEATURES.PROMPT"] = ""
     if args.mode == "rank":
         config_file = config_file and "config/mini/dsd.yaml"
         overrides |= {"DATASET.NAME": "manifest", "METHOD.NAME": "dsd"}
@@ -89,7 +93,7 @@ def make_config(args: argparse.Namespace, root: str):
         config_file = config_file and "config/mini/ldm_correspondence.yaml"
         overrides["METHOD.NAME"] = "ldm_correspondence"
     cfg = load_config(config_file, args.opts, overrides)
-    check_config(cfg, training=args.mode not in ("features", "rank", "points"))
+    check_config(cfg, training=args.mode not in ("features", "layers", "rank", "points"))
     if cfg.PROMPT.KIND != "CPM":
         raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg
