@@ -23,7 +23,7 @@ from pathlib import Path
 from engine.entry import entry_point
 from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
 
-SETTINGS = ("timestep", "ensemble", "layer", "localiser", "image_size")
+SETTINGS = ("method", "weights", "timestep", "ensemble", "layer", "localiser", "image_size")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +53,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
     """What Matcher.from_pretrained takes."""
     parser.add_argument("--network", help="sd2-1, mini, a diffusers folder or a hub id; default: see above")
+    parser.add_argument("--method", help="sd4match (default), dinov2, sd_dino, cleandift, geoaware")
+    parser.add_argument(
+        "--weights", help="learned weights other than prompts: a folder, or its name in OUTPUT_ROOT/prompt"
+    )
     parser.add_argument("--prompt", help='"text" (default), "empty", a learned prompt\'s name, folder or hub id')
     parser.add_argument("--timestep", type=int, help="diffusion step, 0..999; default: what suits the prompt")
     parser.add_argument("--ensemble", type=int, help="noise draws that are averaged; fewer are faster")

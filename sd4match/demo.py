@@ -28,6 +28,8 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--network", default="mini", help='"mini", "sd2-1", a diffusers folder or hub id')
+    parser.add_argument("--method", help="the first method offered, such as geoaware; default: sd4match")
+    parser.add_argument("--weights", help="its learned weights other than prompts: a folder, or its name")
     parser.add_argument("--prompt", help="the first prompt offered: text, empty or a learned prompt; default: text")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
@@ -100,7 +102,7 @@ def build_app(args: argparse.Namespace):
     from sd4match import Matcher
     from sd4match.source import MINI_NOTE
 
-    first = Matcher.from_pretrained(args.network, args.prompt, args.device)
+    first = Matcher.from_pretrained(args.network, args.prompt, args.device, method=args.method, weights=args.weights)
     logging.getLogger("sd4match").setLevel(logging.ERROR)  # the page itself says what mini is good for
     choices = find_choices(first.config, args.network, args.max_upload_mb)
     note = "" if first.knows_photos else MINI_NOTE

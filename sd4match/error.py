@@ -8,6 +8,8 @@ from pathlib import Path
 
 KEYS = {  # argument of Matcher.from_pretrained, and flag of the commands -> key of config/default.py
     "network": "NETWORK.FOLDER",
+    "method": "METHOD.NAME",
+    "weights": "METHOD.WEIGHTS",
     "prompt": "PROMPT.TYPE",
     "device": "DEVICE",
     "timestep": "TEST.TIMESTEP",

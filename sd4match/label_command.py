@@ -48,7 +48,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="labelled pictures of --images that choose TRANSFER.VISIBLE; default: references",
     )
     add("--truth", metavar="FILE", help="labels of --images to compare with: PCK of each keypoint and OKS AP")
-    add("--method", help="a name in METHODS; default: sd4match")
     add_matcher_flags(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TRANSFER.COMBINE vote")
     return parser.parse_intermixed_args(arguments)
@@ -93,7 +92,7 @@ def transfer(args: argparse.Namespace) -> int:
     state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=30))  # the others may have more to do
     settings = {name: getattr(args, name) for name in SETTINGS}
     matcher = Matcher.from_pretrained(
-        args.network or choose_network(), args.prompt, args.device, method=args.method, **settings, settings=given
+        args.network or choose_network(), args.prompt, args.device, **settings, settings=given
     )
     job = Transfer(matcher, references)
     places = run_job(job, targets, output, state)
