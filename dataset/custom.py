@@ -216,15 +216,18 @@ and one of
         groups = defaultdict(list)
         for row in rows:
             groups[tuple(read_path(row, side) for side in PAIR[:2]), read_name(row, "category")].append(row)
-        builder = TableBuilder(self.threshold_rule, MOST)
+        builder, places = TableBuilder(self.threshold_rule, MOST), {}
         pairs = progress(groups.items(), f"indexing {path.name}", len(groups), unit="pairs")
         for number, ((images, category), group) in enumerate(pairs):
             where = group[0].where
             kps, names = read_rows(group) if own_points else find_common(group, [known.get(i, {}) for i in images])
             boxes = read_boxes(group) if own_boxes else np.full((2, 4), np.nan)
             boxes = [self._box(box, points, where) for box, points in zip(boxes, kps, strict=True)]
-            places = [builder.add_image(self._ref(image, category, where), where) for image in images]
-            builder.add_pair(_name_pair(number, images, category), category, places, kps, names, boxes, where)
+            for image in images:
+                if (image, category) not in places:
+                    places[image, category] = builder.add_image(self._ref(image, category, where), where)
+            both = [places[image, category] for image in images]
+            builder.add_pair(_name_pair(number, images, category), category, both, kps, names, boxes, where)
         return builder.build()
 
 
