@@ -21,6 +21,7 @@ from cachetools import LRUCache  # noqa: E402
 
 from app.engine import Engine  # noqa: E402
 from app.overlay import build_overlay  # noqa: E402
+from app.painting import carry_painting, show_pair  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
 from app.session import Session, Settings  # noqa: E402
 from app.texts import TextError, build_texts, split_texts  # noqa: E402
@@ -81,6 +82,8 @@ def build_page(engine: Engine, choices: Choices, photo_note: str = "", max_sessi
                     stage = _build_part("stage", pictures=None, max_mb=choices.max_upload_mb)
                 with gr.Tab("Overlay") as tab:
                     overlay = _build_part("overlay")
+                with gr.Tab("Edit") as edit:
+                    painting = _build_part("painting")
                 if engine.load_scorer:
                     with gr.Tab("Texts"):
                         _build_texts(actions)
@@ -90,6 +93,8 @@ def build_page(engine: Engine, choices: Choices, photo_note: str = "", max_sessi
         stage.swap(actions.swap, None, [stage, overlay], **QUICK)
         for event in (tab.select, overlay.refresh):
             event(actions.overlay, None, overlay, **SLOW)
+        edit.select(actions.painting, None, painting, **SLOW)
+        painting.carry(actions.carry, None, painting, **SLOW)
         page.unload(actions.leave)
     return page.queue(max_size=MAX_WAITING)
 
@@ -251,6 +256,25 @@ class Actions:
 
         problem = self._try(score)
         return f"<p>{escape(problem)}</p>" if problem else shown[0]
+
+    def painting(self, request: gr.Request):
+        """Both images, to paint on the source."""
+        return self._show_painting(request, show_pair)
+
+    def carry(self, request: gr.Request, event: gr.EventData):
+        """The target with what was painted on the source."""
+        words = [_field(event, key) for key in ("data", "warp", "seen")]
+        return self._show_painting(request, lambda pair: carry_painting(pair, *words))
+
+    def _show_painting(self, request: gr.Request, show: Callable[[Any], dict]):
+        shown: dict[str, Any] = {}
+
+        def build() -> None:
+            pair = self.engine.find_pair(self._session(request))
+            shown.update(show(pair) if pair else {"problem": True, "message": ASK_FOR_IMAGES})
+
+        problem = self._try(build)
+        return {"problem": True, "message": problem} if problem else shown
 
     def leave(self, request: gr.Request) -> None:
         with self._lock:

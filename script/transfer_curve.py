@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
-from sd4match.command import SETTINGS, add_matcher_flags, choose_network  # noqa: E402
+from sd4match.command import SETTINGS, add_settings, load_matcher  # noqa: E402
 from sd4match.error import OutputError, in_flags  # noqa: E402
 
 COMBINED = ("confident", "vote")  # choices of TRANSFER.COMBINE
@@ -30,9 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("labels", help="labelled images: a label file, or a folder of them")
     parser.add_argument("--references", type=positive, default=3, help="of each category; default: %(default)s")
     parser.add_argument("--output", help="the picture, .png, .jpg, .pdf or .svg; default: none")
-    parser.add_argument("--method", help="a name in METHODS; default: sd4match")
-    add_matcher_flags(parser)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TRANSFER.MIRROR False")
+    add_settings(parser)
     return parser.parse_intermixed_args()
 
 
@@ -66,20 +64,14 @@ def measure(args: argparse.Namespace):
     import numpy as np
     import pandas as pd
 
-    from config import ConfigError, change_config, load_config
+    from config import ConfigError, change_config
     from dataset.annotation import read_labels
-    from engine.check import get_value
-    from sd4match import Matcher, Transfer
+    from sd4match import Transfer
     from sd4match.label import targets_of
     from utils.progress import progress
 
     references, others, numbers = divide(read_labels(args.labels), args.references)
-    parsed = load_config(None, args.opts)
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    given = {key: get_value(parsed, key) for key in args.opts[::2]}
-    matcher = Matcher.from_pretrained(
-        args.network or choose_network(), args.prompt, args.device, method=args.method, **settings, settings=given
-    )
+    matcher = load_matcher(args)
     job, alphas = Transfer(matcher, references), matcher.config.EVAL.ALPHAS
     if job.alpha not in alphas:
         raise ConfigError(f"EVAL.PICTURE_ALPHA {job.alpha:g}, which is drawn, must be one of EVAL.ALPHAS {alphas}")

@@ -66,6 +66,27 @@ def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The same, and the rest of the configuration."""
+    add_matcher_flags(parser)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings of config/default.py")
+
+
+def load_matcher(args: argparse.Namespace):
+    """The sd4match.Matcher that a command's flags ask for."""
+    from config import load_config
+    from engine.check import get_value
+    from sd4match import Matcher
+
+    opts = getattr(args, "opts", [])
+    parsed = load_config(None, opts)
+    given = {key: get_value(parsed, key) for key in opts[::2]}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    return Matcher.from_pretrained(
+        args.network or choose_network(), args.prompt, args.device, **settings, settings=given
+    )
+
+
 def parse_point(text: str) -> tuple[float, float]:
     """Two numbers from "120,80"."""
     try:
@@ -111,7 +132,6 @@ def check_output(output: Path, sources: tuple[str, str]) -> None:
 
 def match(args: argparse.Namespace) -> None:
     """Match the two images, print the result, write the picture."""
-    from sd4match import Matcher
     from sd4match.flow import WRITERS
     from utils.draw import save_figure
     from utils.image import read_image
@@ -123,8 +143,7 @@ def match(args: argparse.Namespace) -> None:
         raise OutputError(f"--flow {args.flow}: a flow is written as {', '.join(WRITERS)}")
     if os.path.samefile(args.source, args.target):
         print("both images are the same file", file=sys.stderr)
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    matcher = Matcher.from_pretrained(args.network or choose_network(), args.prompt, args.device, **settings)
+    matcher = load_matcher(args)
     pair = matcher.pair(*pictures, category=args.category)
     found = pair.match(args.points) if args.points else pair.match_mutual(args.count)
     if not args.no_picture:

@@ -286,12 +286,7 @@ def find_targets(
         except DatasetError as error:
             raise CategoryError(str(error)) from None
     if isinstance(images, str | Path):
-        root = Path(images)
-        if not root.is_dir():
-            raise MissingDataError(f"{root}: no such folder")
-        named = [(str(p.relative_to(root)), p) for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES]
-        if not named:
-            raise MissingDataError(f"{root}: no picture there")
+        named = list_pictures(Path(images))
     else:
         named = [
             (str(source) if isinstance(source, str | Path) else f"image {n}", source) for n, source in enumerate(images)
@@ -307,6 +302,16 @@ def find_targets(
             )
         targets.append(Target(number, name, source, [LabelledObject(number, number, known[own])]))
     return targets
+
+
+def list_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """(path from the folder, path) of the pictures in a folder, at any depth, sorted. MissingDataError if none is."""
+    if not folder.is_dir():
+        raise MissingDataError(f"{folder}: no such folder")
+    found = [(str(p.relative_to(folder)), p) for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise MissingDataError(f"{folder}: no picture there")
+    return found
 
 
 def targets_of(labels: Labels, references: Labels) -> Iterator[Target]:

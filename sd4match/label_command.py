@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from engine.entry import entry_point, tell
-from sd4match.command import SETTINGS, add_matcher_flags, choose_network
+from sd4match.command import SETTINGS, add_settings, load_matcher
 from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
 
 
@@ -48,8 +48,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="labelled pictures of --images that choose TRANSFER.VISIBLE; default: references",
     )
     add("--truth", metavar="FILE", help="labels of --images to compare with: PCK of each keypoint and OKS AP")
-    add_matcher_flags(parser)
-    add("opts", nargs="*", metavar="KEY VALUE", help="settings, such as TRANSFER.COMBINE vote")
+    add_settings(parser)
     return parser.parse_intermixed_args(arguments)
 
 
@@ -73,10 +72,8 @@ def transfer(args: argparse.Namespace) -> int:
     output = check_output(args)
     from accelerate import PartialState
 
-    from config import load_config
     from dataset.annotation import read_labels
-    from engine.check import get_value
-    from sd4match import Matcher, Transfer
+    from sd4match import Transfer
     from sd4match.label import find_targets, require_points
     from sd4match.label_job import find_review, run_job, write_output
     from sd4match.label_score import format_score, score_labels
@@ -87,13 +84,8 @@ def transfer(args: argparse.Namespace) -> int:
         read_labels(place, args.images) if place else None for place in (args.boxes, args.labelled, args.truth)
     )
     targets = find_targets(references, boxes or args.images, args.category)
-    parsed = load_config(None, args.opts)
-    given = {key: get_value(parsed, key) for key in args.opts[::2]}
     state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=30))  # the others may have more to do
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    matcher = Matcher.from_pretrained(
-        args.network or choose_network(), args.prompt, args.device, **settings, settings=given
-    )
+    matcher = load_matcher(args)
     job = Transfer(matcher, references)
     places = run_job(job, targets, output, state)
     if not state.is_main_process:

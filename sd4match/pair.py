@@ -185,6 +185,12 @@ class Pair:
 
         return measure(self.src, self.src_feat), measure(self.trg, self.trg_feat)
 
+    def carry(self, layer: np.ndarray, warp: str = "dense") -> np.ndarray:
+        """A layer (H, W, 4) uint8, painted on the source, as it lies on the target; see sd4match.edit.carry_layer."""
+        from sd4match.edit import carry_layer
+
+        return carry_layer(self, layer, warp)
+
     def draw(self, found: Matches) -> np.ndarray:
         """A picture of matches of this pair: lines coloured by confidence; RGB (H, W, 3) uint8."""
         from utils.draw import plot_links, render

@@ -242,6 +242,40 @@ def test_example_and_overlay_fit_the_screen(open_page, request, viewport):
     assert page.locator(".overlay .frame img").count() == 2
 
 
+def test_an_edit_is_painted_and_carried(open_page, image):
+    page = open_page()
+    page.locator(".stage").wait_for()
+    page.get_by_role("tab", name="Edit").click()
+    page.get_by_text("Choose a source and a target image").last.wait_for()
+    page.get_by_role("tab", name="Points").click()
+    upload(page, image, image)
+    choose_nearest_neighbour(page)
+    page.get_by_role("tab", name="Edit").click()
+    page.locator(".painting[data-state=ready]").wait_for()
+    page.get_by_role("button", name="Carry to the target").click()
+    page.get_by_text("nothing is painted yet").wait_for()
+    box = page.locator(".painting canvas").bounding_box()
+    x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"]
+    page.mouse.move(x - 0.2 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(x + 0.2 * box["width"], y, steps=5)
+    page.mouse.up()
+    page.get_by_role("button", name="Carry to the target").click()
+    page.get_by_text("Carried: it covers").wait_for()
+    colour = page.evaluate(  # of the middle of the target, on which the middle of the source lies
+        """() => {
+            const image = document.querySelector(".painting .frame.target img");
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const pen = canvas.getContext("2d");
+            pen.drawImage(image, 0, 0);
+            return [...pen.getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data];
+        }"""
+    )
+    assert np.abs(np.array(colour[:3]) - (0xE6, 0x19, 0x4B)).max() < 30
+    take_picture(page, "edit.png")
+
+
 def take_picture(page, name):
     """For people to look at, if the environment says where to."""
     if folder := os.environ.get("APP_PICTURES"):

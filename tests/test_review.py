@@ -12,7 +12,7 @@ from app.review import Review
 from app.serve import build_server
 from dataset.annotation import read_labels
 from script import review_labels
-from tests.test_browser import LAPTOP, browser  # noqa: F401
+from tests.test_browser import LAPTOP, browser, take_picture  # noqa: F401
 from tests.test_transfer import NAMES, coco, write
 
 
@@ -188,3 +188,25 @@ def test_a_page_without_a_server_gives_a_download(open_page, labels, tmp_path):
     before["annotations"][1] |= {"review": "accepted", "num_keypoints": 4}
     assert download.value.suggested_filename == "labels.json" and after == before
     assert "all saved" in page.locator("#summary").inner_text() and len(NAMES) == 5
+
+
+@pytest.mark.browser
+def test_transferred_labels_fit_the_screen(open_page, tmp_path):
+    from dataset.annotation import to_coco
+    from mini.render.labelled import write_labelled
+    from sd4match import Matcher, Transfer
+
+    write_labelled(tmp_path / "labelled", ("horse",), 2)
+    write_labelled(tmp_path / "others", ("horse",), 4, first=2)
+    matcher = Matcher.from_pretrained("mini", device="cpu")
+    found = to_coco(
+        Transfer(matcher, tmp_path / "labelled", combine="vote", crop=False)(tmp_path / "others" / "images")
+    )
+    write(tmp_path / "labels.json", found)
+    Review(tmp_path / "labels.json", tmp_path / "others" / "images").write(tmp_path / "page.html")
+    page = open_page(f"file://{tmp_path}/page.html")
+    page.keyboard.press("a")
+    page.locator(".point").nth(1).focus()
+    take_picture(page, "review.png")
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    assert page.locator("#rows tr").count() == 4 and page.locator(".point").count() > 5

@@ -1,0 +1,117 @@
+"""Carry an edit that is painted on one image to others of its kind.
+
+    python script/carry_edit.py a.jpg --layer paint.png --images folder/ --output edited/ --category dog
+
+The layer is an image with transparency (RGBA), of the size of a.jpg. For each picture OUTPUT/NAME.png is the picture
+with the edit, and OUTPUT/layer/NAME.png the layer alone, to paint on. Networks: see match.py. KEY VALUE: settings.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.entry import entry_point, tell  # noqa: E402
+from sd4match.command import SETTINGS, add_settings, load_matcher  # noqa: E402
+from sd4match.error import CategoryError, OutputError, in_flags  # noqa: E402
+
+SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="image that was painted on")
+    parser.add_argument("--layer", required=True, metavar="FILE", help="what was painted: an image with transparency")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PLACE", help="pictures, or folders of them")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the edited pictures go")
+    parser.add_argument(
+        "--sheet", metavar="FILE", help="also a picture of the source with the edit and the first targets"
+    )
+    parser.add_argument("--category", help='what the images show, such as "dog"; text and Class prompts use it')
+    text = "dense (default), or one transform: rigid, similarity, affine, homography"
+    parser.add_argument("--warp", default="dense", help=text)
+    add_settings(parser)
+    return parser.parse_intermixed_args()
+
+
+def find_outputs(places: list[str], output: Path) -> dict[Path, Path]:
+    """{picture: where it goes}; OutputError if two would go to one place or one would be lost."""
+    from sd4match.label import list_pictures
+
+    found: dict[Path, Path] = {}
+    for place in map(Path, places):
+        named = list_pictures(place) if place.is_dir() else [(place.name, place)]
+        found |= {path: (output / name).with_suffix(".png") for name, path in named}
+    if len(set(found.values())) < len(found):
+        doubled = next(path for path in found.values() if list(found.values()).count(path) > 1)
+        raise OutputError(f"--images: two pictures would become {doubled}; rename one, or take two outputs")
+    if lost := [path for path in found if path.resolve() in {target.resolve() for target in found.values()}]:
+        raise OutputError(f"--output {output}: {lost[0]} would be replaced; choose another folder")
+    return found
+
+
+def carry(args: argparse.Namespace) -> int:
+    """1 if some pictures could not be edited."""
+    from sd4match.edit import WARPS, carry_layer, lay_over, read_layer
+    from sd4match.flow import FlowError
+    from utils.draw import save_figure
+    from utils.image import ImageError, read_image
+    from utils.progress import progress
+
+    if args.warp not in WARPS:
+        raise OutputError(f"--warp {args.warp}: known are {', '.join(WARPS)}")
+    if args.sheet:
+        check_sheet(args.sheet)
+    output = Path(args.output)
+    source, found = read_image(args.source), find_outputs(args.images, output)
+    layer = read_layer(args.layer, source)
+    matcher = load_matcher(args)
+    features, failed, shown = matcher.encode(source, args.category), 0, [lay_over(source, layer)]
+    for path, target in progress(found.items(), "editing", len(found), unit="image"):
+        try:
+            pair = matcher.pair(features, read_image(path), args.category)
+            carried = carry_layer(pair, layer, args.warp)
+        except (ImageError, FlowError) as error:
+            tell(f"skipped: {error}" if str(path) in str(error) else f"skipped: {path}: {error}")
+            failed += 1
+            continue
+        edited = lay_over(pair.trg, carried)
+        shown += [edited] * (len(shown) <= SHOWN)
+        save_figure(target, edited)
+        save_figure(output / "layer" / target.relative_to(output), carried)
+    if args.sheet:
+        save_figure(args.sheet, join(shown))
+    print(f"written: {output} ({len(found) - failed} images)")
+    return 1 if failed else 0
+
+
+def check_sheet(path: str) -> None:
+    """OutputError for a name that is no picture's."""
+    from utils.draw import find_format
+
+    try:
+        find_format(path, pixels_only=True)
+    except ValueError as error:
+        raise OutputError(f"--sheet {error}") from error
+
+
+def join(pictures):
+    """Pictures (H, W, 3) uint8 side by side, all as high as SHEET_HEIGHT."""
+    import numpy as np
+    from PIL import Image
+
+    scaled = [Image.fromarray(p).resize((round(p.shape[1] * SHEET_HEIGHT / len(p)), SHEET_HEIGHT)) for p in pictures]
+    gap = np.full((SHEET_HEIGHT, GAP, 3), 255, np.uint8)
+    return np.concatenate([part for picture in scaled for part in (np.asarray(picture), gap)][:-1], axis=1)
+
+
+@entry_point("what was written is kept", wrong=(CategoryError, OutputError))
+def main() -> int:
+    args = parse_args()
+    with in_flags({"network", "prompt", "device", "category", *SETTINGS}):
+        return carry(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
