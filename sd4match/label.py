@@ -35,6 +35,7 @@ class Target:
     name: str
     image: ImageSource
     objects: Sequence[LabelledObject]
+    size: tuple[int, int] | None = None  # (H, W) that the boxes and masks refer to
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ class Transfer:
         with ThreadPoolExecutor() as pool:
             before: list[tuple[Target, Future]] = []
             while True:
-                batch = [(target, pool.submit(_read, target.image)) for target in itertools.islice(targets, size)]
+                batch = [(target, pool.submit(_read, target)) for target in itertools.islice(targets, size)]
                 yield from self._match_batch([(target, future.result()) for target, future in before])
                 if not batch:
                     return
@@ -282,7 +283,7 @@ def find_targets(
         return list(targets_of(images, references))
     if category is not None:
         try:
-            references.category(category)
+            _require_reference(references, references.category(category))
         except DatasetError as error:
             raise CategoryError(str(error)) from None
     if isinstance(images, str | Path):
@@ -320,14 +321,18 @@ def targets_of(labels: Labels, references: Labels) -> Iterator[Target]:
     objects: dict[int, list[LabelledObject]] = defaultdict(list)
     for thing in labels.objects:
         category = references.category(labels.categories[thing.category_id].name)
-        if not _is_used(references, category.id):
-            raise DatasetError(f"{labels.where}: category {category.name!r} has no reference in {references.where}")
+        _require_reference(references, category)
         objects[thing.image_id].append(reorder(thing, labels.categories[thing.category_id], category))
     for image in labels.images.values():
         if image.file_name in names:
             raise DatasetError(f"{labels.where}: {image.file_name} is the file of two images")
         names.add(image.file_name)
-        yield Target(image.id, image.file_name, image.path, objects[image.id])
+        yield Target(image.id, image.file_name, image.path, objects[image.id], image.size)
+
+
+def _require_reference(references: Labels, category: Category) -> None:
+    if not _is_used(references, category.id):
+        raise DatasetError(f"category {category.name!r} has no reference in {references.where}")
 
 
 def _is_used(references: Labels, category_id: int) -> bool:
@@ -458,11 +463,15 @@ def _require_size(picture: Picture, image: LabelledImage) -> None:
         raise DatasetError(f"{image.path} is {w} x {h} px, but its labels are of {width} x {height}; label it again")
 
 
-def _read(source: ImageSource) -> Picture | ImageError:
+def _read(target: Target) -> Picture | ImageError:
     try:
-        return read_image(source)
+        picture = read_image(target.image)
     except ImageError as error:
         return error
+    if target.size not in (None, picture.size):
+        (h, w), (height, width) = picture.size, target.size
+        return ImageError(f"{picture.name} is {w} x {h} px, but its objects are given for {width} x {height}")
+    return picture
 
 
 def _read_all(sources: Sequence[ImageSource]) -> Iterator[Picture]:

@@ -26,6 +26,7 @@ from utils.cache import hash_images
 from utils.progress import progress
 from utils.store import append_record, atomic_path, digest, read_records, write_json
 
+ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names may be no text
 REVIEW = ("score", "file_name", "annotation_id", "category", "lowest", "confidence")
 
 
@@ -109,7 +110,7 @@ def describe_state(target: Target) -> str:
         file = [status.st_size, status.st_mtime_ns]
     except OSError:
         file = []
-    objects = [[describe_object(replace(o, points=None, more={})), o.category_id] for o in target.objects]
+    objects = [[describe_object(replace(o, points=None, more={})), target.size] for o in target.objects]
     return digest([file, objects])[:16]
 
 
@@ -136,7 +137,7 @@ def write_output(
         records = ((target, _read_record(places[target.name])) for target in done)
         _write_list(file, "annotations", _label_all(transfer, records, visible, rows))
         file.write("}\n")
-    with atomic_path(find_review(output)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_path(find_review(output)) as temporary, open(temporary, "w", **ANY_NAME, newline="") as file:
         csv.writer(file).writerows([REVIEW, *sorted(rows)])
 
 

@@ -411,6 +411,23 @@ def test_unreadable_images_are_told_skipped_listed_and_tried_again(run, labelled
     assert run()[0] == 0 and len(json.loads((labelled / "out.json").read_text())["images"]) == 4
 
 
+def test_a_picture_of_another_size_than_its_objects_is_skipped(run, labelled):
+    draw_image(labelled / "images" / "3.png", (65, 80))
+    status, _, err = run("--boxes", "truth.json")
+    assert status == 1 and "skipped: images/3.png is 80 x 65 px, but its objects are given for 80 x 64" in err
+    assert [entry["file_name"] for entry in json.loads((labelled / "out.json").read_text())["info"]["skipped"]] == [
+        "3.png"
+    ]
+
+
+def test_a_name_that_is_no_text(run, labelled):
+    (labelled / "images" / "5.png").rename(os.fsencode(labelled / "images") + b"/\xff.png")
+    assert run()[0] == 0
+    content = json.loads((labelled / "out.json").read_text())
+    assert os.fsencode(content["images"][-1]["file_name"]) == b"\xff.png"
+    assert b"\xff.png" in (labelled / "out_review.csv").read_bytes()
+
+
 def test_what_is_kept_is_used_until_something_changes(run, labelled, monkeypatch):
     matched = []
     match = Transfer.match
@@ -558,7 +575,8 @@ def test_labels_that_cannot_be_used(run, labelled, keys, value, message):
         (("--output", "out.txt"), 2, "--output out.txt: the name must end in .json"),
         (("--output", "images/../labelled/new.json"), 2, "lies among the references"),
         (("--output", "truth.json", "--truth", "truth.json"), 2, "is one of the files that are read"),
-        (("--category", "zebra"), 2, "--category 'zebra' is unknown; labelled/labels.json has bird"),
+        (("--category", "ghost"), 2, "--category 'ghost' has no reference in labelled/labels.json"),
+        (("--category", "zebra"), 2, "--category 'zebra' is unknown; labelled/labels.json has bird, ghost"),
         (("TRANSFER.COMBINE", "mean"), 2, "TRANSFER.COMBINE must be one of confident, vote; got 'mean'"),
         (("TRANSFER.VISIBLE", "-0.5"), 2, "TRANSFER.VISIBLE must be 0..1, or -1; got -0.5"),
         (("TRANSFER.COMBNE", "vote"), 2, "did you mean TRANSFER.COMBINE"),
@@ -567,11 +585,13 @@ def test_labels_that_cannot_be_used(run, labelled, keys, value, message):
         (("--references", "nowhere"), 1, "nowhere: no such file or folder"),
         (("--references", "images"), 1, "images: no label file there"),
         (("--images", "nowhere"), 1, "nowhere: no such folder"),
-        (("--boxes", "other.json"), 1, "category 'cow' is unknown; labelled/labels.json has bird"),
+        (("--boxes", "other.json"), 1, "category 'cow' is unknown; labelled/labels.json has bird, ghost"),
         (("--boxes", "twice.json"), 1, "2.png is the file of two images"),
     ],
 )
 def test_flags_that_cannot_be_used(run, labelled, flags, status, message):
+    ghost = [*coco(labelled / "labelled", [])["categories"], {"id": 9, "name": "ghost", "keypoints": ["eye"]}]
+    change(labelled / "labelled" / "labels.json", "categories", value=ghost)
     write(labelled / "other.json", coco(labelled / "images", [2], category="cow", boxes=True, points=False))
     twice = coco(labelled / "images", [2, 3], boxes=True, points=False)
     twice["images"][1] |= {"file_name": "2.png", "width": 60, "height": 60}
