@@ -1,8 +1,8 @@
 """Carry an edit that is painted on one image to others of its kind.
 
-    python script/carry_edit.py a.jpg --layer paint.png --images folder/ --output edited/ --category dog
+    python script/carry_edit.py a.jpg --paint paint.png --images folder/ --output edited/ --category dog
 
-The layer is an image with transparency (RGBA), of the size of a.jpg. For each picture OUTPUT/NAME.png is the picture
+The paint is an image with transparency (RGBA), of the size of a.jpg. For each picture OUTPUT/NAME.png is the picture
 with the edit, and OUTPUT/layer/NAME.png the layer alone, to paint on. Networks: see match.py. KEY VALUE: settings.
 """
 
@@ -22,7 +22,7 @@ SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="image that was painted on")
-    parser.add_argument("--layer", required=True, metavar="FILE", help="what was painted: an image with transparency")
+    parser.add_argument("--paint", required=True, metavar="FILE", help="what was painted: an image with transparency")
     parser.add_argument("--images", required=True, nargs="+", metavar="PLACE", help="pictures, or folders of them")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the edited pictures go")
     parser.add_argument(
@@ -65,7 +65,7 @@ def carry(args: argparse.Namespace) -> int:
         check_sheet(args.sheet)
     output = Path(args.output)
     source, found = read_image(args.source), find_outputs(args.images, output)
-    layer = read_layer(args.layer, source)
+    layer = read_layer(args.paint, source)
     matcher = load_matcher(args)
     features, failed, shown = matcher.encode(source, args.category), 0, [lay_over(source, layer)]
     for path, target in progress(found.items(), "editing", len(found), unit="image"):

@@ -264,7 +264,7 @@ def test_an_edit_is_painted_and_carried(open_page, image):
     page.get_by_text("Carried: it covers").wait_for()
     colour = page.evaluate(  # of the middle of the target, on which the middle of the source lies
         """() => {
-            const image = document.querySelector(".painting .frame.target img");
+            const image = document.querySelector(".painting .paper.result img");
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
             const pen = canvas.getContext("2d");

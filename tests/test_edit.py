@@ -21,7 +21,7 @@ CELLS, SIDE = 17, 65  # 4 px from cell to cell
 
 def make_pair(src_feat, trg_feat, size=(SIDE, SIDE)):
     pictures = [Picture(Image.new("RGB", size[::-1], colour), size, colour) for colour in ("white", "grey")]
-    setting = Setting("nn", 0.04, 7.0, build_frame("stretch", SIDE))
+    setting = Setting("bilinear", 0.04, 7.0, build_frame("stretch", SIDE))
     return Pair(*pictures, src_feat, trg_feat, setting)
 
 
@@ -76,12 +76,9 @@ def test_sizes_of_both_images_count(features):
         assert rows.mean() == pytest.approx(17.8, abs=1) and np.ptp(columns) == pytest.approx(47, abs=2.5)
 
 
-def test_no_transform_without_matches(features):
-    noise = torch.randn(64, CELLS, CELLS, generator=torch.Generator().manual_seed(1))
-    with pytest.raises(FlowError):
-        carry_layer(make_pair(features, noise), paint((20, 24, 23, 27)), "homography")
+def test_an_unknown_warp_is_named(features):
     with pytest.raises(ValueError, match="unknown warp 'spline'; known: dense, rigid"):
-        carry_layer(make_pair(features, noise), paint((20, 24, 23, 27)), "spline")
+        carry_layer(make_pair(features, features), paint((20, 24, 43, 47)), "spline")
 
 
 def test_the_surroundings_and_the_picture_under_the_layer():
@@ -119,7 +116,7 @@ def run(world, tmp_path, monkeypatch, capfd):
     layer[10:30, 20:40] = (255, 0, 0, 255)
     Image.fromarray(layer).save("layer.png")
 
-    def run(*flags, base=("a.png", "--layer", "layer.png", "--images", "in", "--output", "out")):
+    def run(*flags, base=("a.png", "--paint", "layer.png", "--images", "in", "--output", "out")):
         monkeypatch.setattr(sys, "argv", ["carry_edit.py", *base, *flags, *tiny_flags(world)])
         try:
             status = carry_edit.main()
@@ -144,6 +141,18 @@ def test_the_command_edits_a_folder(run, tmp_path):
     assert (same[12:28, 22:38, 3] > 200).mean() > 0.9 and (same[40:, :, 3] < 50).mean() > 0.9
 
 
+def test_pictures_without_a_transform_are_skipped(run, tmp_path, monkeypatch):
+    def fail(*args):
+        raise FlowError("no transform of kind affine")
+
+    monkeypatch.setattr("sd4match.flow.fit_transform", fail)
+    status, out, err = run("--warp", "affine")
+    assert status == 1 and "written: out (0 images)" in out and not list((tmp_path / "out").glob("*.png"))
+    assert [line.split(": ", 1)[1] for line in err.splitlines() if "skipped" in line] == [
+        f"skipped: in/{name}.png: no transform of kind affine" for name in "bc"
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
@@ -151,8 +160,9 @@ def test_the_command_edits_a_folder(run, tmp_path):
         (("--output", "in"), 2, "--output in: in/b.png would be replaced"),
         (("--images", "in", "in/b.png", "copy/b.png"), 2, "two pictures would become out/b.png"),
         (("--images", "nowhere"), 1, "nowhere: no such image"),
-        (("--layer", "a.png"), 1, "a.png: no transparency"),
-        (("--ensemble", "0"), 2, "--ensemble must be in 1..1024"),
+        (("--paint", "a.png"), 1, "a.png: no transparency"),
+        (("--timestep", "1000"), 2, "--timestep must be in 0..999; got 1000"),
+        (("--sheet", "sheet.txt"), 2, "--sheet sheet.txt: the name must end in"),
     ],
 )
 def test_what_the_command_refuses(run, tmp_path, flags, status, message):

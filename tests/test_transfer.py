@@ -421,7 +421,7 @@ def test_a_picture_of_another_size_than_its_objects_is_skipped(run, labelled):
 
 
 def test_a_name_that_is_no_text(run, labelled):
-    (labelled / "images" / "5.png").rename(os.fsencode(labelled / "images") + b"/\xff.png")
+    (labelled / "images" / "5.png").rename(labelled / "images" / os.fsdecode(b"\xff.png"))
     assert run()[0] == 0
     content = json.loads((labelled / "out.json").read_text())
     assert os.fsencode(content["images"][-1]["file_name"]) == b"\xff.png"
