@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.geometry import Size, at_least_float32, cell_grid, l2_norm, rescale_kps
-from utils.localise import Similarity, argmax_cell, damp_away_from
+from utils.localise import Similarity, argmax_cell, keep_near
 
 
 def patch_of(points: Tensor, image_size: Size, feat_size: Size) -> Tensor:
@@ -48,20 +48,11 @@ class SoftArgmaxError(nn.Module):
         """
         src_kps, trg_kps = (torch.where(kps_mask[..., None], at_least_float32(kps), 0.0) for kps in (src_kps, trg_kps))
         src_patch = patch_of(src_kps, image_size, similarity.src_size)
-        sim = self.keep_near(similarity(src_patch))  # (B, N, h, w)
+        sim = similarity(src_patch)  # (B, N, h, w)
+        sim = keep_near(sim, argmax_cell(sim), self.window)
         feat_size = tuple(sim.shape[-2:])
         p = (sim.flatten(2) / self.beta).softmax(dim=-1)
         flow = p @ cell_grid(feat_size, like=p) - src_patch
         true_flow = rescale_kps(trg_kps, image_size, feat_size) - rescale_kps(src_kps, image_size, similarity.src_size)
         error = l2_norm(flow - true_flow, dim=-1).squeeze(-1)  # (B, N)
         return torch.where(kps_mask, error, 0.0).sum(dim=1) / kps_mask.sum(dim=1).clamp(min=1)
-
-    def keep_near(self, sim: Tensor) -> Tensor:
-        """sim (B, N, h, w) as the window leaves it."""
-        if not self.window:
-            return sim
-        centre = argmax_cell(sim.detach())
-        if self.window < 0:
-            return damp_away_from(sim, centre, -self.window)
-        cells = cell_grid(tuple(sim.shape[-2:]), like=sim).unflatten(0, tuple(sim.shape[-2:]))  # (h, w, 2)
-        return sim * ((cells - centre[..., None, None, :]).abs() <= self.window).all(dim=-1)

@@ -165,14 +165,14 @@ def window(query: Query) -> Tensor:
     last = patch.new_tensor(src_size).flip(-1) - 1
     cell = (patch + PATCH_EPS).floor().clamp(min=0).minimum(last)
     sim = query.similarity(cell)
-    found = soft_argmax_cell(_keep_near(sim, argmax_cell(sim), query.window), query.beta)
+    found = soft_argmax_cell(keep_near(sim, argmax_cell(sim), query.window), query.beta)
     if not image_size:
         return found
     trg_size = sim.shape[-2:]
     return px_to_cell(patch_to_px(found + 0.5, trg_size, image_size), image_size, trg_size)
 
 
-def _keep_near(sim: Tensor, centre_cell: Tensor, window: int) -> Tensor:
+def keep_near(sim: Tensor, centre_cell: Tensor, window: float) -> Tensor:
     """sim (..., h, w), 0 farther than `window` cells from centre_cell (..., 2) on an axis; see EVAL.WINDOW."""
     if window <= 0:
         return damp_away_from(sim, centre_cell, -window) if window else sim

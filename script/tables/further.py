@@ -36,6 +36,7 @@ def list_further_tables(world: World) -> tuple[Table, ...]:
                 "DINOv2": _lines("dinov2", "dinov2", MAIN),
                 "DIFT, text prompt": _lines("text", "base", MAIN, ("PROMPT.TYPE", "text")),
                 "SD+DINO": _lines("sd_dino", "sd_dino", MAIN),
+                "GeoAware-SC, zero-shot": _lines("geoaware_plain", "geoaware_zero_shot", ("spair", *ANIMALS)),
                 "GeoAware-SC, zero-shot, adaptive pose": zero_shot,
                 "SD4Match-Single, trained on SPair-71k": _lines("single", "sd4match_single", MAIN, train_on="spair"),
                 "SD4Match-CPM, trained on SPair-71k": _lines("cpm", "sd4match_cpm", MAIN, train_on="spair"),
@@ -55,6 +56,22 @@ def list_further_tables(world: World) -> tuple[Table, ...]:
             alphas,
             f"{NOTE} GeoAware-SC's camera-ready abstract gives 65.4 for zero-shot SPair-71k at 0.1. Nothing says what "
             "mirroring makes of PF-Pascal's keypoints: there the zero-shot row is run without alignment.",
+            paper="geoaware",
+        ),
+        Table(
+            "table_geoaware_prompt",
+            "GeoAware-SC's post-processor on SD4Match's prompts",
+            {
+                "text prompt": _lines("text", "base", ("spair",), ("PROMPT.TYPE", "text")),
+                "SD4Match-Single": _lines("single", "sd4match_single", ("spair",), train_on="spair"),
+                "post-processor on the text prompt": _prompted("text"),
+                "post-processor on SD4Match-Single": _prompted(
+                    "single", "PROMPT.TYPE", f"Single_spair_{network}_TokenEmbeds75"
+                ),
+                "both together": _prompted("together", "GEOAWARE.PROMPT_LR", "240.0"),
+            },
+            {"spair": FINE},
+            f"{NOTE} The prompt of the last line learns at the rate of SD4Match-Single's configuration.",
             paper="geoaware",
         ),
         Table(
@@ -101,6 +118,12 @@ def _lines(
             f"{name}-pad/{group}", config, data, learned_on, training, test_opts=(*PROTOCOL, *chosen, *split)
         )
     return rows
+
+
+def _prompted(name: str, *training: str) -> Rows:
+    """The row of a post-processor on the layers under a prompt."""
+    row = Row(f"geoaware_prompt-{name}/spair", "geoaware_prompt", "spair", "spair", training, test_opts=PROTOCOL)
+    return {"spair": row}
 
 
 def _reported(name: str, groups: Iterable[str]) -> Rows:
