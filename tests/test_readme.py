@@ -164,7 +164,7 @@ def test_the_mini_world_is_not_rendered_over_other_data(tmp_path):
 
 
 def test_every_package_that_is_imported_is_required():
-    """In requirements.txt for the core, and in those of the app and of the tests besides for these."""
+    """In requirements.txt or -label (done without) for the core, and in those of the app and of the tests for these."""
     names = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
     ours = {path.name for path in ROOT.iterdir()} | {path.stem for path in ROOT.glob("*.py")}
     gradio = {"gradio", "fastapi", "uvicorn"}  # the last two come with it
@@ -181,7 +181,7 @@ def test_every_package_that_is_imported_is_required():
                 found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
                 yield from (name.split(".")[0] for name in found)
 
-    core = required("requirements.txt")
+    core = required("requirements.txt", "requirements-label.txt")
     packages = ("config", "dataset", "engine", "loss", "model", "utils", "mini", "script", "sd4match", "app", "tests")
     for folder in ("", *packages):
         more = ("requirements-app.txt", "requirements-test.txt") if folder in ("app", "tests") else ()
