@@ -118,6 +118,15 @@ def draw_attention(args: argparse.Namespace, columns: dict):
     return plot_token_maps(rows)
 
 
+def draw_losses(args: argparse.Namespace, columns: dict):
+    """loss over the steps in which LDM_correspondences finds its embeddings: mean over the points in each folder"""
+    from model.method.embedding_store import read_losses
+    from utils.plot import plot_curves
+
+    curves = {Path(folder).name: read_losses(folder).mean(dim=0).tolist() for folder in args.results}
+    return plot_curves({name: dict(enumerate(curve)) for name, curve in curves.items()}, "step", "loss", from_zero=True)
+
+
 FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its rows by default
     "matches": (draw_matches, 4),
     "correlation": (draw_correlation, 4),
@@ -126,6 +135,7 @@ FIGURES: dict[str, tuple[Callable, int]] = {  # what draws each kind, and its ro
     "features": (draw_features, 2),
     "timestep": (draw_timestep, 0),
     "attention": (draw_attention, 0),
+    "losses": (draw_losses, 0),
 }
 
 
@@ -148,6 +158,8 @@ def parse_args() -> argparse.Namespace:
         elif name == "timestep":
             kind.add_argument("results", nargs="+", help="folders, or *_pairs.csv files of test.py")
             kind.add_argument("--y_label", help="default: the measure of config section EVAL")
+        elif name == "losses":
+            kind.add_argument("results", nargs="+", help="folders LDM-embedding/DATASET/cached_output.KEY")
         elif name == "attention":
             kind.add_argument(
                 "--words", nargs="+", default=[], metavar="TEXT", help="texts: a row each, a map per word"

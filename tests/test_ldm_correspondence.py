@@ -15,7 +15,7 @@ from engine.check import check_config
 from engine.correspondence import build_journal, build_protocol
 from engine.evaluate import Share, evaluate
 from engine.report import build_result_stem
-from model.method.embedding_store import EmbeddingStore
+from model.method.embedding_store import EmbeddingStore, read_losses
 from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
 from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows, squared_error
 from script.speed.plain_points import PlainPoints
@@ -24,6 +24,7 @@ from utils.crop import CropRule, bilinear_matrix
 from utils.localise import LOCALISERS, Query
 from utils.noise import derive_seeds, draw_noise
 from utils.pck import merge_scores
+from utils.store import StoreError
 
 RELEASE = CropRule.from_shares(512, 93.16549294381423, 0.15)
 SIDE, LAYERS, HEADS, TOKEN = 64, ("mid.0", "up1.0"), (1, 0), 3
@@ -303,6 +304,10 @@ def test_the_page_of_results_has_the_maps_of_every_point(world, tmp_path):
 
     score(world, tmp_path, "TEST.PICTURES", "1")
     page = Page(find_results([str(tmp_path)]), ["centre"], None)
+    losses = read_losses(next((tmp_path / "asset" / "LDM-embedding" / "spair").iterdir()))
+    assert losses.shape[1] == 2 and len(losses) % 2 == 0 and losses.isfinite().all()
+    with pytest.raises(StoreError, match="holds no embeddings"):
+        read_losses(tmp_path)
     (method,) = page._content["methods"]
     (drawn,) = [(pair, maps) for pair, maps in zip(page._content["pairs"], method["maps"], strict=True) if maps]
     assert len(drawn[1]) == drawn[0]["n"] and all(page.images[number].endswith(".png") for number in drawn[1])

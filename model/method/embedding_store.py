@@ -19,6 +19,14 @@ from utils.cache import file_name
 from utils.store import StoreError, digest, read_tensors, write_json, write_tensors
 
 
+def read_losses(folder: str | Path) -> Tensor:
+    """Losses (points x rounds, steps) of all points in a folder of a store. StoreError if there are none."""
+    paths = sorted(Path(folder).glob("*@*.safetensors"))
+    if not paths:
+        raise StoreError(f"{folder} holds no embeddings; test.py writes them below OUTPUT_ROOT/asset/LDM-embedding")
+    return torch.cat([read_tensors(path)[0]["loss"] for path in paths])
+
+
 class EmbeddingStore:
     """Points are (x, y) px of the image as the networks see it, a tensor, by whose content the file is known."""
 
