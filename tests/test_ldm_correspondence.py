@@ -15,6 +15,7 @@ from engine.check import check_config
 from engine.correspondence import build_journal, build_protocol
 from engine.evaluate import Share, evaluate
 from engine.report import build_result_stem
+from model.error import NetworkError
 from model.method.embedding_store import EmbeddingStore, read_losses
 from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
 from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows, squared_error
@@ -251,6 +252,16 @@ def test_points_are_found_once_kept_and_taken_up_again(networks, task, tmp_path)
     assert passes  # it is made again
     assert store.losses("b", (9.0, 9.0), images[12]).shape == (3, DESCENT.steps)
     assert store.get("b", (9.0, 9.0), images[12] + 1) is None  # another image of that name
+
+
+def test_maps_that_are_not_finite_are_refused(networks, task, monkeypatch):
+    images, *_ = task
+    maps, method = PointReader.maps, build_method(networks)
+    monkeypatch.setattr(PointReader, "maps", lambda self, *inputs: [value * math.nan for value in maps(self, *inputs)])
+    with pytest.raises(NetworkError, match=r"point \(5.0, 40.0\) of a at the attention maps are not finite in fp32"):
+        method.find(images, [Point(11, (5.0, 40.0), "a")])
+    with pytest.raises(NetworkError, match="not finite"):
+        method.read(images, [12], [Point(11, (5.0, 40.0), "a")], torch.zeros(1, 2, 77, 32))
 
 
 def test_layers_are_averaged_after_a_softmax_over_the_pixels(networks):

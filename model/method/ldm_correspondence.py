@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError
-from model.backbone.device import resolve_dtype, speed_up
+from model.backbone.device import PRECISIONS, check_finite, resolve_dtype, speed_up
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.method.base import Batch, Method
 from model.method.embedding_store import EmbeddingStore
@@ -64,6 +64,10 @@ class LDMCorrespondence(Method):
         self.image_size = (finder.rule.image,) * 2
         self.progress: Progress | None = None
 
+    @property
+    def precision(self) -> str:
+        return next(name for name, dtype in PRECISIONS.items() if str(self.finder.unet.dtype).endswith(dtype))
+
     def similarity(self, batch: Batch, seeds: Tensor) -> AttentionSimilarity:
         return AttentionSimilarity(self, batch, seeds)
 
@@ -78,6 +82,7 @@ class LDMCorrespondence(Method):
                 todo[point] = first
         tick = self._count_rows(sum(self.rounds - first for first in todo.values()) * self.descent.steps)
         for point, embeddings, losses in self._find(images, todo, tick):
+            self._check(losses[None], [point])
             if self.store and point.name:
                 self.store.put(point.name, point.xy, images[point.key], embeddings, losses, todo[point])
             found[point] = torch.cat([found[point], embeddings])
@@ -106,7 +111,13 @@ class LDMCorrespondence(Method):
         for part, maps in self.reader.read(images, asked, embeddings.flatten(0, 1), self.reading, tick):
             owner = torch.arange(part.start, part.stop, device=maps.device) // self.rounds
             total.index_add_(0, owner, maps)
+        self._check(total, points)
         return total / self.rounds
+
+    def _check(self, values: Tensor, points: Sequence[Point]) -> None:
+        """NetworkError if those of a point are not finite."""
+        names = [f"point {point.xy} of {point.name or 'the source'}" for point in points]
+        check_finite(values, names, self.block, self.precision)
 
     def _empty(self) -> Tensor:
         return torch.empty(0, self.tokens, self.finder.width, device=self.finder.device)
