@@ -86,6 +86,13 @@ class Engine:
                 if request == session.request:
                     session.answer(found)
 
+    def match_again(self, session: Session) -> None:
+        """Find all points of a session that was ready; a slow pair's when the page asks for `prepare`."""
+        if getattr(self.find_pair(session), "slow", False):
+            session.ready = False
+        else:
+            self.prepare(session)
+
     def heat(self, session: Session) -> dict | None:
         """{"number", "url"} of the selected point's heat map on the target, a transparent picture; None if none."""
         point, pair = session.find(session.selected), self.find_pair(session)

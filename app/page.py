@@ -228,7 +228,7 @@ class Actions:
     def swap(self, request: gr.Request):
         session = self._session(request)
         session.swap()
-        problem = self._try(lambda: session.ready and self.engine.prepare(session))
+        problem = self._try(lambda: session.ready and self.engine.match_again(session))
         return self._show(session, problem, pictures=True), None
 
     def overlay(self, request: gr.Request):

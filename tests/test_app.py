@@ -390,3 +390,6 @@ def test_points_of_a_slow_method_are_matched_one_by_one_and_removed_to_cancel(ph
     engine.prepare(session, report)
     assert session.ready and session.find(first.number).found is not None and session.find(second.number) is None
     assert [share for share, what in told if what.startswith("point")] == [0.5, 1.0, 0.5]
+    session.swap()
+    engine.match_again(session)
+    assert not session.ready and session.find(first.number).found is None
