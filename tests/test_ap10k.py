@@ -233,3 +233,18 @@ def test_prepared_data_are_checked_against_the_stated_numbers(raw, monkeypatch, 
 
 def test_every_benchmark_can_be_prepared():
     assert set(p.PARTS) == set(p.EXPECTED) <= set(BENCHMARKS)
+
+
+def test_images_of_few_pairs_are_held_at_a_time(raw, monkeypatch):
+    """One category of a setting may have all images of the data set: their maps must not be in memory at once."""
+    from engine import evaluate
+
+    monkeypatch.setattr(evaluate, "HELD", 4)
+    for split in ("test_cross_family", "test"):
+        benchmark = build_benchmark("ap10k", raw[0], split)
+        groups = list(evaluate.group_positions(benchmark, range(len(benchmark))))
+        assert [position for group in groups for position in group] == list(range(len(benchmark)))
+        for group in groups:
+            records = [benchmark[position] for position in group]
+            assert len({record.category for record in records}) == 1
+            assert len({ref.identifier for record in records for ref in (record.src, record.trg)}) <= 4
