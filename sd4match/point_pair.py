@@ -35,8 +35,10 @@ class PointPair(Pair):
         points: Sequence | np.ndarray | Tensor,
         localiser: str | None = None,
         progress: Progress | None = None,
+        src_mask: np.ndarray | None = None,
+        trg_mask: np.ndarray | None = None,
     ) -> Matches:
-        """As `Pair.match`. The way back is not gone: confidence = mass, and cycle is 0.
+        """As `Pair.match`. The way back is not gone: confidence = mass, cycle is 0, and src_mask changes nothing.
 
         progress: told after each pass of the UNet how many of all are done, first of finding embeddings, then of
         reading them; an exception that it raises cancels.
@@ -46,6 +48,8 @@ class PointPair(Pair):
         check_localisers([localiser])
         sim = self.similarity.method.combine(self.maps(points, progress))
         sim = _stretch(sim)  # attention has no scale of its own
+        if (inside := self._find_cells(trg_mask, self.trg, self.trg_feat)) is not None:
+            sim = sim.masked_fill(~inside, 0.0)
         query = Query(lambda cells: sim[None], self._to_cells(points)[None], **self.setting.options)
         cells = LOCALISERS[localiser](query)[0]
         similarity, mass = sim.flatten(1).amax(dim=1), mass_near(sim, cells, self.setting.beta)
