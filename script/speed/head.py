@@ -37,7 +37,7 @@ BETA = 0.02
 def compare_heads(cfg, args: argparse.Namespace) -> Comparison:
     """A round is args.pairs steps of one pair, with maps of the original's sizes, or 1/SCALE of its sides."""
     side, device = PATCHES // args.scale, resolve_device(cfg.DEVICE)
-    if side % 4:
+    if PATCHES % args.scale or side % 4:
         raise ConfigError(f"--scale {args.scale}: 60 / SCALE must be a multiple of 4, such as 60, 20 or 12")
     size, root = (side * PATCH, side * PATCH), Path(cfg.DATASET.ROOT)
     generator = torch.Generator().manual_seed(cfg.SEED)
