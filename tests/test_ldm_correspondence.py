@@ -158,7 +158,7 @@ def test_losses_and_gradients_are_those_of_the_plain_loop(networks, task):
             loss = plain.loss(images[key], rows.anchors[i], single, int(rows.seeds[i]), DESCENT, step)
             loss.backward()
             assert relative(losses[i], loss) < 2e-6
-            assert relative(gradient[i], single.grad) < 2e-5
+            assert relative(gradient[i], single.grad) < 1e-5  # 2e-6 to 8e-6 here; both sides are float32
 
 
 def test_embeddings_and_maps_are_those_of_the_plain_loop(networks, task):
