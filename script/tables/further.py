@@ -72,7 +72,6 @@ def list_further_tables(world: World) -> tuple[Table, ...]:
             },
             {"spair": FINE},
             f"{NOTE} The prompt of the last line learns at the rate of SD4Match-Single's configuration.",
-            paper="geoaware",
         ),
         Table(
             "table_spairu",
