@@ -150,6 +150,11 @@ def test_the_unet_is_cut_after_the_last_tap_without_changing_it(last):
     torch.testing.assert_close(found, expected)
     sizes = [sum(p.numel() for p in d.unet.parameters()) for d in (whole, cut)]
     assert sizes[1] < sizes[0] or last == "up3"
+    if last == S3:  # of its block, neither the third layer nor the upsampler is left
+        left = {
+            name.split(".")[2] + name.split(".")[3] for name in cut.unet.state_dict() if name.startswith("up_blocks.2")
+        }
+        assert left == {"resnets0", "resnets1", "attentions0", "attentions1"}
 
 
 def test_unknown_taps_list_what_there_is():

@@ -100,12 +100,10 @@ def _list_parts(block: nn.Module) -> str:
     return ", ".join(parts)
 
 
-def _order(unet: UNet2DConditionModel, tap: str) -> tuple:
-    """When a tap's map is there: in a block, each residual layer is followed by its attention."""
+def _order(unet: UNet2DConditionModel, tap: str) -> tuple[int, float]:
+    """When a tap's map is there: by block, and in a block by number, itself after its parts."""
     name, _, part = tap.partition(".")
-    kind, number, *_ = part.split(".") + [""]
-    number = float(number) if kind in ("resnets", "attentions") else float("inf")
-    return list(name_blocks(unet)).index(name), number, kind == "attentions"
+    return list(name_blocks(unet)).index(name), float(part.partition(".")[2] or "inf")
 
 
 def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
