@@ -44,6 +44,8 @@ def plot_curves(
         axes.plot(list(values), list(values.values()), label=label, linewidth=1.6, markevery=every, **style(number))
     axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 32))
     axes.set_ylim(bottom=0 if from_zero else None)
+    if all(isinstance(x, int) for values in curves.values() for x in values):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
