@@ -194,6 +194,12 @@ class DSD(Method):
             raise StoreError(f"{folder} does not fit this network, or DSD.RANK ({reason})") from error
 
     @classmethod
+    def made_by(cls, folder: Path) -> dict | None:
+        """Files of others do not say."""
+        found = super().made_by(folder)
+        return {} if found is None and folder.exists() else found
+
+    @classmethod
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None) -> DSD:
         section, networks = cfg.DSD, load_diffusion(cfg, device)
         score = ImageTextScore(
