@@ -236,8 +236,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 file.extractall(folder, admit(modes, lambda i: (i.filename, i.file_size, modes[i] in PLAIN)))
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:
+                file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
                 members = admit(file, lambda m: (m.name, m.size, m.isreg() or m.isdir()))
-                file.extractall(folder, members, filter="data")
+                file.extractall(folder, map(disown, members))
                 while file.fileobj.read(1 << 20):  # to the end, where gzip keeps its checksum
                     pass
         else:
@@ -247,6 +248,14 @@ def unpack(archive: Path, folder: Path) -> None:
         raise PrepareError(f"{archive}: refused, {error}. Delete it and run again.") from None
     except DAMAGED as error:
         raise PrepareError(f"{archive} is damaged ({error}). Delete it and run again.") from error
+
+
+def disown(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member as a file of whoever unpacks it, which nobody else may write."""
+    member.mode &= 0o755
+    member.uid = member.gid = 0  # heeded only where root unpacks
+    member.uname = member.gname = ""
+    return member
 
 
 def admit(members: Iterable[M], describe: Callable[[M], tuple[str, int, bool]]) -> Iterator[M]:

@@ -101,9 +101,10 @@ def _list_parts(block: nn.Module) -> str:
 
 
 def _order(unet: UNet2DConditionModel, tap: str) -> tuple[int, float]:
-    """When a tap's map is there: by block, and in a block by number, itself after its parts."""
+    """When a tap's map is there: by block, and in a block by the number of its layer, itself after its parts."""
     name, _, part = tap.partition(".")
-    return list(name_blocks(unet)).index(name), float(part.partition(".")[2] or "inf")
+    number = float(part.split(".")[1]) if part.startswith(("resnets.", "attentions.")) else float("inf")
+    return list(name_blocks(unet)).index(name), number
 
 
 def _cut(unet: UNet2DConditionModel, last: str) -> UNet2DConditionModel:
