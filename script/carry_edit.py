@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.entry import entry_point, tell  # noqa: E402
-from sd4match.command import SETTINGS, add_settings, load_matcher  # noqa: E402
+from sd4match.command import SETTINGS, add_settings, load_matcher, refuse_loss  # noqa: E402
 from sd4match.error import CategoryError, OutputError, in_flags  # noqa: E402
 
 SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
@@ -51,6 +51,11 @@ def find_outputs(places: list[str], output: Path) -> dict[Path, Path]:
     return found
 
 
+def find_layer(output: Path, target: Path) -> Path:
+    """Where the carried layer of an edited picture goes."""
+    return output / "layer" / target.relative_to(output)
+
+
 def carry(args: argparse.Namespace) -> int:
     """1 if some pictures could not be edited."""
     from sd4match.edit import WARPS, carry_layer, lay_over, read_layer
@@ -61,10 +66,16 @@ def carry(args: argparse.Namespace) -> int:
 
     if args.warp not in WARPS:
         raise OutputError(f"--warp {args.warp}: known are {', '.join(WARPS)}")
-    if args.sheet:
-        check_sheet(args.sheet)
     output = Path(args.output)
     source, found = read_image(args.source), find_outputs(args.images, output)
+    written = [place for target in found.values() for place in (target, find_layer(output, target))]
+    for place in written:
+        refuse_loss("--output", place, (args.source, args.paint, *found))
+    if len(set(written)) < len(written):
+        raise OutputError(f"--output {output}: a picture of a folder called layer would be another's layer; rename it")
+    if args.sheet:
+        check_sheet(args.sheet)
+        refuse_loss("--sheet", args.sheet, (args.source, args.paint, *found, *written))
     layer = read_layer(args.paint, source)
     matcher = load_matcher(args)
     features, failed, shown = matcher.encode(source, args.category), 0, [lay_over(source, layer)]
@@ -79,7 +90,7 @@ def carry(args: argparse.Namespace) -> int:
         edited = lay_over(pair.trg, carried)
         shown += [edited] * (len(shown) <= SHOWN)
         save_figure(target, edited)
-        save_figure(output / "layer" / target.relative_to(output), carried)
+        save_figure(find_layer(output, target), carried)
     if args.sheet:
         save_figure(args.sheet, join(shown))
     print(f"written: {output} ({len(found) - failed} images)")

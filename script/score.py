@@ -62,6 +62,10 @@ def run(args: argparse.Namespace) -> None:
     if BENCHMARKS[cfg.DATASET.NAME].task != "correspondence":
         raise ConfigError(f"DATASET.NAME {cfg.DATASET.NAME} has no keypoints to predict")
     pairs = build_pairs(cfg, cfg.TEST.SPLIT)
+    if args.template and args.template.exists():
+        raise ConfigError(f"--template {args.template} is there already, and would be lost; choose another name")
+    if args.release and args.release.resolve() == args.file.resolve():
+        raise ConfigError(f"--release {args.release} is the file of predictions, which would be lost")
     if args.template:
         print(f"written: {args.template}, {write_template(args.template, pairs.benchmark)} rows")
         return

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.entry import entry_point
@@ -126,8 +127,13 @@ def check_output(output: Path, sources: tuple[str, str]) -> None:
         raise OutputError(f"--output {error}") from error
     if output.is_dir():
         raise OutputError(f"--output {output} is a folder; name a file in it")
-    if output.exists() and any(os.path.samefile(output, source) for source in sources):
-        raise OutputError(f"--output {output} is one of the images, which would be lost; choose another name")
+    refuse_loss("--output", output, sources)
+
+
+def refuse_loss(flag: str, output: str | Path, others: Iterable[str | Path]) -> None:
+    """OutputError if what a flag names is one of the files that are read, or that are written besides."""
+    if any(os.path.realpath(output) == os.path.realpath(other) for other in others):
+        raise OutputError(f"{flag} {output} is another file of this command, which would be lost; choose another name")
 
 
 def match(args: argparse.Namespace) -> None:
@@ -141,10 +147,14 @@ def match(args: argparse.Namespace) -> None:
     check_output(output, (args.source, args.target))
     if args.flow and Path(args.flow).suffix not in WRITERS:
         raise OutputError(f"--flow {args.flow}: a flow is written as {', '.join(WRITERS)}")
+    if args.flow:
+        refuse_loss("--flow", args.flow, (args.source, args.target, output))
     if os.path.samefile(args.source, args.target):
         print("both images are the same file", file=sys.stderr)
     matcher = load_matcher(args)
     pair = matcher.pair(*pictures, category=args.category)
+    if args.flow and pair.slow:
+        raise OutputError(f"--flow {args.flow}: this method matches point by point, and gives none")
     found = pair.match(args.points) if args.points else pair.match_mutual(args.count)
     if not args.no_picture:
         save_figure(output, pair.draw(found))

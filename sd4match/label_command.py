@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from engine.entry import entry_point, tell
-from sd4match.command import SETTINGS, add_settings, load_matcher
+from sd4match.command import SETTINGS, add_settings, load_matcher, refuse_loss
 from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
 
 
@@ -78,6 +78,8 @@ def transfer(args: argparse.Namespace) -> int:
     from sd4match.label_job import find_review, run_job, write_output
     from sd4match.label_score import format_score, score_labels
 
+    inputs = [path for path in (args.references, args.boxes, args.labelled, args.truth) if path]
+    refuse_loss("--output, whose list for review is", find_review(output), inputs)
     references = read_labels(args.references, args.reference_images, args.category)
     require_points(references)
     boxes, labelled, truth = (

@@ -46,12 +46,18 @@ class PointPair(Pair):
         points = self._check_points(points)
         localiser = localiser or self.setting.localiser
         check_localisers([localiser])
-        sim = self.similarity.method.combine(self.maps(points, progress))
-        sim = _stretch(sim)  # attention has no scale of its own
-        if (inside := self._find_cells(trg_mask, self.trg, self.trg_feat)) is not None:
-            sim = sim.masked_fill(~inside, 0.0)
-        query = Query(lambda cells: sim[None], self._to_cells(points)[None], **self.setting.options)
-        cells = LOCALISERS[localiser](query)[0]
+        if len(points) == 0:
+            return Matches(points, points, *(np.zeros(0, np.float32) for _ in range(3)))
+        wanted, inside = self._to_cells(points), self._find_cells(trg_mask, self.trg, self.trg_feat)
+
+        def ask(cells: Tensor) -> Tensor:
+            """Maps of cells (N, 2); some localisers ask for others than the points'."""
+            places = points if torch.equal(cells, wanted) else self._to_original(cells, self.src, self.src_feat)
+            sim = _stretch(self.similarity.method.combine(self.maps(places, progress)))  # attention has no scale
+            return sim if inside is None else sim.masked_fill(~inside, 0.0)
+
+        query = Query(_Asked(tuple(self.src_feat.shape[-2:]), ask), wanted[None], **self.setting.options)
+        cells, sim = LOCALISERS[localiser](query)[0], query.sim[0]
         similarity, mass = sim.flatten(1).amax(dim=1), mass_near(sim, cells, self.setting.beta)
         found = self._to_original(cells, self.trg, self.trg_feat)
         columns = mass.cpu().numpy(), similarity.cpu().numpy(), np.zeros(len(points))
@@ -88,6 +94,17 @@ class PointPair(Pair):
 
     def swap(self) -> Pair:
         raise ConfigError("this method matches point by point: ask the matcher for the pair of target and source")
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A similarity of one pair (utils.localise.Similarity)."""
+
+    src_size: tuple[int, int]
+    ask: Callable[[Tensor], Tensor]
+
+    def __call__(self, points_cell: Tensor) -> Tensor:
+        return self.ask(points_cell[0])[None]
 
 
 def _stretch(sim: Tensor) -> Tensor:

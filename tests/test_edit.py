@@ -162,10 +162,18 @@ def test_pictures_without_a_transform_are_skipped(run, tmp_path, monkeypatch):
         (("--images", "nowhere"), 1, "nowhere: no such image"),
         (("--paint", "a.png"), 1, "a.png: no transparency"),
         (("--timestep", "1000"), 2, "--timestep must be in 0..999; got 1000"),
+        (("--output", ".", "--images", "same"), 2, "--output a.png is another file of this command"),
+        (("--output", ".", "--images", "copy"), 2, "--output layer.png is another file"),
+        (("--images", "in", "same"), 2, "a picture of a folder called layer would be another's layer"),
+        (("--sheet", "in/b.png"), 2, "--sheet in/b.png is another file of this command"),
+        (("--sheet", "layer.png"), 2, "--sheet layer.png is another file of this command"),
         (("--sheet", "sheet.txt"), 2, "--sheet sheet.txt: the name must end in"),
     ],
 )
 def test_what_the_command_refuses(run, tmp_path, flags, status, message):
     draw_image(tmp_path / "copy" / "b.png", (60, 60))
+    draw_image(tmp_path / "copy" / "layer.png", (60, 60))
+    draw_image(tmp_path / "same" / "layer" / "c.png", (60, 60))
+    draw_image(tmp_path / "same" / "a.png", (60, 60))
     found, _, err = run(*flags)
     assert (found, message in err) == (status, True), err

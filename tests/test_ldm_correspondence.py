@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -451,6 +452,14 @@ def test_points_of_two_photos(pair):
     assert not passes and (again.points == found.points[1:]).all()
     assert pair.maps([(20, 10)], on_source=True).shape == (1, 2, 64, 64)
     json.dumps(found.to_records(), allow_nan=False)
+
+
+@pytest.mark.parametrize("localiser", LOCALISERS)
+def test_every_localiser_takes_points_of_photos(pair, localiser):
+    """Also those that ask for other places than the points."""
+    found = pair.match([(20, 10), (70, 39)], localiser)
+    assert found.points.shape == (2, 2) and np.isfinite(found.points).all()
+    assert len(pair.match([], localiser).points) == 0
 
 
 def test_a_match_is_cancelled_by_its_callback(pair):

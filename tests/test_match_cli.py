@@ -89,9 +89,11 @@ def test_the_same_file_twice_is_said(run):
         (("a.png", "b.png", "--points", "-0.6,5"), 2, "point -0.6,5 lies outside a.png"),
         (("a.png", "b.png", "--count", "-3"), 2, "--count must be at least 1; got -3"),
         (("a.png", "b.png", "--category", "big " * 100), 2, "--category of 100 words is too long"),
-        (("a.png", "b.png", "--output", "a.png"), 2, "--output a.png is one of the images"),
-        (("a.png", "b.png", "--output", "sub/../b.png"), 2, "b.png is one of the images"),
-        (("a.png", "b.png", "--output", "linked.png"), 2, "linked.png is one of the images"),
+        (("a.png", "b.png", "--output", "a.png"), 2, "--output a.png is another file of this command"),
+        (("a.png", "b.png", "--output", "sub/../b.png"), 2, "b.png is another file of this command"),
+        (("a.png", "b.png", "--output", "linked.png"), 2, "linked.png is another file of this command"),
+        (("a.png", "b.png", "--flow", "c.npy", "--output", "c.npy"), 2, "--output c.npy: the name must end in"),
+        (("a.png", "c.npy", "--flow", "c.npy"), 2, "--flow c.npy is another file of this command"),
         (("a.png", "b.png", "--output", "x.gif"), 2, "--output x.gif: the name must end in .png, .jpg"),
         (("a.png", "b.png", "--output", "folder.png"), 2, "folder.png is a folder"),
         (("a.png", "b.png", "--prompt", "CPM_x_sd_Pair-DINO-Feat-G2-C3"), 1, "there is no prompt CPM_x_sd"),
@@ -103,6 +105,7 @@ def test_the_same_file_twice_is_said(run):
 def test_errors_name_what_is_wrong(run, photos, arguments, status, message):
     (photos / "text.png").write_text("no image")
     (photos / "linked.png").symlink_to(photos / "a.png")
+    (photos / "c.npy").write_bytes((photos / "a.png").read_bytes())
     (photos / "sub").mkdir()
     (photos / "folder.png").mkdir()
     before = {path: path.read_bytes() for path in photos.glob("?.png")}

@@ -216,3 +216,14 @@ def test_two_pictures_differ_in_one_thing():
 def test_sentence_of_a_statement():
     said = Statement((("red", "dog"), ("", "car")), "left of")
     assert said.sentence == "a red dog left of a car"
+
+
+def test_labelled_pictures_replace_only_their_own(tmp_path):
+    from mini.render.labelled import write_labelled
+
+    write_labelled(tmp_path, images=1)
+    write_labelled(tmp_path, images=1)
+    (tmp_path / "annotations.json").write_text('{"images": []}')
+    with pytest.raises(FileExistsError, match="is not of rendered pictures, and would be lost"):
+        write_labelled(tmp_path, images=1)
+    assert (tmp_path / "annotations.json").read_text() == '{"images": []}'

@@ -191,3 +191,8 @@ def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, cap
     assert status == 1 and "no predictions of 'nn'; it has those of prediction" in text.err
     status, text = run("--template", tmp_path / "t.csv")
     assert status == 0 and "20 rows" in text.out
+    status, text = run("--template", tmp_path / "t.csv")
+    assert status == 2 and "t.csv is there already, and would be lost" in text.err
+    before = own.read_bytes()
+    status, text = run(own, "--release", own)
+    assert status == 2 and "which would be lost" in text.err and own.read_bytes() == before

@@ -596,6 +596,11 @@ def test_labels_that_cannot_be_used(run, labelled, keys, value, message):
         (("--output", "out.txt"), 2, "--output out.txt: the name must end in .json"),
         (("--output", "images/../labelled/new.json"), 2, "lies among the references"),
         (("--output", "truth.json", "--truth", "truth.json"), 2, "is one of the files that are read"),
+        (
+            ("--output", "points.json", "--references", "points_review.csv"),
+            2,
+            "whose list for review is points_review.csv",
+        ),
         (("--category", "ghost"), 2, "--category 'ghost' has no reference in labelled/labels.json"),
         (("--category", "zebra"), 2, "--category 'zebra' is unknown; labelled/labels.json has bird, ghost"),
         (("TRANSFER.COMBINE", "mean"), 2, "TRANSFER.COMBINE must be one of confident, vote; got 'mean'"),

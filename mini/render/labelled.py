@@ -6,6 +6,7 @@ Writes {folder}/images/*.jpg and {folder}/annotations.json, COCO keypoints as la
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,16 @@ from mini.render.files import save, write_json
 from mini.render.render import instance_seed, random_size, render_scene
 from utils.progress import progress
 
+INFO = {"description": "pictures rendered by mini/render/labelled.py"}
 _FIRST_INDEX = 400_000  # of instances that no benchmark of the mini world has
 
 
 def write_labelled(folder: str | Path, categories: Sequence[str] = ("dog",), images: int = 30, first: int = 0) -> None:
     """Write `images` pictures of each category with one object each; first: number of the first instance."""
-    folder, content = Path(folder), {"images": [], "annotations": [], "categories": []}
+    folder, content = Path(folder), {"info": INFO, "images": [], "annotations": [], "categories": []}
+    labels = folder / "annotations.json"
+    if labels.exists() and json.loads(labels.read_text()).get("info") != INFO:
+        raise FileExistsError(f"{labels} is not of rendered pictures, and would be lost; name another folder")
     for category_id, name in enumerate(categories, start=1):
         keypoints = [keypoint.replace(" ", "_") for keypoint in CATEGORIES[name].keypoints]
         content["categories"].append({"id": category_id, "name": name, "keypoints": keypoints, "skeleton": []})
@@ -42,7 +47,7 @@ def write_labelled(folder: str | Path, categories: Sequence[str] = ("dog",), ima
                 | {"keypoints": [value for point in points for value in point]}
                 | {"num_keypoints": sum(point[2] > 0 for point in points)}
             )
-    write_json(folder / "annotations.json", content)
+    write_json(labels, content)
 
 
 @entry_point()
