@@ -16,13 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import ConfigError, load_config, resolve_path  # noqa: E402
+from engine.argument import file_name  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="the authors' file, or the folder of a post-processor or its name")
-    parser.add_argument("--name", help="of the folder that is written; default: geoaware_{the file's name}")
+    parser.add_argument("--name", type=file_name, help="of the folder; default: geoaware_{the file's name}")
     parser.add_argument("--output", help="the .PTH file to write instead")
     parser.add_argument("--config_file", help="YAML file that gives OUTPUT_ROOT; default: config/default.py as it is")
     return parser.parse_args()

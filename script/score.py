@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.argument import file_name  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
 
@@ -26,11 +27,12 @@ def parse_args() -> argparse.Namespace:
     add("--config_file", help="YAML file; default: config/default.py as it is")
     add("--dataset", help="sets DATASET.NAME")
     add("--split", help="sets TEST.SPLIT")
-    add("--name", help="what the results are called; default: the file's name")
+    add("--name", type=file_name, help="what the results are called; default: the file's name")
     add("--localiser", default="", help="of a _predictions.csv of test.py: which of its predictions")
     add(
         "--as",
         dest="called",
+        type=file_name,
         default="prediction",
         metavar="LOCALISER",
         help="name of its column in tables: one of a "

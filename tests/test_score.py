@@ -189,6 +189,10 @@ def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, cap
         assert np.allclose(np.stack(read_scores(other)[column]), 3, atol=0.02)
     status, text = run(own, "--localiser", "nn")
     assert status == 1 and "no predictions of 'nn'; it has those of prediction" in text.err
+    for flag, word in (("--name", "../escaped"), ("--name", "a/b"), ("--as", "")):
+        with pytest.raises(SystemExit, match="2"):
+            run(own, flag, word)
+        assert f"{flag}: must be a name without a path, got '{word}'" in capsys.readouterr().err
     status, text = run("--template", tmp_path / "t.csv")
     assert status == 0 and "20 rows" in text.out
     status, text = run("--template", tmp_path / "t.csv")
