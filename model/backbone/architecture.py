@@ -17,45 +17,34 @@ _VAE = {
 _UNET = {"block_out_channels": [320, 640, 1280, 1280]}
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
+_UNET_2 = {
+    **_UNET,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+_OPENCLIP = {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+}
+
 STABLE_DIFFUSION: dict[str, dict[str, dict[str, Any]]] = {
     # Stable Diffusion 2-1, the 768-px v-prediction model: OpenCLIP ViT-H text tower without its last layer.
     "sd2-1": {
         "vae": {**_VAE, "sample_size": 768},
-        "unet": {
-            **_UNET,
-            "attention_head_dim": [5, 10, 20, 20],
-            "cross_attention_dim": 1024,
-            "sample_size": 96,
-            "upcast_attention": True,
-            "use_linear_projection": True,
-        },
-        "text_encoder": {
-            "hidden_act": "gelu",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 23,
-        },
+        "unet": {**_UNET_2, "sample_size": 96, "upcast_attention": True},
+        "text_encoder": _OPENCLIP,
         "tokenizer": {"pad_token": "!"},
         "scheduler": {**_SCHEDULER, "prediction_type": "v_prediction"},
     },
     # Stable Diffusion 2-1-base, the 512-px epsilon-prediction model, with the text tower of 2-1.
     "sd2-1-base": {
         "vae": {**_VAE, "sample_size": 512},
-        "unet": {
-            **_UNET,
-            "attention_head_dim": [5, 10, 20, 20],
-            "cross_attention_dim": 1024,
-            "sample_size": 64,
-            "use_linear_projection": True,
-        },
-        "text_encoder": {
-            "hidden_act": "gelu",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 23,
-        },
+        "unet": {**_UNET_2, "sample_size": 64},
+        "text_encoder": _OPENCLIP,
         "tokenizer": {"pad_token": "!"},
         "scheduler": _SCHEDULER,
     },
