@@ -10,9 +10,9 @@ from torch import Tensor
 
 from config import ConfigError
 from model.backbone.attention import mean_maps, name_layers, read_layers
+from model.backbone.diffusion import draw_latents, encode_posterior
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents, encode_posterior
 from model.prompt.build import build_prompt, load_diffusion
 from model.source import find_stable_diffusion
 from utils.draw import TokenMaps

@@ -17,7 +17,7 @@ from model.backbone.architecture import HUB_IDS
 from model.backbone.captioner import Captioner, read_captioner
 from model.backbone.clip import fetch_clip, load_clip
 from model.backbone.device import resolve_dtype, resolve_precision
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, encode_posterior
 from model.backbone.facts import (
     DinoFacts,
     condition_facts,
@@ -33,7 +33,6 @@ from model.backbone.fingerprint import network_fingerprint
 from model.backbone.layers import LayerExtractor
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import encode_posterior
 from model.backbone.vision import compute_condition, compute_dino_map
 from model.prompt.text_prompt import category_word
 from utils.frame import Frame, build_frame

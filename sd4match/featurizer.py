@@ -16,10 +16,9 @@ from config import ConfigError, load_config
 from engine.check import check_config
 from model.backbone.architecture import HUB_IDS, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior
 from model.backbone.load import load_stable_diffusion, load_transformer
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents, encode_posterior
 from model.backbone.vision import compute_layer_maps, name_layers
 from model.method.sd4match import expand_prompt
 from model.prompt.build import build_prompt, load_diffusion

@@ -19,12 +19,11 @@ from engine.build import build_pairs
 from engine.check import check_config
 from engine.identity import what_makes_result
 from engine.report import build_result_stem
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, draw_latents
 from model.backbone.facts import dino_facts, find_unet, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.text import PromptEncoder, build_byte_tokenizer
-from model.backbone.vae import draw_latents
 from model.backbone.vision import compute_dino_map
 from model.error import NetworkError
 from model.method import METHODS, find_method

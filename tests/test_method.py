@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, draw_latents
 from model.backbone.facts import network_facts
 from model.backbone.load import load_stable_diffusion
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents
 from model.method import find_method
 from model.method.sd4match import SD4Match, expand_prompt
 from model.prompt import new_prompt

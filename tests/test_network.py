@@ -26,12 +26,11 @@ from transformers import (
 from config import ConfigError, load_config
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype, resolve_precision
-from model.backbone.diffusion import Diffusion, name_blocks
+from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior, name_blocks
 from model.backbone.facts import condition_facts, network_facts
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.load import load_stable_diffusion, load_vision
 from model.backbone.text import build_byte_tokenizer
-from model.backbone.vae import draw_latents, encode_posterior
 from model.backbone.vision import compute_condition
 from model.error import NetworkError, NetworkNotFoundError
 from tests import tiny

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone.captioner import Captioner
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior
 from model.backbone.freeu import FreeU
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents, encode_posterior
 
 
 class LayerExtractor:

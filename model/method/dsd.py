@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from model.adapter import DIFFUSERS_FILE, PEFT_FILES, add_adapter, export_adapter, read_published
+from model.backbone.diffusion import draw_latents
 from model.backbone.image_text import ImageTextScore, Rows, Terms, list_timesteps
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents
 from model.method.base import WEIGHTS_FILE, Batch, Method
 from model.prompt.build import fingerprint_diffusion, load_diffusion
 from utils.noise import derive_seeds, draw_noise

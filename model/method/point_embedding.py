@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone.attention import read_layers
-from model.backbone.vae import draw_latents, encode_posterior
+from model.backbone.diffusion import draw_latents, encode_posterior
 from utils.crop import CropRule, bilinear_matrix
 from utils.noise import derive_seeds, draw_noise
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone.device import PRECISIONS
-from model.backbone.diffusion import Diffusion
+from model.backbone.diffusion import Diffusion, draw_latents
 from model.backbone.facts import get_condition
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents
 from model.method.base import Batch, FeatureMethod, join_sides
 from model.prompt.base import Prompt
 from model.prompt.build import build_prompt, fingerprint_diffusion, load_diffusion, name_trained

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from config import ConfigError
 from model.backbone.attention import mean_maps, read_layers
+from model.backbone.diffusion import draw_latents
 from model.backbone.text import PromptEncoder
-from model.backbone.vae import draw_latents
 from model.method.base import Batch, Method
 from model.prompt.build import fingerprint_diffusion, load_diffusion
 from model.prompt.text_prompt import category_word

@@ -31,7 +31,7 @@ class ConditionalPrompt(Prompt):
         variant = name.cpm
         if variant.feature == "Feat" and n_tokens < 2:
             raise ValueError(f"{name} needs patches, but its condition has {n_tokens} row")
-        self.variant = variant
+        self.variant, self.mixes_patches = variant, variant.mixes_patches
         self.depends_on = "pair" if variant.scope == "Pair" else "image"
         self.condition = variant.condition
         self.condition_shape = (n_tokens, feature_width)
@@ -40,7 +40,7 @@ class ConditionalPrompt(Prompt):
             self.global_embeds = nn.Parameter(torch.rand(1, variant.n_global, width))
         self.positional_embedding = nn.Parameter(torch.rand(1, variant.n_cond, width))
         self.alpha_cond = nn.Parameter(torch.rand(1, variant.n_cond, width))
-        if variant.mixes_patches:
+        if self.mixes_patches:
             self.linear_C = nn.Linear(joined, width)
             self.linear_N = nn.Linear(n_tokens - 1, n_tokens - 1)
         else:
@@ -78,7 +78,7 @@ class ConditionalPrompt(Prompt):
 
     def _conditional_tokens(self, features: Tensor) -> Tensor:
         """(P, C, D) from the features (P, T, F or 2F)."""
-        if self.variant.mixes_patches:
+        if self.mixes_patches:
             by_patch = self.linear_N(self.linear_C(features).transpose(1, 2))  # (P, D, N)
         else:
             by_patch = self.linear(features).transpose(1, 2)

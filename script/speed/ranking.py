@@ -21,8 +21,8 @@ from engine.precompute import build_caches
 from engine.ranking import share_batches
 from engine.transfer import build_loader, move_batch
 from mini.render.comvg import CHANGES, write_comvg
+from model.backbone.diffusion import draw_latents, encode_posterior
 from model.backbone.load import load_stable_diffusion
-from model.backbone.vae import draw_latents, encode_posterior
 from model.source import find_stable_diffusion
 from script.speed import flops
 from script.speed.sides import Comparison, Side, make_work
