@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import ConfigError, load_config
-from engine.check import check_config
+from engine.check import RULES, check_config
 from model.backbone.architecture import HUB_IDS, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype
 from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior
@@ -82,6 +82,7 @@ class Featurizer:
     ) -> None:
         if fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+        _require_range("seed", "SEED", seed)
         self.fit, self.seed = fit, seed
         self.device = resolve_device(device)
         layers = (layers,) if isinstance(layers, str) else layers and tuple(layers)
@@ -96,7 +97,8 @@ class Featurizer:
                 {key: value for key, value in given.items() if value is not None} | dict(settings or {}),
             )
         self.layers = self._network.layers
-        self.image_size = as_size(image_size or self._network.image_size)
+        self.image_size = as_size(self._network.image_size if image_size is None else image_size)
+        _require_range("image_size", "DATASET.IMAGE_SIZE", *self.image_size)
         self.stride = self._network.stride  # the sides of the input are multiples of it, px
         if fit != "keep" and any(side % self.stride for side in self.image_size):
             raise ValueError(f"image_size {self.image_size}: {name} takes multiples of {self.stride} px per side")
@@ -111,6 +113,7 @@ class Featurizer:
         batch_size: int = 8,
     ) -> Features:
         """The maps of `layers` in their order. ValueError for images that do not fit into one batch."""
+        _require_range("batch_size", "EVAL.BATCH_SIZE", batch_size)
         images = list(images) if isinstance(images, Tensor) and images.dim() == 4 else images
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not images:
@@ -270,6 +273,13 @@ def _as_map(value: Tensor, latent_size: Size) -> Tensor:
         return value
     stride = round((latent_size[0] * latent_size[1] / value.shape[1]) ** 0.5)
     return value.transpose(1, 2).unflatten(2, (latent_size[0] // stride, latent_size[1] // stride))
+
+
+def _require_range(name: str, key: str, *values: int) -> None:
+    """ValueError for an argument that is not what a key of the configuration may be."""
+    low, high = RULES[key]
+    if not all(low <= value <= high for value in values):
+        raise ValueError(f"{name} must be in {low}..{high}; got {', '.join(map(str, values))}")
 
 
 def _spread(value: Any, n: int) -> list:

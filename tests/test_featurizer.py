@@ -286,6 +286,10 @@ def test_dinov3(dinov3, pictures):
         ({"timestep": 1000}, "TEST.TIMESTEP must be in 0..999; got 1000"),
         ({"prompt": "text"}, "prompt takes the words themselves"),
         ({"precision": "int8"}, "PRECISION must be one of auto, fp32"),
+        ({"image_size": 0}, "image size must be positive"),
+        ({"image_size": 10**6}, "image_size must be in 1..8192; got 1000000, 1000000"),
+        ({"seed": 2**70}, "seed must be in 0..4294967295; got 1180591620717411303424"),
+        ({"seed": -1}, "seed must be in 0..4294967295; got -1"),
     ],
 )
 def test_wrong_settings_are_named(make, options, message):
@@ -306,6 +310,12 @@ def test_wrong_settings_are_named(make, options, message):
 def test_wrong_images_are_named(make, images, message):
     with pytest.raises(ValueError, match=message):
         make()(images)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_nothing(make, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be in 1..100000; got {batch_size}"):
+        make()(torch.rand(3, 40, 40), batch_size=batch_size)
 
 
 def test_wrong_layers_of_dino(world):
