@@ -177,7 +177,9 @@ def compute_flow(
 ) -> Flow:
     """See sd4match.Pair.flow."""
     (height, width), src_cell, trg_cell = pair.src.size, *pair.cell_sizes()
-    src_mask, trg_mask = (check_mask(mask, picture) for mask, picture in ((src_mask, pair.src), (trg_mask, pair.trg)))
+    for mask, picture in ((src_mask, pair.src), (trg_mask, pair.trg)):
+        if mask is not None and not check_mask(mask, picture).any():
+            raise ValueError(f"the mask of {picture.name} is empty")
     steps = src_cell / 2 if step is None else np.full(2, step, float)  # (x, y)
     if not (steps > 0).all():
         raise ValueError(f"step must be positive px, got {step}")
@@ -194,21 +196,18 @@ def compute_flow(
     mask &= ~_crosses_jump(found.points.reshape(places.shape) / trg_cell, (height, width))
     flow, limits = np.ascontiguousarray(flow), np.ones_like(mask)
     if src_mask is not None:
-        limits &= src_mask
+        limits &= np.asarray(src_mask, bool)
     if trg_mask is not None:
         at = Flow(flow, confidence, mask).points.round().astype(int)
-        limits &= trg_mask[at[..., 1], at[..., 0]]
+        limits &= np.asarray(trg_mask, bool)[at[..., 1], at[..., 0]]
     return Flow(flow, np.where(limits, confidence, np.float32(0)), mask & limits)
 
 
-def check_mask(mask: np.ndarray | None, picture: Picture) -> np.ndarray | None:
-    """A mask as (H, W) bool; ValueError if it is not of the picture's size or leaves nothing."""
-    if mask is None:
-        return None
-    mask = np.asarray(mask).astype(bool)
-    if mask.shape != tuple(picture.size) or not mask.any():
-        reason = "is empty" if mask.shape == tuple(picture.size) else f"has shape {mask.shape}, not {picture.size}"
-        raise ValueError(f"the mask of {picture.name} {reason}")
+def check_mask(mask: np.ndarray, picture: Picture) -> np.ndarray:
+    """A mask as (H, W) bool; ValueError if it is not of the picture's size."""
+    mask = np.asarray(mask, bool)
+    if mask.shape != tuple(picture.size):
+        raise ValueError(f"the mask of {picture.name} has shape {mask.shape}, not {tuple(picture.size)}")
     return mask
 
 

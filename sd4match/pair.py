@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd4match.error import PointError
-from sd4match.flow import Flow, compute_flow
+from sd4match.flow import Flow, check_mask, compute_flow
 from utils.dense import DenseField, match_densely, split_query
 from utils.frame import Frame, build_sampling_grid
 from utils.geometry import cell_grid, cell_to_px, px_to_cell
@@ -100,7 +100,7 @@ class Pair:
         localiser: "nn", "bilinear", "softmax", "kernelsoftmax" or "window" instead of the matcher's own. Masks, (H, W)
         bool of the originals: points are looked for in trg_mask alone, and the way back leads into src_mask.
         budget_mib: what may be held at once beside the maps and the answer. Raises PointError (a ValueError) for points
-        that are not (x, y) inside the image.
+        that are not (x, y) inside the image, ValueError for a mask of another size than its image.
         """
         src_cells = self._find_cells(src_mask, self.src, self.src_feat)
         trg_cells = self._find_cells(trg_mask, self.trg, self.trg_feat)
@@ -170,7 +170,8 @@ class Pair:
 
         Between them it is interpolated, but not across jumps; None: half a feature cell; 1: every pixel is matched.
         tolerance: px of the source within which the way back must end for the flow's mask; None: 1.5 feature cells. The
-        rest as for `match`; outside src_mask, and where the target's place is outside trg_mask, confidence is 0.
+        rest as for `match`; outside src_mask, and where the target's place is outside trg_mask, confidence is 0. The
+        answer and what it is made of take some 40 bytes for each pixel of the source, beside budget_mib.
         """
         options = {"src_mask": src_mask, "trg_mask": trg_mask, "localiser": localiser, "budget_mib": budget_mib}
         return compute_flow(self, step, tolerance, **options)
@@ -247,6 +248,7 @@ class Pair:
         """(h, w) bool: the cells whose centres lie in a mask (H, W) of a picture; None if there is no mask, or none."""
         if mask is None:
             return None
+        mask = check_mask(mask, picture)
         size = tuple(feat.shape[-2:])
         orig = self.setting.frame.to_orig(
             cell_to_px(cell_grid(size, torch.zeros(0)), size, self.setting.frame.image_size), picture.size
@@ -254,7 +256,7 @@ class Pair:
         x, y = orig.round().long().unbind(-1)
         height, width = picture.size
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        whole = torch.from_numpy(np.ascontiguousarray(mask, bool))
+        whole = torch.from_numpy(np.ascontiguousarray(mask))
         found = inside & whole[y.clamp(0, height - 1), x.clamp(0, width - 1)]
         return found.reshape(size).to(feat.device) if found.any() else None
 

@@ -136,6 +136,8 @@ def test_masks_of_both_sides():
     ):
         with pytest.raises(ValueError, match=f"the mask of trg {reason}"):
             pair.flow(trg_mask=mask)
+    with pytest.raises(ValueError, match="the mask of src has shape"):
+        pair.match((3, 3), src_mask=np.ones((160, 120)))
 
 
 def test_nothing_is_interpolated_across_a_jump():
