@@ -21,6 +21,7 @@ from engine.check import check_config
 from engine.identity import what_makes_matches
 from engine.transfer import move_batch
 from model.backbone.device import check_finite, resolve_device
+from model.method import METHODS
 from model.method.base import FeatureMethod, Method
 from model.prompt.build import build_prompt
 from model.prompt.text_prompt import OpenTextPrompt
@@ -144,13 +145,12 @@ class Matcher:
     def describe(self) -> dict[str, Any]:
         """What the matches depend on beside the images: plain values, for JSON."""
         cfg = self.config
+        of_prompts = {"timestep": cfg.TEST.TIMESTEP, "ensemble": cfg.TEST.ENSEMBLE, "layer": cfg.METHOD.LAYER}
         return {
             "network": cfg.NETWORK.NAME,
             "method": cfg.METHOD.NAME,
             "prompt": self.prompt_name,
-            "timestep": cfg.TEST.TIMESTEP,
-            "ensemble": cfg.TEST.ENSEMBLE,
-            "layer": cfg.METHOD.LAYER,
+            **(of_prompts if METHODS[cfg.METHOD.NAME].takes_prompt else {}),  # the others do not read these keys
             "localiser": cfg.EVAL.PICTURE_LOCALISER,
             "image_size": list(cfg.DATASET.IMAGE_SIZE),
             "seed": cfg.SEED,
@@ -208,9 +208,8 @@ class Matcher:
         self,
         images: Sequence[ImageSource | ImageFeatures],
         category: str | Sequence[str | None] | None = None,
-        batch_size: int | None = None,
     ) -> list[ImageFeatures]:
-        """Features of n images, `batch_size` at a time (default: EVAL.BATCH_SIZE).
+        """Features of n images, EVAL.BATCH_SIZE at a time.
 
         images: as utils.image.read_image takes them; `ImageFeatures` are not computed again unless they belong
         to another setting. category: of all images, or of each. Raises ImageError for an unusable image,
@@ -219,8 +218,7 @@ class Matcher:
         categories = [category] * len(images) if category is None or isinstance(category, str) else list(category)
         if len(categories) != len(images):
             raise ValueError(f"{len(images)} images, but {len(categories)} categories")
-        size = batch_size or self.config.EVAL.BATCH_SIZE
-        found = []
+        size, found = self.config.EVAL.BATCH_SIZE, []
         for first in range(0, len(images), size):
             part = zip(images[first : first + size], categories[first : first + size], strict=True)
             found += self._encode_batch([self._start(image, category) for image, category in part])
@@ -240,14 +238,12 @@ class Matcher:
         source: ImageSource | ImageFeatures,
         targets: Sequence[ImageSource | ImageFeatures],
         category: str | None = None,
-        batch_size: int | None = None,
     ) -> list[Pair]:
         """One source with each of several targets; each image is encoded once."""
-        source, *targets = self.encode_many([source, *targets], category, batch_size)
+        source, *targets = self.encode_many([source, *targets], category)
         if not self.depends_on_pair:
-            return [self._make_pair(source, target, source.feature, target.feature) for target in targets]
-        size = batch_size or self.config.EVAL.BATCH_SIZE
-        found = []
+            return [Pair(source.picture, t.picture, source.feature, t.feature, self._setting) for t in targets]
+        size, found = self.config.EVAL.BATCH_SIZE, []
         for first in range(0, len(targets), size):
             found += self._extract_pairs(source, targets[first : first + size])
         return found
@@ -299,16 +295,23 @@ class Matcher:
             if self.depends_on_pair:
                 return images
             todo = [image for image in images if image.feature is None]
-            features = self._method.features(move_batch(_join(todo), self.device), _seeds(todo)) if todo else ()
-            self._check(features, todo)
+            features = ()
+            if todo:
+                batch = collate([image.inputs for image in todo]) | {"category": [image.category for image in todo]}
+                features = self._method.features(move_batch(batch, self.device), _seeds(todo))
+                self._check(features, todo)
         made = dict(zip(map(id, todo), features, strict=True))
         return [replace(image, feature=made.get(id(image), image.feature)) for image in images]
 
     @torch.no_grad()
     def _extract_pairs(self, source: ImageFeatures, targets: list[ImageFeatures]) -> list[Pair]:
         sources = [source] * len(targets)
-        batch = {f"src_{key}": value for key, value in _join(sources).items()}
-        batch |= {f"trg_{key}": value for key, value in _join(targets).items()}
+        sides = {"src": sources, "trg": targets}
+        batch = {
+            f"{side}_{key}": value
+            for side, images in sides.items()
+            for key, value in collate([image.inputs for image in images]).items()
+        }
         batch["category"] = [target.category for target in targets]
         batch, seeds = move_batch(batch, self.device), torch.stack([_seeds(sources), _seeds(targets)], dim=1)
         if not isinstance(self._method, FeatureMethod):
@@ -317,7 +320,8 @@ class Matcher:
             maps = self._method.pair_features(batch, seeds)
             for features, images in zip(maps, (sources, targets), strict=True):
                 self._check(features, images)
-        return [self._make_pair(source, target, *features) for target, *features in zip(targets, *maps, strict=True)]
+        pairs = zip(targets, *maps, strict=True)
+        return [Pair(source.picture, target.picture, *features, self._setting) for target, *features in pairs]
 
     def _make_point_pair(
         self, source: ImageFeatures, target: ImageFeatures, batch: dict, seeds: Tensor, i: int
@@ -331,17 +335,8 @@ class Matcher:
 
     def _check(self, features: Tensor, images: list[ImageFeatures]) -> None:
         """NetworkError for features with an inf or nan."""
-        if images:
-            names = [image.picture.name for image in images]
-            check_finite(features, names, self._method.block, self._method.precision)
-
-    def _make_pair(self, source: ImageFeatures, target: ImageFeatures, src_feat: Tensor, trg_feat: Tensor) -> Pair:
-        return Pair(source.picture, target.picture, src_feat, trg_feat, self._setting)
-
-
-def _join(images: Sequence[ImageFeatures]) -> dict[str, Any]:
-    """The image batch that a matcher reads."""
-    return {**collate([image.inputs for image in images]), "category": [image.category for image in images]}
+        names = [image.picture.name for image in images]
+        check_finite(features, names, self._method.block, self._method.precision)
 
 
 def _seeds(images: Sequence[ImageFeatures]) -> Tensor:

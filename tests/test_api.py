@@ -191,10 +191,11 @@ def test_features_are_computed_once(matcher, photos):
     np.testing.assert_allclose(again.points, pair.match(GRID).points, atol=1e-3)
 
 
-def test_batches_change_nothing(matcher, photos):
+def test_batches_change_nothing(build, matcher, photos):
     names = [photos[name] for name in "abcab"]
     one_by_one = [matcher.encode(name).feature for name in names]
-    for image, feature in zip(matcher.encode_many(names, batch_size=3), one_by_one, strict=True):
+    several = build(**{"EVAL.BATCH_SIZE": 3}).encode_many(names)
+    for image, feature in zip(several, one_by_one, strict=True):
         torch.testing.assert_close(image.feature, feature, rtol=1e-4, atol=1e-4)
 
 
@@ -345,6 +346,14 @@ def test_a_network_folder(tiny_folder, photos):
     assert told["network"] == "sd" and told["prompt"] == "text" and told["image_size"] == [64, 64]
     assert (told["timestep"], told["ensemble"], told["layer"], told["localiser"]) == (261, 1, 0, "nn")
     assert matcher.pair(photos["a"], photos["b"]).src_feat.shape == (32, 4, 4)
+
+
+def test_what_a_method_does_not_read_is_not_told(build, world):
+    told = build(
+        **{"METHOD.NAME": "dinov2", "METHOD.DINO_FOLDER": str(world.root / "dino"), "METHOD.DINO_SIZE": [56, 56]}
+    )
+    told = told.describe()
+    assert told["method"] == "dinov2" and not told.keys() & {"timestep", "ensemble", "layer"}
 
 
 def test_wrong_arguments_name_the_key(tiny_folder):
