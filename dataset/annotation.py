@@ -81,8 +81,16 @@ class LabelledObject:
         """The box, or the one around its polygons, or None."""
         if self.bbox is not None or not isinstance(self.segmentation, list) or not self.segmentation:
             return self.bbox
-        corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in self.segmentation])
-        return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        return _surround(np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in self.segmentation]))
+
+    def find_extent(self) -> np.ndarray | None:
+        """The box, or the one around the labelled points, or None."""
+        box, points = self.find_box(), self.labelled_points()
+        return box if box is not None or not len(points) else _surround(points)
+
+    def labelled_points(self) -> np.ndarray:
+        """(n, 2) x, y of the points that are labelled, visible or hidden."""
+        return np.zeros((0, 2)) if self.points is None else self.points[self.points[:, 2] > 0, :2]
 
     def find_mask(self, size: tuple[int, int]) -> np.ndarray | None:
         """(H, W) bool of the segmentation; None if there is none."""
@@ -126,14 +134,21 @@ def read_labels(place: str | Path, image_root: str | Path | None = None, categor
     image_root: the folder of the pictures, by default that of each file or images/ in it. category: of points whose
     file (LabelMe, CSV) names none.
     """
+    parts = [_read_file(path, image_root, category or NO_CATEGORY) for path in find_label_files(place)]
+    for part in parts:
+        _require_boxes_inside(part)
+    return parts[0] if len(parts) == 1 else _merge(str(place), parts)
+
+
+def find_label_files(place: str | Path) -> list[Path]:
+    """The file itself, or the label files directly in a folder. MissingDataError if there is none."""
     place = Path(place)
     if not place.exists():
         raise MissingDataError(f"{place}: no such file or folder")
     files = sorted(p for p in place.iterdir() if p.suffix in (".json", ".csv")) if place.is_dir() else [place]
     if not files:
         raise MissingDataError(f"{place}: no label file there (COCO or LabelMe .json, or .csv)")
-    parts = [_read_file(path, image_root, category or NO_CATEGORY) for path in files]
-    return parts[0] if len(parts) == 1 else _merge(str(place), parts)
+    return files
 
 
 def _read_file(path: Path, image_root: str | Path | None, category: str) -> Labels:
@@ -265,6 +280,18 @@ def _inside(points: np.ndarray, image: LabelledImage, names: Sequence[str], wher
     return np.where(labelled[:, None], np.column_stack([xy.clip(0, last), points[:, 2]]), 0.0)
 
 
+def _require_boxes_inside(labels: Labels) -> None:
+    """DatasetError for a box that has no part in its image."""
+    for thing in labels.objects:
+        image, box = labels.images[thing.image_id], thing.find_box()
+        height, width = image.size
+        if box is not None and not ((box[:2] < (width, height)) & (box[2:] > 0)).all():
+            raise DatasetError(
+                f"{labels.where}: the box of annotation {thing.id} ({box.round(2).tolist()}) lies outside "
+                f"{image.file_name}, which is {width} x {height} px"
+            )
+
+
 def _decode_runs(code: Any, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of COCO's run-length code."""
     try:
@@ -302,13 +329,10 @@ def describe_image(image: LabelledImage) -> dict[str, Any]:
 def describe_object(thing: LabelledObject) -> dict[str, Any]:
     """The object's record; a box around the labelled points if it has none, as COCO's tools need one."""
     record: dict[str, Any] = {"id": thing.id, "image_id": thing.image_id, "category_id": thing.category_id}
-    bbox = thing.find_box()
+    bbox = thing.find_extent()
     if thing.points is not None:
-        labelled = thing.points[:, 2] > 0
-        record |= {"keypoints": _plain(thing.points.ravel()), "num_keypoints": int(labelled.sum())}
-        if bbox is None and labelled.any():
-            xy = thing.points[labelled, :2]
-            bbox = np.concatenate([xy.min(axis=0), xy.max(axis=0)])
+        count = len(thing.labelled_points())
+        record |= {"keypoints": _plain(thing.points.ravel()), "num_keypoints": count}
     if bbox is not None:
         sides = bbox[2:] - bbox[:2]
         record |= {"bbox": _plain([*bbox[:2], *sides]), "area": round(float(sides.prod()), 2)}
@@ -326,6 +350,11 @@ def to_coco(labels: Labels, info: Mapping[str, Any] | None = None) -> dict[str, 
         "images": [describe_image(image) for image in labels.images.values()],
         "annotations": [describe_object(thing) for thing in labels.objects],
     }
+
+
+def _surround(points: np.ndarray) -> np.ndarray:
+    """The box (4,) around points (n, 2)."""
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
 def _plain(values: Iterable[float]) -> list[float]:
@@ -396,7 +425,7 @@ def _outline(thing: LabelledObject, outline: tuple[str, list] | None) -> Labelle
         return thing
     corners = np.array(outline[1])
     if len(corners) == 2:
-        return replace(thing, bbox=np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+        return replace(thing, bbox=_surround(corners))
     return replace(thing, segmentation=[corners.ravel().tolist()])
 
 

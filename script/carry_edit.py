@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.entry import entry_point, tell  # noqa: E402
-from sd4match.command import SETTINGS, add_settings, load_matcher, refuse_loss  # noqa: E402
+from sd4match.command import SETTINGS, add_settings, check_output, check_picture, load_matcher  # noqa: E402
 from sd4match.error import CategoryError, OutputError, in_flags  # noqa: E402
 
 SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
@@ -70,12 +70,11 @@ def carry(args: argparse.Namespace) -> int:
     source, found = read_image(args.source), find_outputs(args.images, output)
     written = [place for target in found.values() for place in (target, find_layer(output, target))]
     for place in written:
-        refuse_loss("--output", place, (args.source, args.paint, *found))
+        check_output("--output", place, (args.source, args.paint, *found))
     if len(set(written)) < len(written):
         raise OutputError(f"--output {output}: a picture of a folder called layer would be another's layer; rename it")
     if args.sheet:
-        check_sheet(args.sheet)
-        refuse_loss("--sheet", args.sheet, (args.source, args.paint, *found, *written))
+        check_picture("--sheet", args.sheet, (args.source, args.paint, *found, *written))
     layer = read_layer(args.paint, source)
     matcher = load_matcher(args)
     features, failed, shown = matcher.encode(source, args.category), 0, [lay_over(source, layer)]
@@ -95,16 +94,6 @@ def carry(args: argparse.Namespace) -> int:
         save_figure(args.sheet, join(shown))
     print(f"written: {output} ({len(found) - failed} images)")
     return 1 if failed else 0
-
-
-def check_sheet(path: str) -> None:
-    """OutputError for a name that is no picture's."""
-    from utils.draw import find_format
-
-    try:
-        find_format(path, pixels_only=True)
-    except ValueError as error:
-        raise OutputError(f"--sheet {error}") from error
 
 
 def join(pictures):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
-from sd4match.command import SETTINGS, add_settings, load_matcher  # noqa: E402
+from sd4match.command import SETTINGS, add_settings, check_picture, load_matcher  # noqa: E402
 from sd4match.error import OutputError, in_flags  # noqa: E402
 
 COMBINED = ("confident", "vote")  # choices of TRANSFER.COMBINE
@@ -93,13 +93,11 @@ def measure(args: argparse.Namespace):
 @entry_point(wrong=(OutputError,))
 def main() -> int:
     args = parse_args()
-    from utils.draw import find_format, save_figure
+    from utils.draw import save_figure
     from utils.plot import plot_curves
 
-    try:
-        args.output and find_format(args.output)
-    except ValueError as error:
-        raise OutputError(f"--output {error}") from error
+    if args.output:
+        check_picture("--output", args.output, (args.labels,), pixels_only=False)
     with in_flags({"network", "prompt", "device", *SETTINGS}):
         table, alpha, count = measure(args)
     print(f"{count} held-out images, PCK in percent")

@@ -21,22 +21,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.argument import positive
 from engine.entry import entry_point
-from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
+from sd4match.error import CategoryError, OutputError, PointError, build_parser, in_flags
 
 SETTINGS = ("method", "weights", "timestep", "ensemble", "layer", "localiser", "image_size")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        Path(sys.argv[0]).name,
-        description=describe_usage(__doc__, "match.py", "sd4match-match"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, "match.py", "sd4match-match")
     parser.add_argument("source", help="image that has the points")
     parser.add_argument("target", help="image in which they are looked for")
     parser.add_argument("--points", nargs="+", type=parse_point, metavar="X,Y", help="pixels of the source")
-    parser.add_argument("--count", type=int, default=20, help="matches shown without --points; default: %(default)s")
+    parser.add_argument("--count", type=positive, default=20, help="matches without --points; default: %(default)s")
     parser.add_argument("--category", help='what both images show, such as "dog"; text and Class prompts use it')
     add_matcher_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -45,10 +42,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no_picture", action="store_true", help="write no picture")
     words = sys.argv[1:] if arguments is None else arguments
     # a word with a space is no flag to argparse, and float() and int() do not mind it
-    args = parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
-    if args.count < 1:
-        parser.error(f"--count must be at least 1; got {args.count}")
-    return args
+    return parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
 
 
 def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,13 +91,13 @@ def parse_point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def choose_network() -> str:
-    """sd2-1 if its weights are on this machine, else mini."""
+def choose_network(name: str = "sd2-1") -> str:
+    """That network if its weights are on this machine, else mini."""
     from model.backbone.architecture import default_hub_id
     from model.backbone.facts import local_folder
 
-    folder = local_folder(default_hub_id("sd2-1"))
-    return "sd2-1" if folder is not None and (folder / "unet").is_dir() else "mini"
+    folder = local_folder(default_hub_id(name))
+    return name if folder is not None and (folder / "unet").is_dir() else "mini"
 
 
 def choose_output(source: str, target: str) -> Path:
@@ -117,21 +111,23 @@ def choose_output(source: str, target: str) -> Path:
     return folder / f"{Path(source).stem[:25]}_{Path(target).stem[:25]}_{number}_matches.png"
 
 
-def check_output(output: Path, sources: tuple[str, str]) -> None:
-    """OutputError if the picture would be no picture, or would replace one of the images."""
+def check_picture(flag: str, output: str | Path, others: Iterable[str | Path], pixels_only: bool = True) -> None:
+    """OutputError if what a flag names is no picture's name, or as `check_output` has it."""
     from utils.draw import find_format
 
     try:
-        find_format(output, pixels_only=True)
+        find_format(output, pixels_only)
     except ValueError as error:
-        raise OutputError(f"--output {error}") from error
-    if output.is_dir():
-        raise OutputError(f"--output {output} is a folder; name a file in it")
-    refuse_loss("--output", output, sources)
+        raise OutputError(f"{flag} {error}") from error
+    check_output(flag, output, others)
 
 
-def refuse_loss(flag: str, output: str | Path, others: Iterable[str | Path]) -> None:
-    """OutputError if what a flag names is one of the files that are read, or that are written besides."""
+def check_output(flag: str, output: str | Path, others: Iterable[str | Path]) -> None:
+    """OutputError if what a flag names can be no file, or is one of those that are read, or written besides."""
+    if Path(output).is_dir():
+        raise OutputError(f"{flag} {output} is a folder; name a file in it")
+    if file := next((parent for parent in Path(output).parents if parent.is_file()), None):
+        raise OutputError(f"{flag} {output}: {file} is a file, so nothing can be written below it")
     if any(os.path.realpath(output) == os.path.realpath(other) for other in others):
         raise OutputError(f"{flag} {output} is another file of this command, which would be lost; choose another name")
 
@@ -144,11 +140,11 @@ def match(args: argparse.Namespace) -> None:
 
     output = Path(args.output) if args.output else choose_output(args.source, args.target)
     pictures = read_image(args.source), read_image(args.target)  # before the networks are loaded
-    check_output(output, (args.source, args.target))
-    if args.flow and Path(args.flow).suffix not in WRITERS:
-        raise OutputError(f"--flow {args.flow}: a flow is written as {', '.join(WRITERS)}")
+    check_picture("--output", output, (args.source, args.target))
     if args.flow:
-        refuse_loss("--flow", args.flow, (args.source, args.target, output))
+        if Path(args.flow).suffix not in WRITERS:
+            raise OutputError(f"--flow {args.flow}: a flow is written as {', '.join(WRITERS)}")
+        check_output("--flow", args.flow, (args.source, args.target, output))
     if os.path.samefile(args.source, args.target):
         print("both images are the same file", file=sys.stderr)
     matcher = load_matcher(args)

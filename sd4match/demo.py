@@ -15,18 +15,16 @@ import socket
 import sys
 from pathlib import Path
 
+from engine.argument import positive
 from engine.entry import entry_point, tell
-from sd4match.error import CategoryError, describe_usage, in_flags
+from sd4match.error import CategoryError, build_parser, in_flags
 
 INSTALL = "the app needs the package gradio: pip install gradio"
 PATIENCE = 2  # seconds that a page which is still open may hold up the end
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=describe_usage(__doc__, "demo.py", "sd4match-demo"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, "demo.py", "sd4match-demo")
     parser.add_argument("--network", default="mini", help='"mini", "sd2-1", a diffusers folder or hub id')
     parser.add_argument("--method", help="the first method offered, such as geoaware; default: sd4match")
     parser.add_argument("--weights", help="its learned weights other than prompts: a folder, or its name")
@@ -34,14 +32,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: %(default)s")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one; default: %(default)s")
-    parser.add_argument("--max_upload_mb", type=int, default=20, help="largest image file; default: %(default)s")
-    parser.add_argument("--max_sessions", type=int, default=32, help="browsers remembered; default: %(default)s")
-    parser.add_argument("--max_pairs", type=int, default=16, help="pairs whose features are kept; default: %(default)s")
+    parser.add_argument("--max_upload_mb", type=positive, default=20, help="largest image file; default: %(default)s")
+    parser.add_argument("--max_sessions", type=positive, default=32, help="browsers remembered; default: %(default)s")
+    parser.add_argument("--max_pairs", type=positive, default=16, help="pairs kept in memory; default: %(default)s")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     args = parser.parse_args()
-    for name in ("max_upload_mb", "max_sessions", "max_pairs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     if not 0 <= args.port < 65536:
         parser.error(f"--port must be in 0..65535, got {args.port}")
     return args
@@ -63,17 +58,10 @@ def find_choices(cfg, network: str, max_upload_mb: int = 20):
         found = find_settings(network, name)
         prompts.setdefault(name, load_config(found.config_file, overrides=found.settings).TEST.TIMESTEP)
     task = METHODS[cfg.METHOD.NAME].task
-    others = (name for name, entry in METHODS.items() if entry.task == task and has_settings(network, name))
-    methods = dict.fromkeys([cfg.METHOD.NAME, *others])
+    others = [name for name, entry in METHODS.items() if entry.task == task]
+    files = {name: resolve_path(find_settings(network, None, name).config_file) for name in others}
+    methods = dict.fromkeys([cfg.METHOD.NAME, *(name for name in others if Path(files[name]).is_file())])
     return Choices(Path(network).name, list(methods), prompts, cfg.EVAL.PICTURE_LOCALISER, max_upload_mb)
-
-
-def has_settings(network: str, method: str) -> bool:
-    """Whether there is a config file for a method on this network."""
-    from config import resolve_path
-    from sd4match.source import find_settings
-
-    return Path(resolve_path(find_settings(network, None, method).config_file)).is_file()
 
 
 def build_engine(args: argparse.Namespace, first):

@@ -72,8 +72,8 @@ def lay_over(picture: Picture, layer: np.ndarray) -> np.ndarray:
 
 def surround(painted: np.ndarray) -> np.ndarray:
     """(H, W) bool: the box around what is painted, and ROOM of its longer side on every side."""
-    rows, columns = np.flatnonzero(painted.any(axis=1)), np.flatnonzero(painted.any(axis=0))
-    room = int(np.ceil(ROOM * max(np.ptp(rows), np.ptp(columns)) + 1))
+    x1, y1, x2, y2 = Image.fromarray(painted).getbbox()
+    room = int(np.ceil(ROOM * (max(x2 - x1, y2 - y1) - 1) + 1))
     mask = np.zeros_like(painted)
-    mask[max(0, rows[0] - room) : rows[-1] + room + 1, max(0, columns[0] - room) : columns[-1] + room + 1] = True
+    mask[max(0, y1 - room) : y2 + room, max(0, x1 - room) : x2 + room] = True
     return mask

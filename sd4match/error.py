@@ -1,5 +1,6 @@
 """What callers of the package get wrong, and how a command tells it."""
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def in_flags(flags: set[str]) -> Iterator[None]:
         raise
 
 
-def describe_usage(text: str, script: str, command: str) -> str:
-    """A command's help, in terms of what was typed: the checkout's script or the installed command."""
-    return text if Path(sys.argv[0]).name == script else text.replace(f"python {script}", command)
+def build_parser(text: str, script: str, command: str) -> argparse.ArgumentParser:
+    """A parser whose help, `text`, is in terms of what was typed: the checkout's script or the installed command."""
+    name = Path(sys.argv[0]).name
+    text = text if name == script else text.replace(f"python {script}", command)
+    return argparse.ArgumentParser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from config import change_config
 from dataset import DatasetError, MissingDataError
 from dataset.annotation import Category, LabelledImage, LabelledObject, Labels, read_labels
-from dataset.record import mirror_kps, threshold
+from dataset.record import mirror_kps
 from engine.check import check_config
 from sd4match.error import CategoryError
 from sd4match.matcher import ImageFeatures, Matcher
@@ -32,10 +32,11 @@ class Target:
     """An image to label, and the objects in it: their categories, and their boxes or masks if they are known."""
 
     id: int  # of the image
-    name: str
+    name: str  # no two of a job are alike
     image: ImageSource
     objects: Sequence[LabelledObject]
     size: tuple[int, int] | None = None  # (H, W) that the boxes and masks refer to
+    reference: int | None = None  # the references' image that it is: its own objects are not asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,22 +62,13 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A labelled object as it is, or mirrored, with its features."""
+    """A reference as it is, or mirrored, with its features."""
 
+    thing: LabelledObject
     cut: Cut
     features: ImageFeatures
     keypoints: np.ndarray  # (n,) indices of its labelled keypoints in its category
     points: np.ndarray  # (n, 2) float32, px of the cut
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """A labelled object: one or two views of it."""
-
-    id: int
-    image_id: int
-    category: Category
-    views: Sequence[View]
 
 
 class Transfer:
@@ -95,8 +87,7 @@ class Transfer:
         cfg = change_config(matcher.config, {f"TRANSFER.{name.upper()}": value for name, value in options.items()})
         check_config(cfg, training=False)
         self.settings, self.alpha = cfg.TRANSFER, cfg.EVAL.PICTURE_ALPHA
-        self.labels = references if isinstance(references, Labels) else read_labels(references)
-        require_points(self.labels)
+        self.labels = choose_references(references if isinstance(references, Labels) else read_labels(references))
         self.references = self._encode_references()
 
     def __call__(self, images: Labels | str | Path | Sequence[ImageSource], category: str | None = None) -> Labels:
@@ -120,43 +111,55 @@ class Transfer:
         {"name", "size": [H, W], "objects": [{"side": longer side of the cut, "votes": [{"reference": id, "mirrored":
         0 | 1, "points": [[keypoint, x, y, confidence], ...]}, ...]}, ...]}, or {"name", "error"} for an unusable image.
         """
-        size = self.matcher.config.EVAL.BATCH_SIZE
-        targets = iter(targets)
+        size, targets = self.matcher.config.EVAL.BATCH_SIZE, iter(targets)
         with ThreadPoolExecutor() as pool:
-            before: list[tuple[Target, Future]] = []
-            while True:
-                batch = [(target, pool.submit(_read, target)) for target in itertools.islice(targets, size)]
-                yield from self._match_batch([(target, future.result()) for target, future in before])
-                if not batch:
-                    return
-                before = batch
+            batches = iter(lambda: [(t, pool.submit(_read, t)) for t in itertools.islice(targets, size)], [])
+            ahead = next(batches, [])
+            while ahead:
+                batch, ahead = ahead, next(batches, [])
+                yield from self._match_batch([(target, future.result()) for target, future in batch])
 
     def find_threshold(self, labelled: Labels | None = None) -> tuple[float, int]:
+        """`choose_visible` by what is found on `find_judged`."""
+        judged = self.find_judged(labelled)
+        return self.choose_visible(judged, self.match(judged))
+
+    def find_judged(self, labelled: Labels | None = None) -> list[Target]:
+        """Images on which the threshold of visibility is chosen: `labelled`, by default (some of) the references.
+
+        None if TRANSFER.VISIBLE says it.
+        """
+        if self.settings.VISIBLE >= 0:
+            return []
+        if labelled is not None:
+            return [replace(target, name=f"labelled {target.name}") for target in targets_of(labelled, self.labels)]
+        chosen = []
+        for members in self.references.values():
+            places = np.linspace(0, len(members) - 1, min(len(members), MOST_JUDGED)).round().astype(int)
+            chosen += [members[place][0].thing for place in places]
+        part = self.labels.select(chosen)
+        images = {key: replace(image, file_name=f"reference {key}") for key, image in part.images.items()}
+        targets = targets_of(replace(part, images=images), self.labels)
+        return [replace(target, reference=target.id) for target in targets]
+
+    def choose_visible(self, judged: Sequence[Target], records: Iterable[Record]) -> tuple[float, int]:
         """The confidence from which a point counts as visible, and the number of points that it was chosen on.
 
-        TRANSFER.VISIBLE, or the one that best tells right from wrong on `labelled` images, by default on (some of) the
-        references, each without the others of its image; 0 if there is nothing to choose by. Right: labelled in
-        the target, and found within EVAL.PICTURE_ALPHA of its box.
+        TRANSFER.VISIBLE, or the one that best tells right from wrong on the `judged` images; 0 if there is nothing to
+        choose by. Right: labelled in the target, and found within EVAL.PICTURE_ALPHA of its box.
         """
         if self.settings.VISIBLE >= 0:
             return self.settings.VISIBLE, 0
-        if labelled is None:
-            judged = list(self._match_references())
-        else:
-            targets = list(targets_of(labelled, self.labels))
-            records = zip(targets, self.match(targets), strict=True)
-            judged = [pair for t, record in records for pair in zip(t.objects, record.get("objects", []), strict=False)]
-        confidence, right = [], []
-        for thing, votes in judged:
-            if thing.points is None:
-                continue
-            found = self.combine(votes, len(thing.points))
-            known = found[:, 2] > 0
-            near = np.linalg.norm(found[:, :2] - thing.points[:, :2], axis=1) <= self.alpha * measure(thing)
-            confidence.append(found[known, 2])
-            right.append((near & (thing.points[:, 2] > 0))[known])
-        if not confidence:
-            return 0.0, 0
+        confidence, right = [np.zeros(0)], [np.zeros(0, bool)]
+        for target, record in zip(judged, records, strict=True):
+            for thing, votes in zip(target.objects, record.get("objects", []), strict=False):
+                if thing.points is None:
+                    continue
+                found = self.combine(votes, len(thing.points))
+                known = found[:, 2] > 0
+                near = np.linalg.norm(found[:, :2] - thing.points[:, :2], axis=1) <= self.alpha * measure(thing)
+                confidence.append(found[known, 2])
+                right.append((near & (thing.points[:, 2] > 0))[known])
         confidence, right = np.concatenate(confidence), np.concatenate(right)
         return choose_threshold(confidence, right), len(right)
 
@@ -181,79 +184,64 @@ class Transfer:
         counts = {key: len(category.keypoints) for key, category in self.labels.categories.items()}
         return [label(thing, self.combine(votes, counts[thing.category_id]), visible) for thing, votes in pairs]
 
-    def _encode_references(self) -> dict[str, list[Reference]]:
-        """By category."""
-        labels, cuts = self.labels, []
-        pictures = _read_all([labels.images[thing.image_id].path for thing in labels.objects])
-        for thing, picture in zip(labels.objects, pictures, strict=True):
-            _require_size(picture, labels.images[thing.image_id])
-            cut, category = self._cut(picture, thing), labels.categories[thing.category_id]
-            flip = category.find_flip() if self.settings.MIRROR else None
-            cuts.append((thing, category, [(cut, None)] + ([(cut.mirror(), flip)] if flip else [])))
-        flat = [(cut.picture, category.name) for _, category, own in cuts for cut, _ in own]
-        features = iter(self.matcher.encode_many(*map(list, zip(*flat, strict=True))))
-        found: dict[str, list[Reference]] = defaultdict(list)
-        for thing, category, own in cuts:
-            views = [_make_view(thing, cut, flip, next(features)) for cut, flip in own]
-            found[category.name].append(Reference(thing.id, thing.image_id, category, views))
-        return dict(found)
+    def _encode_references(self) -> dict[int, list[list[View]]]:
+        """By category, the views of each reference."""
+        parts = []
+        for thing in self.labels.objects:
+            image, category = self.labels.images[thing.image_id], self.labels.categories[thing.category_id]
+            cut = self._cut(read_sized(image.path, image.size), thing)
+            parts.append((thing, cut, range(len(category.keypoints))))
+            if self.settings.MIRROR and (flip := category.find_flip()):
+                parts.append((thing, cut.mirror(), flip))
+        names = [self.labels.categories[thing.category_id].name for thing, *_ in parts]
+        features = self.matcher.encode_many([cut.picture for _, cut, _ in parts], names)
+        found: dict[int, dict[int, list[View]]] = defaultdict(lambda: defaultdict(list))
+        for (thing, cut, order), feature in zip(parts, features, strict=True):
+            keypoints = np.flatnonzero(thing.points[:, 2] > 0)
+            points = cut.to_cut(thing.points[keypoints, :2]).clip(0, np.array(cut.picture.size[::-1]) - 1)
+            view = View(thing, cut, feature, np.array(order)[keypoints], points.astype(np.float32))
+            found[thing.category_id][thing.id].append(view)
+        return {category_id: list(members.values()) for category_id, members in found.items()}
 
     def _cut(self, picture: Picture, thing: LabelledObject) -> Cut:
-        settings, box = self.settings, thing.find_box()
-        mask = thing.find_mask(picture.size)
-        if mask is not None and box is None and mask.any():
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-        return cut_out(picture, box if settings.CROP else None, mask, settings.MARGIN)
+        box, mask = thing.find_box(), thing.find_mask(picture.size)
+        if box is None and mask is not None and mask.any():
+            box = np.array(Image.fromarray(mask).getbbox())
+        return cut_out(picture, box if self.settings.CROP else None, mask, self.settings.MARGIN)
 
-    def _match_batch(self, batch: Sequence[tuple[Target, Picture | ImageError]]) -> Iterator[Record]:
-        cuts = [
-            [self._cut(picture, thing) for thing in target.objects] if isinstance(picture, Picture) else []
-            for target, picture in batch
-        ]
-        names = [
-            [self.labels.categories[thing.category_id].name for thing in target.objects[: len(own)]]
-            for (target, _), own in zip(batch, cuts, strict=True)
-        ]
-        flat, categories = sum(cuts, []), sum(names, [])
-        votes = iter(
-            self._match_cuts(flat, self.matcher.encode_many([c.picture for c in flat], categories), categories)
-        )
-        for (target, picture), own in zip(batch, cuts, strict=True):
-            if isinstance(picture, Picture):
-                yield {"name": target.name, "size": list(picture.size), "objects": [next(votes) for _ in own]}
-            else:
-                yield {"name": target.name, "error": str(picture)}
+    def _match_batch(self, batch: Sequence[tuple[Target, Picture | ImageError]]) -> list[Record]:
+        """The targets' records; the objects of all of them go through the networks together."""
+        records, asked = [], []  # asked: (target, category, cut, where its votes go) of each object
+        for target, picture in batch:
+            if isinstance(picture, ImageError):
+                records.append({"name": target.name, "error": str(picture)})
+                continue
+            objects = []
+            for thing in target.objects:
+                cut, votes = self._cut(picture, thing), []
+                objects.append({"side": max(cut.picture.size), "votes": votes})
+                asked.append((target, thing.category_id, cut, votes))
+            records.append({"name": target.name, "size": list(picture.size), "objects": objects})
+        names = [self.labels.categories[category_id].name for _, category_id, *_ in asked]
+        features = self.matcher.encode_many([cut.picture for *_, cut, _ in asked], names)
+        for own, members in self.references.items():
+            for views in members:
+                source = views[0].thing.image_id
+                chosen = [
+                    (cut, feature, votes)
+                    for (target, category_id, cut, votes), feature in zip(asked, features, strict=True)
+                    if category_id == own and target.reference != source
+                ]
+                found = self._ask(views, [cut for cut, *_ in chosen], [feature for _, feature, _ in chosen])
+                for (*_, votes), vote in zip(chosen, found, strict=True):
+                    votes.append(vote)
+        return records
 
-    def _match_cuts(
-        self, cuts: Sequence[Cut], features: Sequence[ImageFeatures], categories: Sequence[str]
-    ) -> list[Record]:
-        """What the references of its category say of each cut."""
-        found = [{"side": max(cut.picture.size), "votes": []} for cut in cuts]
-        for name in dict.fromkeys(categories):
-            places = [i for i, category in enumerate(categories) if category == name]
-            for reference in self.references[name]:
-                votes = self._ask(reference, [cuts[i] for i in places], [features[i] for i in places])
-                for i, vote in zip(places, votes, strict=True):
-                    found[i]["votes"].append(vote)
-        return found
-
-    def _match_references(self) -> Iterator[tuple[LabelledObject, Record]]:
-        """(reference, what the other images' say of it) of up to MOST_JUDGED of each category, evenly spread."""
-        things = {thing.id: thing for thing in self.labels.objects}
-        for members in self.references.values():
-            chosen = np.linspace(0, len(members) - 1, min(len(members), MOST_JUDGED)).round().astype(int)
-            for one in (members[place] for place in chosen):
-                view = one.views[0]
-                others = [other for other in members if other.image_id != one.image_id]
-                votes = [self._ask(other, [view.cut], [view.features])[0] for other in others]
-                yield things[one.id], {"side": max(view.cut.picture.size), "votes": votes}
-
-    def _ask(self, reference: Reference, cuts: Sequence[Cut], features: Sequence[ImageFeatures]) -> list[Record]:
+    def _ask(self, views: Sequence[View], cuts: Sequence[Cut], features: Sequence[ImageFeatures]) -> list[Record]:
         """A reference's vote for each cut, by the view of it that matches the cut better."""
         best: list[Record] = [{} for _ in cuts]
         score = np.full(len(cuts), -1.0)
-        for view in reference.views:
+        for view in views:
             pairs = self.matcher.pairs(view.features, features)
             for i, (pair, cut) in enumerate(zip(pairs, cuts, strict=True)):
                 found = pair.match(view.points, src_mask=view.cut.mask, trg_mask=cut.mask)
@@ -264,7 +252,7 @@ class Transfer:
                     points = [
                         [int(k), round(float(x), 2), round(float(y), 2), round(float(c), 4)] for k, (x, y), c in rows
                     ]
-                    best[i] = {"reference": reference.id, "mirrored": int(view.cut.mirrored), "points": points}
+                    best[i] = {"reference": view.thing.id, "mirrored": int(view.cut.mirrored), "points": points}
         return best
 
 
@@ -283,16 +271,14 @@ def find_targets(
         return list(targets_of(images, references))
     if category is not None:
         try:
-            _require_reference(references, references.category(category))
+            find_category(references, category)
         except DatasetError as error:
             raise CategoryError(str(error)) from None
     if isinstance(images, str | Path):
         named = list_pictures(Path(images))
     else:
-        named = [
-            (str(source) if isinstance(source, str | Path) else f"image {n}", source) for n, source in enumerate(images)
-        ]
-    known = {entry.name: entry.id for entry in references.categories.values() if _is_used(references, entry.id)}
+        named = [(str(one) if isinstance(one, str | Path) else f"image {n}", one) for n, one in enumerate(images)]
+    known = {references.categories[thing.category_id].name: thing.category_id for thing in references.objects}
     targets = []
     for number, (name, source) in enumerate(named, start=1):
         own = category or (next(iter(known)) if len(known) == 1 else Path(name).parent.name)
@@ -320,8 +306,7 @@ def targets_of(labels: Labels, references: Labels) -> Iterator[Target]:
     names: set[str] = set()
     objects: dict[int, list[LabelledObject]] = defaultdict(list)
     for thing in labels.objects:
-        category = references.category(labels.categories[thing.category_id].name)
-        _require_reference(references, category)
+        category = find_category(references, labels.categories[thing.category_id].name)
         objects[thing.image_id].append(reorder(thing, labels.categories[thing.category_id], category))
     for image in labels.images.values():
         if image.file_name in names:
@@ -330,13 +315,12 @@ def targets_of(labels: Labels, references: Labels) -> Iterator[Target]:
         yield Target(image.id, image.file_name, image.path, objects[image.id], image.size)
 
 
-def _require_reference(references: Labels, category: Category) -> None:
-    if not _is_used(references, category.id):
-        raise DatasetError(f"category {category.name!r} has no reference in {references.where}")
-
-
-def _is_used(references: Labels, category_id: int) -> bool:
-    return any(thing.category_id == category_id for thing in references.objects)
+def find_category(references: Labels, name: str) -> Category:
+    """The category of that name; DatasetError if no reference shows it."""
+    category = references.category(name)
+    if all(thing.category_id != category.id for thing in references.objects):
+        raise DatasetError(f"category {name!r} has no reference in {references.where}")
+    return category
 
 
 def reorder(thing: LabelledObject, own: Category, category: Category) -> LabelledObject:
@@ -350,23 +334,26 @@ def reorder(thing: LabelledObject, own: Category, category: Category) -> Labelle
     return replace(thing, category_id=category.id, points=points)
 
 
-def require_points(labels: Labels) -> None:
-    """Refuses references of which one has no points, or whose picture is missing."""
+def choose_references(labels: Labels) -> Labels:
+    """Labels that can be references: all but those that a transfer made and nobody has accepted.
+
+    DatasetError for an image or object without points, or if nothing is left; MissingDataError for a missing picture.
+    """
     with_objects = {thing.image_id for thing in labels.objects}
     for image in labels.images.values():
         if image.id not in with_objects:
             raise DatasetError(f"{labels.where}: the reference {image.file_name} has no points; label it or remove it")
-    for thing in labels.objects:
+    chosen = [o for o in labels.objects if "found" not in o.more or o.more.get("review") == "accepted"]
+    for thing in chosen:
         image = labels.images[thing.image_id]
-        if thing.points is None or not (thing.points[:, 2] > 0).any():
-            raise DatasetError(
-                f"{labels.where}: the reference {image.file_name} (annotation {thing.id}) has no points; label it or "
-                "remove it"
-            )
+        if not len(thing.labelled_points()):
+            name = f"{image.file_name} (annotation {thing.id})"
+            raise DatasetError(f"{labels.where}: the reference {name} has no points; label it or remove it")
         if not Path(image.path).is_file():
             raise MissingDataError(f"{image.path}: no such image, but {labels.where} lists it")
-    if not labels.objects:
-        raise DatasetError(f"{labels.where}: no reference there")
+    if not chosen:
+        raise DatasetError(f"{labels.where}: no reference there; what a transfer labelled is one once it is accepted")
+    return labels.select(chosen)
 
 
 # ---- geometry and statistics --------------------------------------------------------------------------------------
@@ -381,13 +368,10 @@ def cut_out(picture: Picture, box: np.ndarray | None, mask: np.ndarray | None, m
     x1, y1 = np.floor(box[:2] - room).astype(int)
     x2, y2 = np.ceil(box[2:] + room).astype(int)
     (x1, x2), (y1, y2) = _fit(x1, x2, width), _fit(y1, y2, height)
-    scale = np.array([picture.image.width / width, picture.image.height / height])
-    if (scale == 1).all():
-        image = picture.image.crop((x1, y1, x2, y2))
-    else:  # the picture was reduced
-        edges = np.array([x1, y1, x2, y2]) * np.tile(scale, 2)
-        size = np.maximum(np.round(edges[2:] - edges[:2]).astype(int), 1)
-        image = picture.image.resize(tuple(size.tolist()), Image.Resampling.BILINEAR, box=tuple(edges.tolist()))
+    x, y = picture.image.width / width, picture.image.height / height  # below 1 if the picture was reduced
+    size = max(1, round((x2 - x1) * x)), max(1, round((y2 - y1) * y))
+    edges = x1 * x, y1 * y, min(x2 * x, picture.image.width), min(y2 * y, picture.image.height)
+    image = picture.image.resize(size, Image.Resampling.BILINEAR, box=edges)
     part = None if mask is None else mask[y1:y2, x1:x2]
     return Cut(Picture(image, (y2 - y1, x2 - x1), picture.name), np.array([x1, y1], np.float64), part)
 
@@ -420,21 +404,17 @@ def choose_threshold(confidence: np.ndarray, right: np.ndarray) -> float:
     """
     if right.all() or not right.any():
         return 0.0
-    order = np.argsort(confidence, kind="stable")
-    confidence, right = confidence[order], right[order]
-    kept = right.sum() - np.cumsum(right) + right  # right ones at or above each
-    dropped = np.cumsum(~right) - ~right  # wrong ones below
-    balanced = kept * (~right).sum() + dropped * right.sum()  # whole numbers: equals are equal
-    first = np.concatenate([[True], np.diff(confidence) > 0])  # equal confidences stand or fall together
-    return float(confidence[np.where(first, balanced, -1).argmax()])
+    levels, good, bad = np.unique(confidence), np.sort(confidence[right]), np.sort(confidence[~right])
+    kept = len(good) - np.searchsorted(good, levels)  # right ones at or above each
+    dropped = np.searchsorted(bad, levels)  # wrong ones below
+    balanced = kept * len(bad) + dropped * len(good)  # whole numbers: equals are equal
+    return float(levels[balanced.argmax()])
 
 
 def measure(thing: LabelledObject) -> float:
     """The length that PCK's alpha multiplies: the longer side of the box, or of the one around the labelled points."""
-    box, points = thing.find_box(), thing.points[thing.points[:, 2] > 0, :2]
-    if box is None and not len(points):
-        return 0.0
-    return threshold("kps" if box is None else "bbox", box, points, (0, 0))
+    box = thing.find_extent()
+    return 0.0 if box is None else float((box[2:] - box[:2]).max())
 
 
 def label(thing: LabelledObject, found: np.ndarray, visible: float) -> LabelledObject:
@@ -449,31 +429,17 @@ def label(thing: LabelledObject, found: np.ndarray, visible: float) -> LabelledO
     return replace(thing, points=points, more=more)
 
 
-def _make_view(thing: LabelledObject, cut: Cut, flip: Sequence[int] | None, features: ImageFeatures) -> View:
-    keypoints = np.flatnonzero(thing.points[:, 2] > 0)
-    points = cut.to_cut(thing.points[keypoints, :2])
-    names = keypoints if flip is None else np.array(flip)[keypoints]
-    last = np.array(cut.picture.size[::-1]) - 1
-    return View(cut, features, names, points.clip(0, last).astype(np.float32))
-
-
-def _require_size(picture: Picture, image: LabelledImage) -> None:
-    if picture.size != tuple(image.size):
-        (h, w), (height, width) = picture.size, image.size
-        raise DatasetError(f"{image.path} is {w} x {h} px, but its labels are of {width} x {height}; label it again")
-
-
 def _read(target: Target) -> Picture | ImageError:
     try:
-        picture = read_image(target.image)
+        return read_sized(target.image, target.size)
     except ImageError as error:
         return error
-    if target.size not in (None, picture.size):
-        (h, w), (height, width) = picture.size, target.size
-        return ImageError(f"{picture.name} is {w} x {h} px, but its objects are given for {width} x {height}")
+
+
+def read_sized(source: ImageSource, size: tuple[int, int] | None) -> Picture:
+    """The picture; ImageError if it is not of the size that its labels were made for."""
+    picture = read_image(source)
+    if size not in (None, picture.size):
+        (h, w), (height, width) = picture.size, size
+        raise ImageError(f"{picture.name} is {w} x {h} px, but its labels are of {width} x {height}; label it again")
     return picture
-
-
-def _read_all(sources: Sequence[ImageSource]) -> Iterator[Picture]:
-    """Pictures in order, each read when it is asked for."""
-    return map(read_image, sources)

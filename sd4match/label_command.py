@@ -17,16 +17,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from engine.entry import entry_point, tell
-from sd4match.command import SETTINGS, add_settings, load_matcher, refuse_loss
-from sd4match.error import CategoryError, OutputError, PointError, describe_usage, in_flags
+from sd4match.command import SETTINGS, add_settings, check_output, load_matcher
+from sd4match.error import CategoryError, OutputError, PointError, build_parser, in_flags
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        Path(sys.argv[0]).name,
-        description=describe_usage(__doc__, "transfer.py", "sd4match-transfer"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, "transfer.py", "sd4match-transfer")
     add = parser.add_argument
     add("--references", required=True, metavar="PLACE", help="labelled images: a label file, or a folder of them")
     add(
@@ -52,36 +48,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def check_output(args: argparse.Namespace) -> Path:
-    """OutputError if the labels would replace what they are made of, or be taken for it the next time."""
-    output, references = Path(args.output), Path(args.references)
-    if output.suffix != ".json":
-        raise OutputError(f"--output {output}: the name must end in .json")
-    if output.is_dir():
-        raise OutputError(f"--output {output} is a folder; name a file in it")
-    if references.is_dir() and output.resolve().parent == references.resolve():
-        raise OutputError(f"--output {output} lies among the references, and would be one of them the next time")
-    inputs = [path for path in (args.references, args.boxes, args.labelled, args.truth) if path]
-    if output.exists() and any(Path(path).exists() and output.samefile(path) for path in inputs):
-        raise OutputError(f"--output {output} is one of the files that are read; choose another name")
-    return output
-
-
 def transfer(args: argparse.Namespace) -> int:
     """Label the images; 1 if some could not be read."""
-    output = check_output(args)
+    output, place = Path(args.output), Path(args.references)
+    if output.suffix != ".json":
+        raise OutputError(f"--output {output}: the name must end in .json")
+    if place.is_dir() and output.resolve().parent == place.resolve():
+        raise OutputError(f"--output {output} lies among the references, and would be one of them the next time")
     from accelerate import PartialState
 
-    from dataset.annotation import read_labels
+    from dataset.annotation import find_label_files, read_labels
     from sd4match import Transfer
-    from sd4match.label import find_targets, require_points
+    from sd4match.label import choose_references, find_targets
     from sd4match.label_job import find_review, run_job, write_output
     from sd4match.label_score import format_score, score_labels
 
-    inputs = [path for path in (args.references, args.boxes, args.labelled, args.truth) if path]
-    refuse_loss("--output, whose list for review is", find_review(output), inputs)
-    references = read_labels(args.references, args.reference_images, args.category)
-    require_points(references)
+    inputs = [*find_label_files(place), *(path for path in (args.boxes, args.labelled, args.truth) if path)]
+    check_output("--output", output, inputs)
+    check_output("--output, whose list for review is", find_review(output), inputs)
+    references = choose_references(read_labels(place, args.reference_images, args.category))
     boxes, labelled, truth = (
         read_labels(place, args.images) if place else None for place in (args.boxes, args.labelled, args.truth)
     )
@@ -89,11 +74,13 @@ def transfer(args: argparse.Namespace) -> int:
     state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=30))  # the others may have more to do
     matcher = load_matcher(args)
     job = Transfer(matcher, references)
-    places = run_job(job, targets, output, state)
+    judged = job.find_judged(labelled)
+    places = run_job(job, [*targets, *judged], output, state)
     if not state.is_main_process:
         return 0
-    visible, count = job.find_threshold(labelled)
-    skipped = [{"file_name": name, "reason": place.error} for name, place in places.items() if place.error]
+    visible, count = job.choose_visible(judged, (places[target.name].read() for target in judged))
+    errors = {target.name: places[target.name].error for target in targets}
+    skipped = [{"file_name": name, "reason": error} for name, error in errors.items() if error]
     info = {
         "description": "keypoints transferred from labelled images",
         "matcher": matcher.describe(),

@@ -13,14 +13,21 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from dataset.annotation import LabelledImage, describe_category, describe_image, describe_object
+from dataset.annotation import (
+    Category,
+    LabelledImage,
+    LabelledObject,
+    describe_category,
+    describe_image,
+    describe_object,
+)
 from sd4match.label import Record, Target, Transfer
 from utils.cache import hash_images
 from utils.progress import progress
@@ -37,6 +44,11 @@ class Place:
     path: Path
     position: int
     error: str  # why the image was skipped; "" if it was not
+
+    def read(self) -> Record:
+        with open(self.path, "rb") as file:
+            file.seek(self.position)
+            return json.loads(file.readline())
 
 
 def describe_matches(transfer: Transfer) -> dict[str, Any]:
@@ -66,30 +78,17 @@ def run_job(transfer: Transfer, targets: Sequence[Target], output: Path, state: 
     found = find_records(folder, states)
     state.wait_for_everyone()  # nobody writes before all have read
     todo = [target for target in targets if target.name not in found or found[target.name].error]
-    share = todo[state.process_index :: state.num_processes]
-    bar = progress(
-        None, "labelling", len(targets), state.is_main_process, unit="image", initial=len(targets) - len(todo)
-    )
-    with bar:
-        for record in keep_records(transfer, share, states, folder):
-            bar.update(state.num_processes)
-            if "error" in record:
-                bar.write(f"skipped: {record['error']}", file=bar.fp)
+    known, shown = len(targets) - len(todo), state.is_main_process
+    with progress(None, "labelling", len(targets), shown, unit="image", initial=known) as bar:
+        if share := todo[state.process_index :: state.num_processes]:
+            with open(folder / f"{secrets.token_hex(6)}.jsonl", "ab") as file:
+                for record in transfer.match(share):
+                    append_record(file, record | {"state": states[record["name"]]})
+                    bar.update(state.num_processes)
+                    if "error" in record:
+                        bar.write(f"skipped: {record['error']}", file=bar.fp)
     state.wait_for_everyone()
     return find_records(folder, states)
-
-
-def keep_records(
-    transfer: Transfer, targets: Sequence[Target], states: Mapping[str, str], folder: Path
-) -> Iterator[Record]:
-    """Each target's record, once it is kept."""
-    if not targets:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{secrets.token_hex(6)}.jsonl", "ab") as file:
-        for record in transfer.match(targets):
-            append_record(file, record | {"state": states[record["name"]]})
-            yield record
 
 
 def find_records(folder: Path, states: Mapping[str, str]) -> dict[str, Place]:
@@ -124,19 +123,22 @@ def write_output(
 ) -> None:
     """Write the labels, and beside them OUTPUT_review.csv with the least confident first.
 
-    One record is in memory at a time. info: of the labels' head.
+    The matches of one image are in memory at a time. info: of the labels' head.
     """
-    done = [target for target in targets if not places[target.name].error]
-    head = {"info": info, "licenses": []}
-    head |= {"categories": [describe_category(category) for category in transfer.labels.categories.values()]}
-    rows: list[tuple] = []
+    categories = transfer.labels.categories
+    head = {"info": info, "licenses": [], "categories": [describe_category(one) for one in categories.values()]}
+    images, rows, comma = [], [], "\n"
     with atomic_path(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(head)[:-1])
-        records = ((target, _read_record(places[target.name])) for target in done)
-        _write_list(file, "images", (describe_image(_image(target, record)) for target, record in records))
-        records = ((target, _read_record(places[target.name])) for target in done)
-        _write_list(file, "annotations", _label_all(transfer, records, visible, rows))
-        file.write("}\n")
+        file.write(json.dumps(head)[:-1] + ', "annotations": [')
+        for target in (target for target in targets if not places[target.name].error):
+            record = places[target.name].read()
+            image = LabelledImage(target.id, target.name, str(target.image), tuple(record["size"]))
+            images.append(json.dumps(describe_image(image)))
+            for thing in transfer.label(target, record, visible):
+                rows.append(_describe_doubt(thing, target.name, categories[thing.category_id]))
+                file.write(comma + json.dumps(describe_object(thing)))
+                comma = ",\n"
+        file.write('], "images": [\n' + ",\n".join(images) + "]}\n")
     with atomic_path(find_review(output)) as temporary, open(temporary, "w", **ANY_NAME, newline="") as file:
         csv.writer(file).writerows([REVIEW, *sorted(rows)])
 
@@ -146,29 +148,8 @@ def find_review(output: Path) -> Path:
     return output.with_name(f"{output.stem}_review.csv")
 
 
-def _image(target: Target, record: Record) -> LabelledImage:
-    return LabelledImage(target.id, target.name, str(target.image), tuple(record["size"]))
-
-
-def _label_all(transfer: Transfer, records: Iterable[tuple], visible: float, rows: list[tuple]) -> Iterator[dict]:
-    """Each object's record in COCO's format; its line in the review list is added to `rows`."""
-    for target, record in records:
-        for thing in transfer.label(target, record, visible):
-            category = transfer.labels.categories[thing.category_id]
-            confidence = [(c, category.keypoints[k]) for k, c in enumerate(thing.more["found"][2::3]) if c > 0]
-            low, keypoint = min(confidence, default=(0.0, ""))
-            rows.append((thing.more["score"], target.name, thing.id, category.name, keypoint, low))
-            yield describe_object(thing)
-
-
-def _write_list(file, name: str, records: Iterator[dict]) -> None:
-    file.write(f', "{name}": [')
-    for number, record in enumerate(records):
-        file.write((",\n" if number else "\n") + json.dumps(record))
-    file.write("]")
-
-
-def _read_record(place: Place) -> Record:
-    with open(place.path, "rb") as file:
-        file.seek(place.position)
-        return json.loads(file.readline())
+def _describe_doubt(thing: LabelledObject, name: str, category: Category) -> tuple:
+    """The object's line in the list for review: its score, and its least confident keypoint."""
+    confidence = [(c, category.keypoints[k]) for k, c in enumerate(thing.more["found"][2::3]) if c > 0]
+    low, keypoint = min(confidence, default=(0.0, ""))
+    return thing.more["score"], name, thing.id, category.name, keypoint, low

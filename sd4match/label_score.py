@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.optimize import linear_sum_assignment
+from torchvision.ops import box_iou
 
 from dataset import DatasetError
-from dataset.annotation import LabelledObject, Labels, describe_category, describe_image, describe_object
+from dataset.annotation import Category, LabelledObject, Labels, describe_category, describe_image, describe_object
 from sd4match.label import measure, reorder
 from utils.pck import TOTAL
 
 INSTALL = "OKS AP needs the package pycocotools: pip install pycocotools"
-COCO_SIGMAS = (
-    np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-)  # of its 17 points
-COCO_PERSON = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")  # the first of them
+COCO_PERSON = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")  # the first of its 17 points
 
 
 def score_labels(found: Labels, truth: Labels, alphas: Sequence[float], oks_sigma: float) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def score_labels(found: Labels, truth: Labels, alphas: Sequence[float], oks_sigm
     if not aligned:
         raise DatasetError(f"{found.where} and {truth.where} have no labelled image in common (told by file_name)")
     judged = {thing.image_id for thing in aligned}
-    truth = replace(truth, objects=[o for o in truth.objects if o.image_id in judged and has_points(o)])
+    truth = replace(truth, objects=[o for o in truth.objects if o.image_id in judged and len(o.labelled_points())])
     pairs = pair_objects(aligned, truth.objects)
     return {
         "pck": tabulate_pck(pairs, truth, alphas),
@@ -49,10 +48,6 @@ def score_labels(found: Labels, truth: Labels, alphas: Sequence[float], oks_sigm
         "objects": sum(mine is not None for mine, _ in pairs),
         "missing": sum(mine is None for mine, _ in pairs),
     }
-
-
-def has_points(thing: LabelledObject) -> bool:
-    return thing.points is not None and bool((thing.points[:, 2] > 0).any())
 
 
 def pair_objects(
@@ -74,12 +69,9 @@ def pair_objects(
         elif {thing.id for thing in true} <= by_id.keys():
             pairs += [(by_id[thing.id], thing) for thing in true]
         else:
-            overlap = np.array([[compute_iou(_box(a), _box(b)) for b in mine] for a in true]).reshape(
-                len(true), len(mine)
-            )
-            chosen = {
-                int(i): mine[j] for i, j in zip(*linear_sum_assignment(-overlap), strict=True) if overlap[i, j] > 0
-            }
+            boxes = (torch.tensor(np.stack([_box(thing) for thing in things])) for things in (true, mine))
+            overlap = box_iou(*boxes).nan_to_num().numpy() if mine else np.zeros((len(true), 0))
+            chosen = {i: mine[j] for i, j in zip(*linear_sum_assignment(-overlap), strict=True) if overlap[i, j] > 0}
             pairs += [(chosen.get(i), thing) for i, thing in enumerate(true)]
     return pairs
 
@@ -120,8 +112,10 @@ def tabulate_oks(found: Sequence[LabelledObject], truth: Labels, sigma: float) -
         return None
     rows = {}
     for category in truth.categories.values():
-        true = [_describe(thing) for thing in truth.objects if thing.category_id == category.id]
-        mine = [_describe(thing) for thing in found if thing.category_id == category.id]
+        true, mine = (
+            [{"score": 1.0, **describe_object(thing)} for thing in objects if thing.category_id == category.id]
+            for objects in (truth.objects, found)
+        )
         if not true:
             continue
         images = [describe_image(truth.images[key]) for key in dict.fromkeys(o["image_id"] for o in [*true, *mine])]
@@ -131,7 +125,7 @@ def tabulate_oks(found: Sequence[LabelledObject], truth: Labels, sigma: float) -
             known.dataset["categories"] = [describe_category(category)]
             known.createIndex()
             judge = COCOeval(known, known.loadRes(mine) if mine else COCO(), "keypoints")
-            judge.params.kpt_oks_sigmas = find_sigmas(category, sigma)
+            judge.params.kpt_oks_sigmas = find_sigmas(category, judge.params.kpt_oks_sigmas, sigma)
             judge.evaluate()
             judge.accumulate()
             judge.summarize()
@@ -141,16 +135,15 @@ def tabulate_oks(found: Sequence[LabelledObject], truth: Labels, sigma: float) -
     return table.rename_axis("category").reset_index()
 
 
-def find_sigmas(category, sigma: float) -> np.ndarray:
+def find_sigmas(category: Category, of_persons: np.ndarray, sigma: float) -> np.ndarray:
     """(K,) the category's own "sigmas", COCO's for the points of its persons, or `sigma` for all."""
     names, own = category.keypoints, category.more.get("sigmas")
-    if own is not None:
-        if len(own) != len(names):
-            raise DatasetError(f"category {category.name}: {len(own)} 'sigmas' for {len(names)} keypoints")
-        return np.array(own, np.float64)
-    if names[:5] == COCO_PERSON and len(names) == len(COCO_SIGMAS):
-        return COCO_SIGMAS
-    return np.full(len(names), sigma)
+    if own is None:
+        is_person = names[:5] == COCO_PERSON and len(names) == len(of_persons)
+        return of_persons if is_person else np.full(len(names), sigma)
+    if len(own) != len(names):
+        raise DatasetError(f"category {category.name}: {len(own)} 'sigmas' for {len(names)} keypoints")
+    return np.array(own, np.float64)
 
 
 def format_score(score: Mapping[str, Any]) -> str:
@@ -167,14 +160,6 @@ def format_score(score: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def compute_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Overlap of two boxes (4,) as a share of their union."""
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    common = sides.clip(0).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common
-    return float(common / union) if union > 0 else 0.0
-
-
 def show_all(thing: LabelledObject) -> LabelledObject:
     """With all points that were found, also those that the visibility threshold hides."""
     if (found := thing.more.get("found")) is None:
@@ -185,12 +170,5 @@ def show_all(thing: LabelledObject) -> LabelledObject:
 
 
 def _box(thing: LabelledObject) -> np.ndarray:
-    box, points = thing.find_box(), thing.points[thing.points[:, 2] > 0, :2]
-    if box is None and len(points):
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+    box = thing.find_extent()
     return np.zeros(4) if box is None else box
-
-
-def _describe(thing: LabelledObject) -> dict[str, Any]:
-    record = describe_object(thing)
-    return {"score": 1.0, **record}

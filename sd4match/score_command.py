@@ -12,18 +12,14 @@ this machine, else mini.
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from engine.entry import entry_point
-from sd4match.error import describe_usage
+from sd4match.command import choose_network
+from sd4match.error import build_parser
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        Path(sys.argv[0]).name,
-        description=describe_usage(__doc__, "score_text.py", "sd4match-score"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, "score_text.py", "sd4match-score")
     parser.add_argument("image")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     parser.add_argument("--network", help="sd2-1-base, mini, a diffusers folder or a hub id; default: see above")
@@ -37,15 +33,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def choose_network() -> str:
-    """sd2-1-base if its weights are on this machine, else mini."""
-    from model.backbone.architecture import default_hub_id
-    from model.backbone.facts import local_folder
-
-    folder = local_folder(default_hub_id("sd2-1-base"))
-    return "sd2-1-base" if folder is not None and (folder / "unet").is_dir() else "mini"
-
-
 def score(args: argparse.Namespace) -> list[dict]:
     """A record per text, the best first."""
     from sd4match import Scorer
@@ -53,7 +40,7 @@ def score(args: argparse.Namespace) -> list[dict]:
 
     picture = read_image(args.image)  # before the networks are loaded
     terms = "attention" if args.no_noise_term or args.bias else None
-    network = args.network or choose_network()
+    network = args.network or choose_network("sd2-1-base")
     scorer = Scorer.from_pretrained(network, args.weights, args.device, timesteps=args.timesteps, terms=terms)
     if network == "mini":
         print("the mini networks know only the rendered scenes of the mini world", file=sys.stderr)

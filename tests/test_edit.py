@@ -157,6 +157,7 @@ def test_pictures_without_a_transform_are_skipped(run, tmp_path, monkeypatch):
     ("flags", "status", "message"),
     [
         (("--warp", "spline"), 2, "--warp spline: known are dense, rigid, similarity, affine, homography"),
+        (("--output", "a.png"), 2, "a.png is a file, so nothing can be written below it"),
         (("--output", "in"), 2, "--output in: in/b.png would be replaced"),
         (("--images", "in", "in/b.png", "copy/b.png"), 2, "two pictures would become out/b.png"),
         (("--images", "nowhere"), 1, "nowhere: no such image"),

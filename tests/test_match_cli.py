@@ -83,11 +83,11 @@ def test_the_same_file_twice_is_said(run):
     [
         (("a.png", "b.png", "--points", "1,1000"), 2, "point 1,1000 lies outside a.png, which is 160 x 120 px"),
         (("a.png", "b.png", "--points", "1;10"), 2, "'1;10' is no point; write x,y such as 120,80"),
-        (("a.png", "b.png", "--count", "0"), 2, "--count must be at least 1; got 0"),
+        (("a.png", "b.png", "--count", "0"), 2, "--count: must be at least 1, got 0"),
         (("a.png", "b.png", "--localiser", "sift"), 2, "unknown sift; known: nn"),
         (("a.png", "b.png", "--timestep", "1000"), 2, "--timestep must be in 0..999; got 1000"),
         (("a.png", "b.png", "--points", "-0.6,5"), 2, "point -0.6,5 lies outside a.png"),
-        (("a.png", "b.png", "--count", "-3"), 2, "--count must be at least 1; got -3"),
+        (("a.png", "b.png", "--count", "-3"), 2, "--count: must be at least 1, got -3"),
         (("a.png", "b.png", "--category", "big " * 100), 2, "--category of 100 words is too long"),
         (("a.png", "b.png", "--output", "a.png"), 2, "--output a.png is another file of this command"),
         (("a.png", "b.png", "--output", "sub/../b.png"), 2, "b.png is another file of this command"),

@@ -435,7 +435,7 @@ def test_unreadable_images_are_told_skipped_listed_and_tried_again(run, labelled
 def test_a_picture_of_another_size_than_its_objects_is_skipped(run, labelled):
     draw_image(labelled / "images" / "3.png", (65, 80))
     status, _, err = run("--boxes", "truth.json")
-    assert status == 1 and "skipped: images/3.png is 80 x 65 px, but its objects are given for 80 x 64" in err
+    assert status == 1 and "skipped: images/3.png is 80 x 65 px, but its labels are of 80 x 64; label it again" in err
     assert [entry["file_name"] for entry in json.loads((labelled / "out.json").read_text())["info"]["skipped"]] == [
         "3.png"
     ]
@@ -459,19 +459,40 @@ def test_what_is_kept_is_used_until_something_changes(run, labelled, monkeypatch
             yield record
 
     monkeypatch.setattr(Transfer, "match", count)
-    assert run()[0] == 0 and len(matched) == 4
+    assert run()[0] == 0 and len(matched) == 6  # the references are matched with each other
     first = (labelled / "out.json").read_bytes()
-    assert run()[0] == 0 and len(matched) == 4 and (labelled / "out.json").read_bytes() == first
-    assert run("TRANSFER.COMBINE", "vote", "TRANSFER.VISIBLE", "0.0")[0] == 0 and len(matched) == 4
+    assert run()[0] == 0 and len(matched) == 6 and (labelled / "out.json").read_bytes() == first
+    assert run("TRANSFER.COMBINE", "vote", "TRANSFER.VISIBLE", "0.0")[0] == 0 and len(matched) == 6
     assert (labelled / "out.json").read_bytes() != first
     draw_image(labelled / "images" / "4.png", (61, 60))  # another picture
-    assert run()[0] == 0 and matched[4:] == ["4.png"]
-    assert run("TRANSFER.MIRROR", "False")[0] == 0 and len(matched) == 9
-    assert run("--timestep", "100")[0] == 0 and len(matched) == 13
+    assert run()[0] == 0 and matched[6:] == ["4.png"]
+    assert run("TRANSFER.MIRROR", "False")[0] == 0 and len(matched) == 13
+    assert run("--timestep", "100")[0] == 0 and len(matched) == 19
     labels = coco(labelled / "labelled", [0, 1])
     labels["annotations"][0]["keypoints"][0] += 1
     write(labelled / "labelled" / "labels.json", labels)
-    assert run()[0] == 0 and len(matched) == 17
+    assert run()[0] == 0 and len(matched) == 25
+    assert run("--labelled", "truth.json")[0] == 0 and len(matched) == 29
+
+
+def test_a_second_run_asks_no_reference(run, monkeypatch):
+    assert run()[0] == 0
+    monkeypatch.setattr(Transfer, "_ask", lambda *args: pytest.fail("a reference was matched again"))
+    assert run()[0] == 0
+
+
+def test_labels_of_a_transfer_are_references_once_they_are_accepted(run, labelled):
+    assert run()[0] == 0
+    content = json.loads((labelled / "out.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"../images/{image['file_name']}"
+    for accepted in (0, 1):
+        content["annotations"][0]["review"] = "accepted" if accepted else "rejected"
+        write(labelled / "labelled" / "more.json", content)
+        assert run()[0] == 0
+        assert json.loads((labelled / "out.json").read_text())["info"]["references"] == 2 + accepted
+    status, _, err = run("--references", "out.json", "--reference_images", "images", "--output", "again.json")
+    assert status == 1 and "out.json: no reference there; what a transfer labelled is one once it is accepted" in err
 
 
 def dying_after(lines):
@@ -574,6 +595,16 @@ def change(path, *keys, value):
             r"keypoint top \(70, 2\) lies outside 0.png, which is 64 x 48 px",
         ),
         (("annotations", 0, "bbox"), [1, 2, 0, 5], "'bbox' is .* with an area"),
+        (
+            ("annotations", 0, "bbox"),
+            [64, 2, 9, 5],
+            r"the box of annotation 100 .* lies outside 0.png, which is 64 x 48",
+        ),
+        (
+            ("annotations", 0, "segmentation"),
+            [[-9, 1, -2, 1, -2, 9]],
+            "the box of annotation 100 .* lies outside 0.png",
+        ),
         (("categories", 0, "keypoints"), ["a", "a", "b", "c", "d"], "a list of names, each once"),
         (("categories", 0, "skeleton"), [[1, 9]], "counted from 1 to 5"),
         (("categories", 0, "flip_pairs"), [["left_eye", "tail"]], "'flip_pairs' holds .* no pair of keypoints"),
@@ -595,7 +626,9 @@ def test_labels_that_cannot_be_used(run, labelled, keys, value, message):
     [
         (("--output", "out.txt"), 2, "--output out.txt: the name must end in .json"),
         (("--output", "images/../labelled/new.json"), 2, "lies among the references"),
-        (("--output", "truth.json", "--truth", "truth.json"), 2, "is one of the files that are read"),
+        (("--output", "truth.json", "--truth", "truth.json"), 2, "truth.json is another file of this command"),
+        (("--output", "real.json", "--references", "linked"), 2, "real.json is another file of this command"),
+        (("--output", "truth.json/out.json"), 2, "truth.json is a file, so nothing can be written below it"),
         (
             ("--output", "points.json", "--references", "points_review.csv"),
             2,
@@ -622,6 +655,9 @@ def test_flags_that_cannot_be_used(run, labelled, flags, status, message):
     twice = coco(labelled / "images", [2, 3], boxes=True, points=False)
     twice["images"][1] |= {"file_name": "2.png", "width": 60, "height": 60}
     write(labelled / "twice.json", twice)
+    write(labelled / "real.json", coco(labelled / "linked", [0]))
+    (labelled / "linked" / "labels.json").symlink_to(labelled / "real.json")
+    (labelled / "points_review.csv").touch()
     found, _, err = run(*flags)
     assert (found, message in err) == (status, True), err
     assert not (labelled / "out.json").exists() and len(json.loads((labelled / "truth.json").read_text())) == 3
