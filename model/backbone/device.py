@@ -53,6 +53,11 @@ def resolve_precision(cfg) -> str:
     return cfg.PRECISION
 
 
+def name_precision(dtype: torch.dtype) -> str:
+    """ "fp32", "fp16" or "bf16"."""
+    return next(name for name, known in PRECISIONS.items() if str(dtype) == f"torch.{known}")
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of a precision; "auto" as in `resolve_precision`."""
     import torch

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.backbone.facts import dino_facts
 from model.head import AggregationNetwork
 from model.head_learning import HeadLearning
-from model.method.base import Batch, FeatureMethod, join_sides
+from model.method.base import Batch, FeatureMethod
 from model.source import MIRRORED, find_dino, layers_source
 from utils.geometry import Size, l2_normalise
 from utils.noise import seeded
@@ -41,37 +41,33 @@ class GeoAware(HeadLearning, FeatureMethod):
         return self.head
 
     def features(self, batch: Batch, seeds: Tensor) -> Tensor:
-        return self.describe_cells(batch["layers"], batch["dino"])
-
-    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        layers = {tap: torch.cat([batch["src_layers"][tap], batch["trg_layers"][tap]]) for tap in self.taps}
-        src_feat, trg_feat = self.describe_cells(layers, join_sides(batch, "dino")).chunk(2)
-        return src_feat, trg_feat
+        return describe_cells(self.head, [batch["layers"][tap] for tap in self.taps], batch["dino"])
 
     def maps(self, batch: Batch, side: str, mirrored: bool, seeds: Tensor) -> Tensor:
         layers, dino = (batch[f"{side}_{key}{MIRRORED * mirrored}"] for key in READS)
         return join_maps([layers[tap] for tap in self.taps], dino)
 
-    def describe_cells(self, layers: dict[str, Tensor], dino: Tensor) -> Tensor:
-        """Feature maps (n, C, h, w) on DINOv2's grid of layers {tap: (n, c, h', w')} and dino (n, D, h, w)."""
-        maps = join_maps([layers[tap] for tap in self.taps], dino)
-        return self.head(maps) if self.head else balance(maps, dino.shape[1])
-
     @classmethod
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
-        with seeded(cfg.SEED):
-            head = build_head(cfg) if training or cfg.METHOD.WEIGHTS else None
+        head = None
+        if training or cfg.METHOD.WEIGHTS:
+            head = build_head(cfg, [layers_source(cfg).shape[tap][0] for tap in cfg.FEATURES.TAPS])
         method = cls(cfg.DATASET.IMAGE_SIZE, cfg.FEATURES.TAPS, head).to(device)
         if training:
             method.learn_as(cfg.GEOAWARE)
         return method
 
 
-def build_head(cfg) -> AggregationNetwork:
-    """A new post-processor for the configured layers and DINOv2."""
-    channels = [layers_source(cfg).shape[tap][0] for tap in cfg.FEATURES.TAPS]
-    dims = (*channels, dino_facts(**find_dino(cfg)).width)
-    return AggregationNetwork(dims, cfg.GEOAWARE.WIDTH)
+def build_head(cfg, channels: Sequence[int]) -> AggregationNetwork:
+    """A new post-processor for layers of so many channels and DINOv2."""
+    with seeded(cfg.SEED):
+        return AggregationNetwork((*channels, dino_facts(**find_dino(cfg)).width), cfg.GEOAWARE.WIDTH)
+
+
+def describe_cells(head: AggregationNetwork | None, layers: Sequence[Tensor], dino: Tensor) -> Tensor:
+    """Feature maps (n, C, h, w) on DINOv2's grid of layers (n, c, h', w') and dino (n, D, h, w)."""
+    maps = join_maps(layers, dino)
+    return head(maps) if head else balance(maps, dino.shape[1])
 
 
 def join_maps(layers: Sequence[Tensor], dino: Tensor) -> Tensor:
@@ -81,14 +77,8 @@ def join_maps(layers: Sequence[Tensor], dino: Tensor) -> Tensor:
 
 def join_on_grid(maps: Sequence[Tensor], size: Size) -> Tensor:
     """(n, sum of channels, *size), float32, of maps (n, c, h', w')."""
-    maps = [x.float() for x in maps]
-    return torch.cat(
-        [
-            F.interpolate(x, size=size, mode="bilinear", align_corners=False) if x.shape[-2:] != size else x
-            for x in maps
-        ],
-        dim=1,
-    )
+    resized = [F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False) for x in maps]
+    return torch.cat(resized, dim=1)
 
 
 def balance(maps: Tensor, dino_width: int) -> Tensor:

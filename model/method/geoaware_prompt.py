@@ -14,56 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.backbone.diffusion import Diffusion
-from model.backbone.facts import dino_facts
-from model.backbone.text import PromptEncoder
-from model.head import AggregationNetwork
+from model.backbone.facts import network_facts
 from model.head_learning import HeadLearning
-from model.method.base import Batch, Method, join_sides, select_side
-from model.method.geoaware import balance, join_maps, join_on_grid
-from model.method.sd4match import SD4Match, expand_prompt
-from model.prompt.build import build_prompt, load_diffusion, name_trained
-from model.source import MIRRORED, find_dino
-from utils.noise import seeded
+from model.method.base import Batch, Method, select_side
+from model.method.geoaware import build_head, describe_cells, join_maps, join_on_grid
+from model.method.sd4match import SD4Match
+from model.prompt.build import build_prompt, name_trained
+from model.source import MIRRORED, find_stable_diffusion
 
 
 class GeoAwarePrompt(HeadLearning, SD4Match):
     """FEATURES.TAPS of the whole image at once, at SD4Match's noise, timestep and ensemble, beside DINOv2's tokens."""
 
     FILES = Method.FILES
+    inputs = ("posterior", "dino")
+    prompt_lr = 0.0  # of the prompt, times the rate of the post-processor; 0: it does not learn
 
-    def __init__(
-        self,
-        *parts: Any,
-        head: AggregationNetwork | None = None,
-        prompt_lr: float = 0.0,  # of the prompt, times the rate of the post-processor; 0: it does not learn
-        **options: Any,
-    ) -> None:
+    def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
-        self.head, self.prompt_lr = head, prompt_lr
+        self.head = None
 
     @property
     def reads(self) -> tuple[str, ...]:
-        plain = ("dino", *super().reads)
-        return plain + tuple(f"{key}{MIRRORED}" for key in plain if self.mirrors)
+        return super().reads + tuple(f"{key}{MIRRORED}" for key in super().reads if self.mirrors)
 
     @property
     def trainable(self) -> nn.Module | None:
         parts = {"head": self.head, "prompt": self.prompt if self.prompt_lr else None}
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None}) if self.head else None
 
-    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
-        return self.finish(super().features(batch, seeds), batch["dino"])
-
-    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        layers = torch.cat(super().pair_features(batch, seeds))
-        src_feat, trg_feat = self.finish(layers, join_sides(batch, "dino")).chunk(2)
-        return src_feat, trg_feat
-
-    def finish(self, layers: Tensor, dino: Tensor) -> Tensor:
-        """Feature maps of the joined layers and DINOv2's map."""
-        maps = join_maps([layers], dino)
-        return self.head(maps) if self.head else balance(maps, dino.shape[1])
+    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        layers = super().describe_images(images, prompt_embeds, seeds)
+        return describe_cells(self.head, [layers], images["dino"])
 
     def join(self, maps: Mapping[str, Tensor]) -> Tensor:
         """On the finest grid of the layers."""
@@ -74,8 +56,8 @@ class GeoAwarePrompt(HeadLearning, SD4Match):
             others = {key.removesuffix(MIRRORED): value for key, value in batch.items() if key.endswith(MIRRORED)}
             batch = {**batch, **others}
         images = select_side(batch, f"{side}_")
-        prompt = expand_prompt(self.embed(images if self.per_image else batch), len(seeds))
-        return join_maps([self.extract(images["posterior"], prompt, seeds)], images["dino"])
+        prompt_embeds = self.embed(images if self.per_image else batch)
+        return join_maps([super().describe_images(images, prompt_embeds, seeds)], images["dino"])
 
     def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
         groups = [{"name": "head", "params": list(self.head.parameters()), "lr": lr, "weight_decay": self.weight_decay}]
@@ -91,25 +73,12 @@ class GeoAwarePrompt(HeadLearning, SD4Match):
         together = cfg.GEOAWARE.PROMPT_LR > 0
         learned = None if cfg.METHOD.WEIGHTS else folder  # a folder of the post-processor's is none of the prompt's
         prompt = build_prompt(cfg, categories, training=together, folder=learned).requires_grad_(together)
-        networks, stage = load_diffusion(cfg, device), cfg.TRAIN if training else cfg.TEST
-        head = None
+        method = cls.build_under(prompt, cfg, device, training, cfg.FEATURES.TAPS)
+        method.prompt_lr = cfg.GEOAWARE.PROMPT_LR
         if training or cfg.METHOD.WEIGHTS:
-            channels = [networks.facts.tap_shape(cfg.DATASET.IMAGE_SIZE, tap)[0] for tap in cfg.FEATURES.TAPS]
-            with seeded(cfg.SEED):
-                dims = (*channels, dino_facts(**find_dino(cfg)).width)
-                head = AggregationNetwork(dims, cfg.GEOAWARE.WIDTH).to(device)
-        method = cls(
-            Diffusion(networks.unet, networks.scheduler, cfg.FEATURES.TAPS, cfg.NETWORK.RECOMPUTE),
-            PromptEncoder(networks.text_encoder, networks.tokenizer),
-            prompt.to(device),
-            image_size=cfg.DATASET.IMAGE_SIZE,
-            timestep=stage.TIMESTEP,
-            ensemble=stage.ENSEMBLE,
-            posterior=cfg.METHOD.POSTERIOR,
-            scaling_factor=networks.facts.scaling_factor,
-            head=head,
-            prompt_lr=cfg.GEOAWARE.PROMPT_LR,
-        )
+            facts = network_facts(**find_stable_diffusion(cfg))
+            channels = [facts.tap_shape(cfg.DATASET.IMAGE_SIZE, tap)[0] for tap in cfg.FEATURES.TAPS]
+            method.head = build_head(cfg, channels).to(device)
         if training:
             method.learn_as(cfg.GEOAWARE)
         return method

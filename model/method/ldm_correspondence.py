@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from config import ConfigError
-from model.backbone.device import PRECISIONS, check_finite, resolve_dtype, speed_up
+from model.backbone.device import check_finite, name_precision, resolve_dtype, speed_up
 from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.method.base import Batch, Method
 from model.method.embedding_store import EmbeddingStore
@@ -66,7 +66,7 @@ class LDMCorrespondence(Method):
 
     @property
     def precision(self) -> str:
-        return next(name for name, dtype in PRECISIONS.items() if str(self.finder.unet.dtype).endswith(dtype))
+        return name_precision(self.finder.unet.dtype)
 
     def similarity(self, batch: Batch, seeds: Tensor) -> AttentionSimilarity:
         return AttentionSimilarity(self, batch, seeds)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.backbone.device import PRECISIONS
+from model.backbone.device import name_precision
 from model.backbone.diffusion import Diffusion, draw_latents
 from model.backbone.facts import get_condition
 from model.backbone.text import PromptEncoder
@@ -22,12 +22,10 @@ from utils.noise import derive_seeds, draw_noise
 
 
 class SD4Match(FeatureMethod):
-    """Noised latent and prompt go into the UNet; the output of up_blocks[layer] is the feature map, Eq. (1) to (3).
-
-    reads: the VAE's posterior of each image, and the condition of a conditional prompt.
-    """
+    """Noised latent and prompt go into the UNet; the output of up_blocks[layer] is the feature map, Eq. (1) to (3)."""
 
     FILES = (META_FILE, *TENSOR_FILES)
+    inputs: tuple[str, ...] = ("posterior",)  # what features are made of, besides the prompt
 
     def __init__(
         self,
@@ -50,21 +48,24 @@ class SD4Match(FeatureMethod):
         self.prompt = prompt
 
     def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Both images of every pair in one UNet call."""
-        prompt_embeds = expand_prompt(self.embed(batch), 2 * len(seeds))  # sources, then targets
-        features = self.extract(join_sides(batch, "posterior"), prompt_embeds, torch.cat(seeds.unbind(dim=1)))
-        src_feat, trg_feat = features.chunk(2)
+        """Both images of every pair in one UNet call; `similarity` is the cosine of these maps."""
+        images = {key: join_sides(batch, key) for key in self.inputs}
+        src_feat, trg_feat = self.describe_images(images, self.embed(batch), torch.cat(seeds.unbind(dim=1))).chunk(2)
         return src_feat, trg_feat
 
     def features(self, batch: Batch, seeds: Tensor) -> Tensor:
         if not self.per_image:
             raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use pair_features")
-        return self.extract(batch["posterior"], expand_prompt(self.embed(batch), len(seeds)), seeds)
+        return self.describe_images(batch, self.embed(batch), seeds)
 
     def embed(self, batch: Batch) -> Tensor:
         """The UNet's text condition (P, L, D) under the prompt. Eq. (2)"""
         tokens = self.prompt(batch)
         return tokens if self.prompt.space == "hidden" else self.text.encode_tokens(tokens)
+
+    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w) of the `inputs` of n images."""
+        return self.extract(images["posterior"], expand_prompt(prompt_embeds, len(seeds)), seeds)
 
     def extract(self, posterior: Tensor, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
         """Feature maps (n, C, h, w), float32, of posteriors (n, 2c, h', w') under embeddings (n, L, D). Eq. (3)"""
@@ -98,7 +99,7 @@ class SD4Match(FeatureMethod):
 
     @property
     def precision(self) -> str:
-        return next(name for name, dtype in PRECISIONS.items() if str(self.diffusion.dtype).endswith(dtype))
+        return name_precision(self.diffusion.dtype)
 
     @property
     def per_image(self) -> bool:
@@ -110,7 +111,7 @@ class SD4Match(FeatureMethod):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ("posterior", "condition") if self.condition else ("posterior",)
+        return (*self.inputs, "condition") if self.condition else self.inputs
 
     def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.prompt.param_groups(lr, linear_lr_scale))
@@ -132,9 +133,14 @@ class SD4Match(FeatureMethod):
     @classmethod
     def build(cls, cfg, device: torch.device, categories: Sequence[str] | None, training: bool, folder=None):
         prompt = build_prompt(cfg, categories, training, folder)  # a prompt that cannot be used is told first
+        return cls.build_under(prompt, cfg, device, training, (f"up{cfg.METHOD.LAYER}",))
+
+    @classmethod
+    def build_under(cls, prompt: Prompt, cfg, device: torch.device, training: bool, blocks: Sequence[str]) -> SD4Match:
+        """With the configured networks, on maps of `blocks`."""
         networks, stage = load_diffusion(cfg, device), cfg.TRAIN if training else cfg.TEST
         return cls(
-            Diffusion(networks.unet, networks.scheduler, (f"up{cfg.METHOD.LAYER}",), cfg.NETWORK.RECOMPUTE),
+            Diffusion(networks.unet, networks.scheduler, blocks, cfg.NETWORK.RECOMPUTE),
             PromptEncoder(networks.text_encoder, networks.tokenizer),
             prompt.to(device),
             image_size=cfg.DATASET.IMAGE_SIZE,

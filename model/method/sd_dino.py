@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.method.base import Batch, join_sides
+from model.method.base import Batch
 from model.method.sd4match import SD4Match
 
 
@@ -16,19 +16,11 @@ class SDDINO(SD4Match):
     The cosine of two fused vectors is the mean of the two cosines, weighted with the squared weights.
     """
 
+    inputs = ("posterior", "dino")
     weights = (0.5, 0.5)  # of SD, of DINO
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (*super().reads, "dino")
-
-    def features(self, batch: Batch, seeds: Tensor) -> Tensor:
-        return self.fuse(super().features(batch, seeds), batch["dino"])
-
-    def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        both = self.fuse(torch.cat(super().pair_features(batch, seeds)), join_sides(batch, "dino"))
-        src_feat, trg_feat = both.chunk(2)
-        return src_feat, trg_feat
+    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        return self.fuse(super().describe_images(images, prompt_embeds, seeds), images["dino"])
 
     def fuse(self, sd_feat: Tensor, dino_feat: Tensor) -> Tensor:
         """(n, C + D, h, w) of SD (n, C, h, w) and DINO (n, D, h', w'), resampled to h x w if need be."""
