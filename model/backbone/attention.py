@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbone.diffusion import name_blocks
-from utils.geometry import Size
+from utils.geometry import Size, at_least_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +26,14 @@ class Attention:
     size: Size  # (h, w)
 
     def scores(self) -> Tensor:
-        """q k^T / sqrt(d), before the softmax: (B, heads, h, w, L) float32, with autocast kept out."""
+        """q k^T / sqrt(d), before the softmax: (B, heads, h, w, L), at least float32, with autocast kept out."""
         kind = self.query.device.type
         with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
-            scores = self.query.float() @ self.key.float().transpose(-1, -2) * self.scale
+            scores = at_least_float32(self.query) @ at_least_float32(self.key).transpose(-1, -2) * self.scale
         return scores.unflatten(2, self.size)
 
     def maps(self) -> Tensor:
-        """The share of every token at every place, a softmax over the tokens: (B, heads, h, w, L) float32."""
+        """The share of every token at every place, a softmax over the tokens: (B, heads, h, w, L)."""
         return self.scores().softmax(dim=-1)
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from utils.geometry import at_least_float32
 
 def encode_posterior(vae, images: Tensor) -> Tensor:
     """Mean and log-variance of the VAE's posterior, stacked: (n, 2c, h, w), in the VAE's dtype.
@@ -19,12 +20,12 @@ def encode_posterior(vae, images: Tensor) -> Tensor:
 
 
 def draw_latents(posterior: Tensor, scaling_factor: float, noise: Tensor | None = None) -> Tensor:
-    """z = scaling_factor * (mean + std * noise), float32 (n, c, h, w); the posterior's mode if noise is None.
+    """z = scaling_factor * (mean + std * noise), (n, c, h, w), at least float32; the posterior's mode if noise is None.
 
     posterior: (n, 2c, h, w) as from `encode_posterior`; noise: (n, c, h, w) standard normal. The log-variance is
     clamped to [-30, 20] as in the VAE itself.
     """
-    mean, logvar = posterior.float().chunk(2, dim=1)
+    mean, logvar = at_least_float32(posterior).chunk(2, dim=1)
     if noise is None:
         return scaling_factor * mean
     std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))

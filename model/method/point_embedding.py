@@ -177,8 +177,8 @@ class PointReader:
         latents = self.latents.get(images, rows.keys, starts, self.rule.side, mirrored)
         noise = self._draw_noise(latents, rows.seeds, 2 * step + 2)
         maps = self.maps(latents, descent.timestep, noise, embeddings)
-        centres = (anchors - starts) * (self.rule.image / self.rule.side)
-        return squared_error(maps, centres.to(latents), descent.sigma, self.rule.image)
+        centres = (anchors - starts).to(latents) * (self.rule.image / self.rule.side)
+        return squared_error(maps, centres, descent.sigma, self.rule.image)
 
     def read(
         self,
