@@ -19,19 +19,18 @@ from model.backbone.clip import fetch_clip, load_clip
 from model.backbone.device import resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion, encode_posterior
 from model.backbone.facts import (
-    DinoFacts,
     condition_facts,
     condition_preprocessor,
     dino_facts,
+    find_unet,
     get_condition,
     local_folder,
     network_facts,
     read_config,
 )
-from model.backbone.facts import find_unet as locate_unet
 from model.backbone.fingerprint import network_fingerprint
 from model.backbone.layers import LayerExtractor
-from model.backbone.load import load_stable_diffusion, load_vision
+from model.backbone.load import StableDiffusion, load_stable_diffusion, load_vision
 from model.backbone.text import PromptEncoder
 from model.backbone.vision import compute_condition, compute_dino_map
 from model.prompt.text_prompt import category_word
@@ -69,15 +68,18 @@ def find_stable_diffusion(cfg) -> dict:
     }
 
 
-def find_unet(cfg) -> dict:
-    """What names the UNet that takes the place of the model's own, if there is one."""
-    return {"unet": resolve_network(cfg.NETWORK.UNET)} if cfg.NETWORK.UNET else {}
+def load_parts(
+    cfg, parts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> StableDiffusion:
+    """Parts of the configured Stable Diffusion model, frozen, with the UNet that is to take the place of its own."""
+    where = find_stable_diffusion(cfg) | {"unet": resolve_network(cfg.NETWORK.UNET)}
+    return load_stable_diffusion(parts=parts, dtype=dtype, device=device, seed=cfg.SEED, **where)
 
 
 def fingerprint_stable_diffusion(cfg, parts: Sequence[str]) -> str:
     """Hash of the weights of some parts; a hub id that is not on this machine yet is downloaded."""
-    where = find_stable_diffusion(cfg) | find_unet(cfg)
-    return _fingerprint(partial(load_stable_diffusion, parts=parts, **where), parts=parts, seed=cfg.SEED, **where)
+    where = find_stable_diffusion(cfg) | {"unet": resolve_network(cfg.NETWORK.UNET)}
+    return _fingerprint(partial(load_parts, cfg, parts), parts=parts, seed=cfg.SEED, **where)
 
 
 def _fingerprint(download: Callable[[], object], **where: Any) -> str:
@@ -96,42 +98,22 @@ def find_condition(cfg, condition: str) -> dict:
     return {"folder": resolve_network(folder), "init": cfg.NETWORK.INIT}
 
 
-def fingerprint_condition(cfg, condition: str) -> str:
-    """Hash of the weights of a condition's network; a hub id that is not on this machine yet is downloaded."""
-    where = find_condition(cfg, condition)
-    return _fingerprint(partial(load_vision, get_condition(condition).network, **where), seed=cfg.SEED, **where)
-
-
-def condition_shape(cfg, condition: str) -> tuple[int, int]:
-    """(tokens, features) of a condition's array of one image; downloads the network if need be."""
-    where = find_condition(cfg, condition)
-    shape = condition_facts(condition, **where)
-    if shape is None:
-        load_vision(get_condition(condition).network, **where)
-        shape = condition_facts(condition, **where)
-    return shape
-
-
 def posterior_source(cfg) -> Source:
     """The VAE's posterior (mean and log-variance) of the resized image, computed in float32."""
-    where, frame = find_stable_diffusion(cfg), build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
+    frame = build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
     stamp = {
         "what": "posterior of the VAE",
         "fingerprint": fingerprint_stable_diffusion(cfg, ("vae",)),
         "image_size": list(cfg.DATASET.IMAGE_SIZE),
         "preprocessing": f"{frame.resampling}, [-1, 1]",
     }
-    facts = network_facts(**where)
+    facts = network_facts(**find_stable_diffusion(cfg))
     height, width = (side // facts.vae_stride for side in cfg.DATASET.IMAGE_SIZE)
 
     def load(device: torch.device) -> Compute:
-        vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
+        vae = load_parts(cfg, ("vae",), device).vae
 
-        @torch.no_grad()
-        def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Tensor:
-            return encode_posterior(vae, _fit(images, frame))
-
-        return compute
+        return lambda images, categories: encode_posterior(vae, _fit(images, frame))
 
     shape = (2 * facts.latent_channels, height, width)
     return Source(f"VAE-{cfg.NETWORK.NAME}", stamp, shape, load)
@@ -140,21 +122,21 @@ def posterior_source(cfg) -> Source:
 def condition_source(cfg, condition: str) -> Source:
     """What the condition's network sees in the image (compute_condition), computed in float32."""
     where, spec = find_condition(cfg, condition), get_condition(condition)
-    shape = condition_shape(cfg, condition)
+    positions = cfg.CONDITION.DINO_POSITIONS
+    load_network = partial(load_vision, spec.network, seed=cfg.SEED, positions=positions, **where)
     stamp = {
         "what": f"{spec.network}: {spec.output}",
-        "fingerprint": fingerprint_condition(cfg, condition),
+        "fingerprint": _fingerprint(load_network, seed=cfg.SEED, **where),
         "preprocessing": condition_preprocessor(condition, **where),
     }
     if spec.network == "DINO":
-        stamp["positions"] = cfg.CONDITION.DINO_POSITIONS
+        stamp["positions"] = positions
 
     def load(device: torch.device) -> Compute:
-        positions = cfg.CONDITION.DINO_POSITIONS
-        network = load_vision(spec.network, device=device, seed=cfg.SEED, positions=positions, **where)
+        network = load_network(device=device)
         return lambda images, categories: compute_condition(condition, network, images)
 
-    return Source(spec.cache, stamp, shape, load)
+    return Source(spec.cache, stamp, condition_facts(condition, **where), load)
 
 
 def find_dino(cfg) -> dict:
@@ -163,24 +145,13 @@ def find_dino(cfg) -> dict:
     return {"folder": folder, "init": cfg.NETWORK.INIT, "architecture": HUB_IDS.get(folder, "dinov2-base")}
 
 
-def load_dino(cfg, device: torch.device | str = "cpu") -> tuple[torch.nn.Module, DinoFacts]:
-    """The matcher's DINOv2 in float32, and its facts; a hub id that is not on this machine yet is downloaded."""
-    where = find_dino(cfg)
-    settings = {"seed": cfg.SEED, "key": "METHOD.DINO_FOLDER", "positions": cfg.METHOD.DINO_POSITIONS}
-    network = load_vision("DINO", device=device, **settings, **where)
-    return network.model, dino_facts(**where)
-
-
-def fingerprint_dino(cfg) -> str:
-    """Hash of the weights of the matcher's DINOv2; a hub id that is not on this machine yet is downloaded."""
-    return _fingerprint(partial(load_dino, cfg), seed=cfg.SEED, **find_dino(cfg))
-
-
 def dino_source(cfg) -> Source:
     """DINOv2's patch tokens as a feature map (model.backbone.vision.compute_dino_map), computed in float32."""
-    fingerprint = fingerprint_dino(cfg)
-    section, facts = cfg.METHOD, dino_facts(**find_dino(cfg))
-    frame = build_frame(cfg.DATASET.FRAME, section.DINO_SIZE)
+    section, where = cfg.METHOD, find_dino(cfg)
+    settings = {"seed": cfg.SEED, "key": "METHOD.DINO_FOLDER", "positions": section.DINO_POSITIONS}
+    load_network = partial(load_vision, "DINO", **settings, **where)
+    fingerprint = _fingerprint(load_network, seed=cfg.SEED, **where)
+    facts, frame = dino_facts(**where), build_frame(cfg.DATASET.FRAME, section.DINO_SIZE)
     normalise = section.DINO_INPUT == "normalised"
     stamp = {
         "what": "patch tokens of DINOv2",
@@ -194,27 +165,17 @@ def dino_source(cfg) -> Source:
     }
 
     def load(device: torch.device) -> Compute:
-        model, _ = load_dino(cfg, device)
-
-        def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Tensor:
-            return compute_dino_map(
-                model,
-                facts,
-                _fit(images, frame),
-                layer=section.DINO_LAYER,
-                norm=section.DINO_NORM,
-                normalise=normalise,
-            )
-
-        return compute
+        model, (layer, norm) = load_network(device=device).model, (section.DINO_LAYER, section.DINO_NORM)
+        return lambda images, categories: compute_dino_map(
+            model, facts, _fit(images, frame), layer=layer, norm=norm, normalise=normalise
+        )
 
     return Source("DINOv2-map", stamp, facts.feature_shape(section.DINO_SIZE), load)
 
 
 def layers_source(cfg) -> Source:
     """Maps of several layers of Stable Diffusion, by tap (model.backbone.layers.LayerExtractor)."""
-    section, where = cfg.FEATURES, find_stable_diffusion(cfg) | find_unet(cfg)
-    frame = build_frame(cfg.DATASET.FRAME, section.SIZE)
+    section, frame = cfg.FEATURES, build_frame(cfg.DATASET.FRAME, cfg.FEATURES.SIZE)
     stamp = {
         "what": "maps of layers of Stable Diffusion",
         "fingerprint": fingerprint_stable_diffusion(cfg, ("vae", "unet", "text_encoder", "tokenizer", "scheduler")),
@@ -234,16 +195,14 @@ def layers_source(cfg) -> Source:
 
     def load(device: torch.device) -> Compute:
         dtype = resolve_dtype(cfg.PRECISION, device)
-        vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **find_stable_diffusion(cfg)).vae
-        parts = ("unet", "scheduler", "text_encoder", "tokenizer")
-        networks = load_stable_diffusion(parts=parts, dtype=dtype, device=device, seed=cfg.SEED, **where)
+        networks = load_parts(cfg, ("unet", "scheduler", "text_encoder", "tokenizer"), device, dtype)
         captioner = None
         if section.CAPTIONER:
             network = load_vision("CLIP", device=device, dtype=dtype, **clip)
             captioner = Captioner(_read_captioner(resolve_path(section.CAPTIONER)), network.model).to(device)
         extract = LayerExtractor(
             Diffusion(networks.unet, networks.scheduler, section.TAPS),
-            vae,
+            load_parts(cfg, ("vae",), device).vae,
             PromptEncoder(networks.text_encoder, networks.tokenizer),
             scaling_factor=facts.scaling_factor,
             window=section.WINDOW,
@@ -297,12 +256,15 @@ def _say(cfg, category: str | None) -> str:
 def image_source(cfg) -> Source:
     """The resized image itself, in [-1, 1]."""
     frame = build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
-    stamp = {"what": "image", "image_size": list(cfg.DATASET.IMAGE_SIZE), "preprocessing": frame.resampling}
-
-    def load(device: torch.device) -> Compute:
-        return lambda images, categories: _fit(images, frame)
-
-    return Source("", {**stamp, "fingerprint": ""}, (3, *cfg.DATASET.IMAGE_SIZE), load)
+    stamp = {
+        "what": "image",
+        "image_size": list(cfg.DATASET.IMAGE_SIZE),
+        "preprocessing": frame.resampling,
+        "fingerprint": "",
+    }
+    return Source(
+        "", stamp, (3, *cfg.DATASET.IMAGE_SIZE), lambda device: lambda images, categories: _fit(images, frame)
+    )
 
 
 # what a method may read of each image
@@ -317,15 +279,12 @@ SOURCES = {
 
 def find_sources(cfg, reads: Sequence[str], condition: str | None) -> dict[str, Source]:
     """What a method reads of each image, by its key in a batch; "condition" is that of its prompt."""
-    return {key: _find_source(cfg, key, condition) for key in reads}
-
-
-def _find_source(cfg, key: str, condition: str | None) -> Source:
-    if key.endswith(MIRRORED):
-        return replace(_find_source(cfg, key.removesuffix(MIRRORED), condition), mirrored=True)
-    if key not in (*SOURCES, "condition"):
-        raise ValueError(f"unknown cached array {key!r}; known: {', '.join(SOURCES)} (SOURCES in model/source.py)")
-    return condition_source(cfg, condition) if key == "condition" else SOURCES[key](cfg)
+    known, found = SOURCES | {"condition": partial(condition_source, condition=condition)}, {}
+    for key in reads:
+        if (name := key.removesuffix(MIRRORED)) not in known:
+            raise ValueError(f"unknown cached array {key!r}; known: {', '.join(SOURCES)} (SOURCES in model/source.py)")
+        found[key] = replace(known[name](cfg), mirrored=key != name)
+    return found
 
 
 def load_sources(sources: Mapping[str, Source], device: torch.device) -> dict[str, Compute]:
@@ -352,14 +311,10 @@ def are_here(cfg, reads: Sequence[str], condition: str | None, diffusion: bool) 
     places += [find_dino(cfg)] if "dino" in reads else []
     places += [{"folder": resolve_network(cfg.DSD.CLIP_FOLDER)}] if "clip" in reads else []
     places += [find_condition(cfg, condition)] if condition else []
-    unet = find_unet(cfg).get("unet")
-    return all(local_folder(place["folder"]) for place in places) and (not unet or locate_unet(unet) is not None)
+    unet = resolve_network(cfg.NETWORK.UNET)
+    return all(local_folder(place["folder"]) for place in places) and (not unet or find_unet(unet) is not None)
 
 
 def _fit(images: Sequence[Image], frame: Frame) -> Tensor:
-    return torch.stack(_map(frame.fit, images))
-
-
-def _map(function: Callable, values: Sequence) -> list:
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, values))
+        return torch.stack(list(pool.map(frame.fit, images)))

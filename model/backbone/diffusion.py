@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from utils.geometry import at_least_float32
 
+
 def encode_posterior(vae, images: Tensor) -> Tensor:
     """Mean and log-variance of the VAE's posterior, stacked: (n, 2c, h, w), in the VAE's dtype.
 

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from config import ConfigError
 from model.backbone.device import check_finite, name_precision, resolve_dtype, speed_up
-from model.backbone.load import StableDiffusion, load_stable_diffusion
 from model.method.base import Batch, Method
 from model.method.embedding_store import EmbeddingStore
 from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows
-from model.source import find_caches, find_stable_diffusion, find_unet, fingerprint_stable_diffusion
+from model.source import find_caches, fingerprint_stable_diffusion, load_parts
 from utils.crop import CropRule
 from utils.geometry import Size
 from utils.noise import derive_seeds, draw_noise, identifier_seed
@@ -224,8 +223,10 @@ class AttentionSimilarity:
 def build_reader(cfg, device: torch.device) -> PointReader:
     """The networks, frozen: UNet in PRECISION, VAE in float32."""
     section, (size, _) = cfg.LDM, cfg.DATASET.IMAGE_SIZE
-    networks = load_networks(cfg, device)
-    latents = CropLatents(networks.vae, networks.facts.scaling_factor, cfg.EVAL.BATCH_SIZE, section.KEPT_CROPS)
+    networks = load_parts(cfg, ("unet", "scheduler"), device, resolve_dtype(cfg.PRECISION, device))
+    speed_up(networks.unet, cfg.NETWORK.MEMORY_FORMAT, cfg.NETWORK.COMPILE)
+    vae = load_parts(cfg, ("vae",), device).vae
+    latents = CropLatents(vae, networks.facts.scaling_factor, cfg.EVAL.BATCH_SIZE, section.KEPT_CROPS)
     return PointReader(
         networks.unet,
         networks.scheduler,
@@ -237,12 +238,3 @@ def build_reader(cfg, device: torch.device) -> PointReader:
         uniform_noise=section.NOISE == "uniform",
         rows_at_once=section.ROWS_AT_ONCE,
     )
-
-
-def load_networks(cfg, device: torch.device) -> StableDiffusion:
-    where = {"device": device, "seed": cfg.SEED, **find_stable_diffusion(cfg)}
-    dtype = resolve_dtype(cfg.PRECISION, device)
-    networks = load_stable_diffusion(parts=("unet", "scheduler"), dtype=dtype, **where, **find_unet(cfg))
-    networks.vae = load_stable_diffusion(parts=("vae",), **where).vae
-    speed_up(networks.unet, cfg.NETWORK.MEMORY_FORMAT, cfg.NETWORK.COMPILE)
-    return networks

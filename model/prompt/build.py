@@ -10,7 +10,7 @@ import torch
 
 from config import ConfigError, resolve_path
 from model.backbone.device import resolve_dtype, speed_up
-from model.backbone.load import StableDiffusion, load_stable_diffusion
+from model.backbone.load import StableDiffusion
 from model.backbone.text import PromptEncoder
 from model.error import NetworkError, NetworkNotFoundError
 from model.method import METHODS
@@ -19,13 +19,7 @@ from model.prompt.base import Prompt
 from model.prompt.name import BASELINES, PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
 from model.prompt.text_prompt import OpenTextPrompt, category_word
-from model.source import (
-    condition_shape,
-    condition_source,
-    find_stable_diffusion,
-    find_unet,
-    fingerprint_stable_diffusion,
-)
+from model.source import condition_source, fingerprint_stable_diffusion, load_parts
 
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer")  # of Stable Diffusion, that run under a prompt
 
@@ -64,21 +58,13 @@ def build_prompt(cfg, categories: Sequence[str] | None, training: bool, folder: 
 
 def load_text(cfg) -> PromptEncoder:
     """The text transformer on the CPU in float32: what prompts start from."""
-    networks = load_stable_diffusion(parts=("text_encoder", "tokenizer"), seed=cfg.SEED, **find_stable_diffusion(cfg))
+    networks = load_parts(cfg, ("text_encoder", "tokenizer"))
     return PromptEncoder(networks.text_encoder, networks.tokenizer)
 
 
 def load_diffusion(cfg, device: torch.device) -> StableDiffusion:
     """What features under a prompt need: UNet, scheduler, text model and tokenizer, frozen, in PRECISION."""
-    dtype = resolve_dtype(cfg.PRECISION, device)
-    networks = load_stable_diffusion(
-        parts=PARTS,
-        dtype=dtype,
-        device=device,
-        seed=cfg.SEED,
-        **find_stable_diffusion(cfg),
-        **find_unet(cfg),
-    )
+    networks = load_parts(cfg, PARTS, device, resolve_dtype(cfg.PRECISION, device))
     speed_up(networks.unet, cfg.NETWORK.MEMORY_FORMAT, cfg.NETWORK.COMPILE)
     return networks
 
@@ -117,4 +103,4 @@ def _build_fresh(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:
 
 
 def _condition_shape(cfg, name: PromptName) -> tuple[int, int] | None:
-    return condition_shape(cfg, name.condition) if name.condition else None
+    return condition_source(cfg, name.condition).shape if name.condition else None

@@ -28,8 +28,9 @@ from engine.precompute import build_caches, unique_images
 from engine.transfer import build_loader, move_batch
 from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index, write_spair
 from model.backbone.device import resolve_device, resolve_dtype
+from model.backbone.facts import condition_facts
 from model.backbone.load import load_stable_diffusion
-from model.source import condition_shape, find_stable_diffusion
+from model.source import condition_source, find_condition, find_stable_diffusion
 from script.speed import flops, reference
 from utils.cache import FeatureCache
 from utils.localise import FeatureSimilarity, localise
@@ -102,7 +103,8 @@ def make_config(args: argparse.Namespace, root: str):
 def make_work(cfg, ensemble: int = 1) -> flops.Work:
     """The sizes of a config's arithmetic; reads JSON files only."""
     configs = flops.require_configs(**find_stable_diffusion(cfg))
-    shape = condition_shape(cfg, "DINO-Feat")
+    known = condition_facts("DINO-Feat", **find_condition(cfg, "DINO-Feat"))
+    shape = known or condition_source(cfg, "DINO-Feat").shape
     return flops.Work(configs, tuple(cfg.DATASET.IMAGE_SIZE), shape, cfg.METHOD.LAYER, cfg.PROMPT.CPM, ensemble)
 
 
