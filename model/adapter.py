@@ -12,12 +12,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.noise import seeded
-from utils.store import StoreError, require_finite, write_tensors, write_text
+from utils.store import StoreError, read_released, read_tensors, write_tensors, write_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -78,19 +76,11 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         if not found:
             raise StoreError(f"{path} holds no adapter: none of {', '.join(names)}")
         path = found[0]
+    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_released(path)
     try:
-        safe = path.suffix == ".safetensors"
-        tensors = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        named = {_rename(str(name)): value.float() for name, value in tensors.items()}
-        require_finite(named)
-    except FileNotFoundError:
-        raise
-    except (
-        Exception
-    ) as error:  # of safetensors, zipfile, pickle: all of them say that the file is not what it should be
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path} is no adapter that can be read ({reason})") from error
-    return named
+        return {_rename(str(name)): value.float() for name, value in tensors.items()}
+    except (ValueError, AttributeError) as error:  # other names, or no table of tensors at all
+        raise StoreError(f"{path} is no adapter ({error})") from error
 
 
 def _rename(name: str) -> str:

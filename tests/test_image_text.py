@@ -407,5 +407,5 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path):
     with pytest.raises(StoreError, match="'conv.weight' is the name of no LoRA matrix"):
         read_published(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(StoreError, match="no adapter that can be read"):
+    with pytest.raises(StoreError, match="pytorch_model.bin cannot be read"):
         read_published(tmp_path / "pytorch_model.bin")

@@ -81,35 +81,34 @@ class ImageTextScore(nn.Module):
         """Frozen: stays in evaluation mode."""
         return super().train(False)
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str], masked: bool = False) -> tuple[Tensor, Tensor]:
         """Conditions (n, L, D) of texts, cut at L tokens, and which tokens are summed over, (n, L); kept by text.
 
         masked: the text model does not see the padding of a text that is not empty.
         """
-        wanted = list(dict.fromkeys((text, masked and bool(text)) for text in texts))
-        if len(self._conditions) + len(wanted) > KEPT:
-            self._conditions.clear()
-        for hidden in (False, True):
-            missing = [entry for entry in wanted if entry not in self._conditions and entry[1] == hidden]
-            if missing:
-                ids = self.text.token_ids([text for text, _ in missing], truncate=True)
-                until_end = self._until_end(ids)
-                embeds = self.text.encode_ids(ids, until_end if hidden else None)
-                spoken = until_end & (torch.arange(ids.shape[1], device=ids.device) > 0)
-                summed = spoken if self.tokens == "words" else torch.ones_like(spoken)
-                self._conditions |= dict(zip(missing, zip(embeds, summed, strict=True), strict=True))
-        found = [self._conditions[text, masked and bool(text)] for text in texts]
+        found = []
+        for entry in ((text, masked and bool(text)) for text in texts):
+            if entry not in self._conditions:
+                if len(self._conditions) == KEPT:
+                    self.forget()
+                self._conditions[entry] = self._encode(*entry)
+            found.append(self._conditions[entry])
         return torch.stack([embeds for embeds, _ in found]), torch.stack([summed for _, summed in found])
+
+    @torch.no_grad()
+    def _encode(self, text: str, masked: bool) -> tuple[Tensor, Tensor]:
+        """Condition (L, D) of a text, and which tokens are summed over, (L,)."""
+        ids = self.text.token_ids([text], truncate=True)
+        ends = (ids == self.text.tokenizer.eos_token_id).cumsum(dim=1)
+        seen = ends.cumsum(dim=1) <= 1  # begin, words, and the first end token
+        (embeds,) = self.text.encode_ids(ids, seen if masked else None)
+        spoken = seen[0].clone()
+        spoken[0] = False
+        return embeds, spoken if self.tokens == "words" else torch.ones_like(spoken)
 
     def forget(self) -> None:
         """The kept conditions."""
         self._conditions.clear()
-
-    def _until_end(self, ids: Tensor) -> Tensor:
-        """(n, L): begin, words, and the first end token."""
-        ends = (ids == self.text.tokenizer.eos_token_id).cumsum(dim=1)
-        return (ends == 0) | ((ends == 1) & (ids == self.text.tokenizer.eos_token_id))
 
     def measure(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, Tensor], noise: Tensor) -> Rows:
         """Rows of latents and noise (R, c, h, w), timesteps (R,) and conditions of `encode`."""
