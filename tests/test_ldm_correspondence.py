@@ -254,7 +254,7 @@ def test_points_are_found_once_kept_and_taken_up_again(networks, task, tmp_path)
     path.write_bytes(b"damaged")
     find(build_method(networks, store), points)
     assert passes  # it is made again
-    assert store.losses("b", (9.0, 9.0), images[12]).shape == (3, DESCENT.steps)
+    assert store.get("b", (9.0, 9.0), images[12])["loss"].shape == (3, DESCENT.steps)
     assert store.get("b", (9.0, 9.0), images[12] + 1) is None  # another image of that name
 
 

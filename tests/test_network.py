@@ -169,8 +169,6 @@ def test_only_the_parts_asked_for_are_loaded_and_frozen(folders):
     assert not networks.unet.training
     assert not any(parameter.requires_grad for parameter in networks.unet.parameters())
     assert isinstance(networks.scheduler, DDIMScheduler)
-    with pytest.raises(ValueError, match=r"unknown parts \['decoder'\]"):
-        load_stable_diffusion(folders["sd"], parts=("decoder",))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -92,9 +92,7 @@ def load_stable_diffusion(
     Raises NetworkNotFoundError (nothing there, or the download failed) or NetworkError (files incomplete,
     unreadable, or with weights that are not finite).
     """
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
-    if _is_random(init):
+    if init == "random":
         networks = _random_stable_diffusion(get_architecture(STABLE_DIFFUSION, architecture), parts, seed)
     else:
         folder = folder or default_hub_id(architecture)
@@ -119,12 +117,8 @@ def load_vision(
     positions: str = "scale",  # of DINOv2: how its grid of position embeddings is stretched, "scale" or "size"
 ) -> VisionNetwork:
     """Load and freeze DINOv2 or CLIP's vision tower, with its image processor. Same errors."""
-    if network not in CONDITION_ARCHITECTURE:
-        raise ValueError(f"network must be one of {', '.join(CONDITION_ARCHITECTURE)}; got {network!r}")
-    if positions not in ("scale", "size"):
-        raise ValueError(f'positions must be "scale" or "size", got {positions!r}')
     architecture = architecture or CONDITION_ARCHITECTURE[network]
-    if _is_random(init):
+    if init == "random":
         loaded = _random_vision(network, get_architecture(VISION, architecture), seed)
     else:
         source = NetworkSource(folder or default_hub_id(architecture), key or f"CONDITION.{network}_FOLDER")
@@ -164,12 +158,6 @@ def freeze(network: nn.Module, dtype: torch.dtype, device: torch.device | str, w
     # not diffusers' own `to`: it warns about modules it would keep in float32, of which these have none
     nn.Module.to(network.requires_grad_(False).eval(), device=device, dtype=dtype)
     check_weights(network, who)
-
-
-def _is_random(init: str) -> bool:
-    if init not in ("pretrained", "random"):
-        raise ValueError(f'init must be "pretrained" or "random", got {init!r}')
-    return init == "random"
 
 
 def _pretrained_stable_diffusion(folder: str, parts: Sequence[str], dtype: torch.dtype, unet: str) -> StableDiffusion:
@@ -261,14 +249,11 @@ def _clip_vision_config(path: Path) -> CLIPVisionConfig:
 
 
 def _random_vision(network: str, configs: dict[str, dict], seed: int) -> VisionNetwork:
-    values = {key: value for key, value in configs["config"].items() if key != "model_type"}
-    processor = dict(configs["preprocessor"])
+    kinds = {"DINO": (Dinov2Model, Dinov2Config), "CLIP": (CLIPVisionModelWithProjection, CLIPVisionConfig)}
+    model_class, config_class = kinds[network]
     with seeded(seed):
-        model = (
-            Dinov2Model(Dinov2Config(**values))
-            if network == "DINO"
-            else CLIPVisionModelWithProjection(CLIPVisionConfig(**values))
-        )
+        model = model_class(config_class.from_dict(dict(configs["config"])))
+    processor = dict(configs["preprocessor"])
     return VisionNetwork(model, getattr(transformers, processor.pop("image_processor_type") + "Pil")(**processor))
 
 

@@ -34,10 +34,14 @@ class EmbeddingStore:
         self.stamp = dict(stamp)
         self.folder = Path(folder) / f"cached_output.{digest(self.stamp)[:12]}"
 
-    def get(self, name: str, point: tuple[float, float], image: Tensor) -> Tensor | None:
-        """Embeddings (rounds, L, D) on the CPU; None if there are none, or those of another image."""
-        found = self._read(name, point, image)
-        return found and found["embedding"]
+    def get(self, name: str, point: tuple[float, float], image: Tensor) -> dict[str, Tensor] | None:
+        """ "embedding" and "loss" on the CPU; None if there are none, or those of another image."""
+        try:
+            tensors, meta = read_tensors(self._path(name, point))
+        except (FileNotFoundError, StoreError):  # a damaged file is made again
+            return None
+        same = meta.get("image") == digest({}, {"image": image}) and meta.get("point") == list(point)
+        return tensors if same else None
 
     def put(
         self, name: str, point: tuple[float, float], image: Tensor, embeddings: Tensor, losses: Tensor, first: int
@@ -45,24 +49,11 @@ class EmbeddingStore:
         """Keep rounds `first`, `first + 1`, ... beside those before them, which are there."""
         found = {"embedding": embeddings, "loss": losses}
         if first:
-            before = self._read(name, point, image)
+            before = self.get(name, point, image)
             found = {key: torch.cat([before[key][:first], value.cpu()]) for key, value in found.items()}
         if not (self.folder / "stamp.json").is_file():
             write_json(self.folder / "stamp.json", self.stamp)
         write_tensors(self._path(name, point), found, {"image": digest({}, {"image": image}), "point": list(point)})
-
-    def losses(self, name: str, point: tuple[float, float], image: Tensor) -> Tensor | None:
-        """Losses (rounds, steps) of what `get` gives."""
-        found = self._read(name, point, image)
-        return found and found["loss"]
-
-    def _read(self, name: str, point: tuple[float, float], image: Tensor) -> dict[str, Tensor] | None:
-        try:
-            tensors, meta = read_tensors(self._path(name, point))
-        except (FileNotFoundError, StoreError):  # a damaged file is made again
-            return None
-        same = meta.get("image") == digest({}, {"image": image}) and meta.get("point") == list(point)
-        return tensors if same else None
 
     def _path(self, name: str, point: tuple[float, float]) -> Path:
         return self.folder / file_name("{}@{:.3f},{:.3f}".format(name, *point))

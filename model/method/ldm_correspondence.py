@@ -76,7 +76,8 @@ class LDMCorrespondence(Method):
         todo: dict[Point, int] = {}  # the first round that is missing
         for point in dict.fromkeys(points):
             kept = self.store.get(point.name, point.xy, images[point.key]) if self.store and point.name else None
-            found[point] = self._empty() if kept is None else kept[: self.rounds].to(self.finder.device)
+            none = torch.empty(0, self.tokens, self.finder.width)
+            found[point] = (kept["embedding"][: self.rounds] if kept else none).to(self.finder.device)
             if (first := len(found[point])) < self.rounds:
                 todo[point] = first
         tick = self._count_rows(sum(self.rounds - first for first in todo.values()) * self.descent.steps)
@@ -117,9 +118,6 @@ class LDMCorrespondence(Method):
         """NetworkError if those of a point are not finite."""
         names = [f"point {point.xy} of {point.name or 'the source'}" for point in points]
         check_finite(values, names, self.block, self.precision)
-
-    def _empty(self) -> Tensor:
-        return torch.empty(0, self.tokens, self.finder.width, device=self.finder.device)
 
     def _count_rows(self, total: int) -> Callable[[int], None]:
         """Adds up what passes and tells `progress`."""

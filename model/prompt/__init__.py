@@ -28,12 +28,13 @@ def new_prompt(
 ) -> Prompt:
     """A prompt, untrained, in float32 on the CPU. The same arguments give the same values."""
     name = parse_prompt_name(name) if isinstance(name, str) else name
-    settings = {
-        "categories": categories,
-        "condition_shape": condition_shape,
-        "init": init,
-        "seed": seed,
-        "template": template,
-        "category_words": category_words,
-    }
-    return importlib.import_module((KINDS | BASELINES)[name.kind]).build(name, text, **settings)
+    return importlib.import_module((KINDS | BASELINES)[name.kind]).build(
+        name,
+        text,
+        categories=categories,
+        condition_shape=condition_shape,
+        init=init,
+        seed=seed,
+        template=template,
+        category_words=category_words,
+    )
