@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from config import ConfigError
-from model.backbone.attention import mean_maps, name_layers, read_layers
+from model.backbone.attention import mean_maps, name_layers, read_noised
 from model.backbone.diffusion import draw_latents, encode_posterior
-from model.backbone.load import StableDiffusion, load_stable_diffusion
+from model.backbone.load import StableDiffusion
 from model.backbone.text import PromptEncoder
 from model.prompt.build import build_prompt, load_diffusion
-from model.source import find_stable_diffusion
+from model.source import load_parts
 from utils.draw import TokenMaps
 from utils.frame import build_frame
 from utils.noise import draw_noise
@@ -30,8 +30,7 @@ class WordReader:
         self.cfg, self.device, networks = cfg, device, networks or load_diffusion(cfg, device)
         self.unet, self.scheduler = networks.unet, networks.scheduler
         self.text = PromptEncoder(networks.text_encoder, networks.tokenizer)
-        where = find_stable_diffusion(cfg)
-        self.vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
+        self.vae = load_parts(cfg, ("vae",), device).vae
         self.scaling_factor = networks.facts.scaling_factor
         self.frame = build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE)
         self.layers = tuple(layers) or tuple(name_layers(self.unet))
@@ -64,11 +63,9 @@ class WordReader:
         """(L, h, w) under a condition (1, L, D)."""
         latents = draw_latents(encode_posterior(self.vae, self.frame.fit(image)[None]), self.scaling_factor)
         noise = draw_noise(torch.tensor([self.cfg.SEED]), latents.shape[1:], latents.device)
-        timestep = torch.tensor([self.cfg.TEST.TIMESTEP], device=latents.device)
-        sample = self.scheduler.add_noise(latents, noise, timestep).to(self.unet.dtype)
+        inputs = latents, noise, self.cfg.TEST.TIMESTEP, condition
         try:
-            with read_layers(self.unet, self.layers, sample.shape[-2:]) as found:
-                self.unet(sample, timestep, condition.to(sample.dtype))
+            found = read_noised(self.unet, self.scheduler, self.layers, *inputs)
         except ValueError as error:
             raise ConfigError(f"--layers: {error}") from error
         return mean_maps(found)[0].cpu()

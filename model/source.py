@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def layers_source(cfg) -> Source:
         stamp["without_category"] = cfg.PROMPT.WITHOUT_CATEGORY
     if section.CAPTIONER:
         clip = {"folder": resolve_network(section.CLIP_FOLDER), "key": "FEATURES.CLIP_FOLDER"}
-        stamp["captioner"] = digest({}, _read_captioner(resolve_path(section.CAPTIONER)))
+        stamp["captioner"] = digest({}, read_captioner(resolve_path(section.CAPTIONER)))
         stamp["clip"] = _fingerprint(partial(load_vision, "CLIP", **clip), folder=clip["folder"])
     facts = network_facts(**find_stable_diffusion(cfg))
     shapes = {tap: facts.tap_shape(section.SIZE, tap) for tap in section.TAPS}
@@ -199,7 +199,7 @@ def layers_source(cfg) -> Source:
         captioner = None
         if section.CAPTIONER:
             network = load_vision("CLIP", device=device, dtype=dtype, **clip)
-            captioner = Captioner(_read_captioner(resolve_path(section.CAPTIONER)), network.model).to(device)
+            captioner = Captioner(read_captioner(resolve_path(section.CAPTIONER)), network.model).to(device)
         extract = LayerExtractor(
             Diffusion(networks.unet, networks.scheduler, section.TAPS),
             load_parts(cfg, ("vae",), device).vae,
@@ -237,12 +237,6 @@ def clip_source(cfg) -> Source:
         return lambda images, categories: clip.embed_images(images)
 
     return Source("CLIP-embedding", stamp, (int(read_config(root / "config.json")["projection_dim"]),), load)
-
-
-@lru_cache(maxsize=1)
-def _read_captioner(path: str) -> dict[str, Tensor]:
-    """Once: ODISE's checkpoint is large."""
-    return read_captioner(path)
 
 
 def _say(cfg, category: str | None) -> str:

@@ -320,9 +320,6 @@ def test_captioners_that_are_none(tmp_path):
     less = {name: value for name, value in tensors.items() if name != "alpha_cond"}
     with pytest.raises(NetworkError, match="lacks alpha_cond;"):
         read_captioner(write_odise(tmp_path / "less.pth", less))
-    odd = tensors | {"time_embed_project.linear.bias": torch.zeros(5)}
-    with pytest.raises(NetworkError, match=r"time_embed_project.linear.bias \(5,\), not \(32,\)"):
-        read_captioner(write_odise(tmp_path / "odd.pth", odd))
     (tmp_path / "text.pth").write_text("nothing")
     with pytest.raises(NetworkError, match="text.pth cannot be read"):
         read_captioner(tmp_path / "text.pth")

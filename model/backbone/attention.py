@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,6 +101,24 @@ def read_layers(
     finally:
         for name, processor in usual.items():
             known[name].set_processor(processor)
+
+
+def read_noised(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    layers: Sequence[str],
+    latents: Tensor,  # z (n, c, h', w')
+    noise: Tensor,  # eps, as z
+    timestep: int,  # diffusion step
+    condition: Tensor,  # (n, L, D)
+    **options: Any,  # of `read_layers`
+) -> dict[str, Attention]:
+    """What `layers` read in a pass over x_t."""
+    steps = torch.full((len(latents),), timestep, device=latents.device)
+    sample = scheduler.add_noise(latents, noise, steps).to(unet.dtype)
+    with read_layers(unet, layers, sample.shape[-2:], **options) as found:
+        unet(sample, steps, condition.to(sample.dtype))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backbone.attention import read_layers
+from model.backbone.attention import read_layers, read_noised
 from model.backbone.diffusion import draw_latents, encode_posterior
 from utils.crop import CropRule, bilinear_matrix
 from utils.noise import derive_seeds, draw_noise
@@ -140,10 +140,8 @@ class PointReader:
 
     def maps(self, latents: Tensor, timestep: int, noise: Tensor, embeddings: Tensor) -> list[Tensor]:
         """The share of the token in each layer, (n, s, s) float32, mean over the heads."""
-        steps = torch.full((len(latents),), timestep, device=latents.device)
-        sample = self.scheduler.add_noise(latents, noise, steps).to(self.unet.dtype)
-        with read_layers(self.unet, self.layers, sample.shape[-2:], heads=self.heads) as found:
-            self.unet(sample, steps, embeddings.to(sample.dtype))
+        inputs = latents, noise, timestep, embeddings
+        found = read_noised(self.unet, self.scheduler, self.layers, *inputs, heads=self.heads)
         return [found[layer].maps()[..., self.token].mean(dim=1) for layer in self.layers]
 
     def find(

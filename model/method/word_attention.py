@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import ConfigError
-from model.backbone.attention import mean_maps, read_layers
+from model.backbone.attention import mean_maps, read_layers, read_noised
 from model.backbone.diffusion import draw_latents
 from model.backbone.text import PromptEncoder
 from model.method.base import Batch, Method
@@ -33,13 +33,10 @@ class WordAttention(Method):
 
     def similarity(self, batch: Batch, seeds: Tensor) -> SameMap:
         latents = draw_latents(batch["trg_posterior"], self.scaling_factor)
-        timestep = torch.full((len(latents),), self.timestep, device=latents.device)
         noise = draw_noise(seeds[:, 1], latents.shape[1:], latents.device)
-        sample = self.scheduler.add_noise(latents, noise, timestep).to(self.unet.dtype)
         words = [category_word(category) for category in batch["category"]]
         condition = self.text.encode_text([self.template.replace("{category}", word) for word in words])
-        with read_layers(self.unet, self.layers, sample.shape[-2:]) as found:
-            self.unet(sample, timestep, condition.to(sample.dtype))
+        found = read_noised(self.unet, self.scheduler, self.layers, latents, noise, self.timestep, condition)
         first = self._count(self.template.partition("{category}")[0])
         maps = [
             tokens[1 + first : 1 + first + self._count(word)].sum(dim=0)
