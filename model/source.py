@@ -61,11 +61,7 @@ def find_caches(cfg) -> Path:
 def find_stable_diffusion(cfg) -> dict:
     """What names the configured Stable Diffusion model to model.backbone.load and model.backbone.facts."""
     section = cfg.NETWORK
-    return {
-        "folder": resolve_network(section.FOLDER),
-        "init": section.INIT,
-        "architecture": section.ARCHITECTURE,
-    }
+    return {"folder": resolve_network(section.FOLDER), "init": section.INIT, "architecture": section.ARCHITECTURE}
 
 
 def load_parts(
@@ -112,7 +108,6 @@ def posterior_source(cfg) -> Source:
 
     def load(device: torch.device) -> Compute:
         vae = load_parts(cfg, ("vae",), device).vae
-
         return lambda images, categories: encode_posterior(vae, _fit(images, frame))
 
     shape = (2 * facts.latent_channels, height, width)

@@ -104,7 +104,10 @@ def start_sequences(
         with seeded(seed):
             values = torch.rand(len(rows), text.n_positions, text.width)
     elif init == "random":
-        values = _frame(_random_embeddings(text, len(rows), seed), name.n_tokens, text)
+        ids = torch.randint(
+            text.vocab_size, (len(rows), text.n_positions), generator=torch.Generator().manual_seed(seed)
+        )
+        values = _frame(text.embed_ids(ids), name.n_tokens, text)
     else:
         values = _written(_sentences(init, name, [category_words(row) for row in rows]), name, text)
     return {row: value.clone() for row, value in zip(rows, values.float().cpu(), strict=True)}
@@ -118,11 +121,6 @@ def _sentences(init: str, name: PromptName, words: Sequence[str]) -> list[str]:
     if "{category}" in sentence and name.kind != "Class":
         raise ValueError(f"prompt init {init!r}: only a Class prompt has a row for each {{category}}")
     return [sentence.replace("{category}", word) for word in words]
-
-
-def _random_embeddings(text: PromptEncoder, n_rows: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return text.embed_ids(torch.randint(text.vocab_size, (n_rows, text.n_positions), generator=generator))
 
 
 def _written(sentences: Sequence[str], name: PromptName, text: PromptEncoder) -> Tensor:
