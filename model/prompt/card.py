@@ -23,28 +23,41 @@ def format_card(stored: StoredPrompt, metrics: Mapping[str, Any]) -> str:
     metrics: {"validation": summary, "tests": {result name: summary}}, summaries as utils.pck.summarise gives
     them; either may be missing.
     """
-    facts = _list_facts(stored)
-    lines = [
-        *_format_front(str(stored.meta.get("network", ""))),
-        "",
-        f"# {stored.name}",
-        "",
-        "A learned prompt for semantic correspondence with a frozen Stable Diffusion UNet "
-        "([SD4Match](https://arxiv.org/abs/2310.17569)). It only means something to the backbone named here.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {what} | {value} |" for what, value in facts.items() if value is not None),
-        "",
-        *_format_metrics(metrics),
-        *_format_use(stored),
-    ]
-    return "\n".join(lines)
+    name, network = stored.name, str(stored.meta.get("network", ""))
+    base = f"base_model: {network}\n" if is_hub_id(network) else ""
+    facts = "\n".join(f"| {what} | {value} |" for what, value in _list_facts(stored).items() if value is not None)
+    category = ', category="dog"' if name.kind == "Class" else ""
+    return f"""---
+library_name: sd4match
+tags: [semantic-correspondence, sd4match, stable-diffusion]
+{base}---
 
+# {name}
 
-def _format_front(network: str) -> list[str]:
-    lines = ["---", "library_name: sd4match", "tags: [semantic-correspondence, sd4match, stable-diffusion]"]
-    return [*lines, *([f"base_model: {network}"] if is_hub_id(network) else []), "---"]
+A learned prompt for semantic correspondence with a frozen Stable Diffusion UNet \
+([SD4Match](https://arxiv.org/abs/2310.17569)). It only means something to the backbone named here.
+
+| | |
+|---|---|
+{facts}
+
+{_format_metrics(metrics)}
+## Use
+
+```python
+from sd4match import Matcher
+
+matcher = Matcher.from_pretrained("this folder, or its id on the hub")
+pair = matcher.pair("a.jpg", "b.jpg"{category})
+found = pair.match([(120, 80)])
+```
+
+Put this folder, under its name, into `asset/sd4match/prompt/` (or `prompt/` of another `OUTPUT_ROOT`); then
+
+```sh
+python test.py --dataset {name.dataset} --prompt_type {name} {shlex.join(_list_settings(stored))}
+```
+"""
 
 
 def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
@@ -67,28 +80,6 @@ def _list_facts(stored: StoredPrompt) -> dict[str, Any]:
     }
 
 
-def _format_use(stored: StoredPrompt) -> list[str]:
-    name = stored.name
-    return [
-        "## Use",
-        "",
-        "```python",
-        "from sd4match import Matcher",
-        "",
-        'matcher = Matcher.from_pretrained("this folder, or its id on the hub")',
-        'pair = matcher.pair("a.jpg", "b.jpg"' + (', category="dog")' if name.kind == "Class" else ")"),
-        "found = pair.match([(120, 80)])",
-        "```",
-        "",
-        "Put this folder, under its name, into `asset/sd4match/prompt/` (or `prompt/` of another `OUTPUT_ROOT`); then",
-        "",
-        "```sh",
-        f"python test.py --dataset {name.dataset} --prompt_type {name} {shlex.join(_list_settings(stored))}",
-        "```",
-        "",
-    ]
-
-
 def _list_settings(stored: StoredPrompt) -> list[str]:
     """KEY VALUE words that give test.py the networks and the method of the training, as far as they are known."""
     name, meta = stored.name, stored.meta
@@ -100,11 +91,11 @@ def _list_settings(stored: StoredPrompt) -> list[str]:
     return [word for key, value in settings.items() if value is not None for word in (key, str(value))]
 
 
-def _format_metrics(metrics: Mapping[str, Any]) -> list[str]:
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
     summaries = {"validation": metrics["validation"]} if metrics.get("validation") else {}
     summaries |= metrics.get("tests", {})
     if not summaries:
-        return ["No result is known to this folder.", ""]
+        return "No result is known to this folder.\n"
     lines = ["## Results", "", "PCK in percent.", ""]
     for title, summary in summaries.items():
         alphas = list(next(iter(summary["pck"].values())))
@@ -120,7 +111,7 @@ def _format_metrics(metrics: Mapping[str, Any]) -> list[str]:
             ),
             "",
         ]
-    return lines
+    return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
