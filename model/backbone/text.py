@@ -27,11 +27,6 @@ class PromptEncoder(nn.Module):
             raise ValueError(f"the tokenizer's id {largest} does not fit the text model's {self.vocab_size} embeddings")
 
     @property
-    def max_learnable(self) -> int:
-        """Learnable slots of a token sequence: all positions but SOS and EOS (75)."""
-        return self.n_positions - 2
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.text_model.dtype
 
@@ -60,8 +55,8 @@ class PromptEncoder(nn.Module):
         The learnable slots take positions 1..n, EOS position n + 1, and id 0 fills the rest. ValueError if n
         does not fit.
         """
-        if not 1 <= n_learnable <= self.max_learnable:
-            raise ValueError(f"learnable tokens must be in 1..{self.max_learnable}, got {n_learnable}")
+        if not 1 <= n_learnable <= self.n_positions - 2:
+            raise ValueError(f"learnable tokens must be in 1..{self.n_positions - 2}, got {n_learnable}")
         ids = torch.zeros(1, self.n_positions, dtype=torch.long)
         ids[0, 0], ids[0, n_learnable + 1] = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         embeds = self.embed_ids(ids)

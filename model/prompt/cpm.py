@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt
-from model.prompt.name import CPMVariant, PromptName
+from model.prompt.name import PromptName
 from utils.noise import seeded
 
 
@@ -96,17 +97,13 @@ def build(name: PromptName, text: PromptEncoder, *, condition_shape, init, seed,
         return ConditionalPrompt(name, text, *condition_shape)
 
 
-def parameter_shapes(variant: CPMVariant, width: int, n_tokens: int, feature_width: int) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(name: PromptName, width: int, n_tokens: int, feature_width: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a ConditionalPrompt's parameters, for a text model of `width`."""
-    joined = feature_width * (2 if variant.scope == "Pair" else 1)
-    shapes: dict[str, tuple[int, ...]] = {"global_embeds": (1, variant.n_global, width)} if variant.n_global else {}
-    shapes |= dict.fromkeys(("positional_embedding", "alpha_cond"), (1, variant.n_cond, width))
-    linears = {"linear": (width, joined)}
-    if variant.mixes_patches:
-        linears = {"linear_C": (width, joined), "linear_N": (n_tokens - 1, n_tokens - 1)}
-    for key, (n_out, n_in) in linears.items():
-        shapes |= {f"{key}.weight": (n_out, n_in), f"{key}.bias": (n_out,)}
-    return shapes
+    nothing = torch.empty(0)
+    text = SimpleNamespace(width=width, special_embeddings=lambda n_learnable: (nothing,) * 3)
+    with torch.device("meta"):  # memory is not asked for
+        prompt = ConditionalPrompt(name, text, n_tokens, feature_width)
+    return {key: tuple(value.shape) for key, value in prompt.state_dict().items()}
 
 
 def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
@@ -131,7 +128,7 @@ def restore(
 
 
 def _check(name: PromptName, tensors: Mapping[str, Tensor], width: int, condition_shape: tuple[int, int]) -> None:
-    expected = parameter_shapes(name.cpm, width, *condition_shape)
+    expected = parameter_shapes(name, width, *condition_shape)
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if wrong := [key for key in sorted(expected | found) if expected.get(key) != found.get(key)]:
         shapes = "; ".join(
