@@ -59,7 +59,7 @@ STABLE_DIFFUSION: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+CLIP_PIXELS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 
 
 def _dinov2(width: int, layers: int, heads: int, **more: Any) -> dict[str, dict[str, Any]]:
@@ -84,7 +84,7 @@ VISION: dict[str, dict[str, dict[str, Any]]] = {
             "patch_size": 14,
             "projection_dim": 1024,
         },
-        "preprocessor": {"image_processor_type": "CLIPImageProcessor", **_CLIP},
+        "preprocessor": {"image_processor_type": "CLIPImageProcessor", **CLIP_PIXELS},
     },
 }
 

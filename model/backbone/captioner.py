@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from model.backbone.architecture import CLIP_PIXELS
 from model.error import NetworkError, NetworkNotFoundError
 from utils.store import read_released, read_tensors
 
@@ -24,8 +25,6 @@ TENSORS = (
     "time_embed_project.linear.bias",
     "time_embed_project.positional_embedding",
 )
-# of CLIP's input, whatever its image processor says
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _REMEDY = "make the file again with script/convert_captioner.py"
 
 
@@ -43,7 +42,8 @@ class Captioner(nn.Module):
         """CLIP's projected embeddings (n, P), not normalised, of images (n, 3, H, W) in [-1, 1]."""
         size = self.clip.config.image_size
         pixels = F.interpolate((images + 1) / 2, (size, size), mode="bicubic", align_corners=False)
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        # whatever the image processor says
+        mean, std = (pixels.new_tensor(CLIP_PIXELS[f"image_{what}"])[:, None, None] for what in ("mean", "std"))
         return self.clip(pixel_values=((pixels - mean) / std).to(self.clip.dtype)).image_embeds.float()
 
     def context(self, embeddings: Tensor, empty: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def parameter_shapes(name: PromptName, width: int, n_tokens: int, feature_width:
 
 def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
     """ValueError for tensors of a file that are not those of the name's variant, whatever networks it was made for."""
-    width = next(iter(tensors["alpha_cond"].shape[-1:]), 0) if "alpha_cond" in tensors else 0
+    width = next(iter(tensors["alpha_cond"].shape[-1:]), 1) if "alpha_cond" in tensors else 1
     _check(name, tensors, width, _infer_condition_shape(name, tensors))
 
 
