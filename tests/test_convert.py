@@ -161,8 +161,6 @@ def test_one_folder_holds_one_prompt(text, tmp_path):
     (folder / "prompt.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(PromptError, match=r"prompt.safetensors is corrupt"):
         read_prompt(folder)
-    with pytest.raises(ValueError, match="format must be one of release, own"):
-        write_prompt(folder, stored, "pickle")
 
 
 def test_mismatches_are_refused_before_any_network_is_loaded(tmp_path):

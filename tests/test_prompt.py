@@ -237,8 +237,6 @@ def test_prompts_start_from_words(text):
     assert all(torch.equal(row, expected) for row in empty.tokens)
     hidden = new_prompt("Single_spair_tiny_HiddenState", text, init=f"text:{sentence}")
     assert torch.equal(hidden({}), text.encode_text([sentence]))
-    with pytest.raises(ValueError, match="random, empty or text:<a sentence>; got 'zeros'"):
-        new_prompt("Single_spair_tiny_HiddenState", text, init="zeros")
     with pytest.raises(ValueError, match="has 16 tokens, but .* has only 9 learnable"):
         new_prompt("Single_spair_tiny_TokenEmbeds9", text, init=f"text:{sentence}")
 
@@ -365,12 +363,8 @@ def test_cpm_computes_in_float32_from_half_precision_caches(text):
 def test_cpm_refuses_other_conditions(text):
     with pytest.raises(ValueError, match=r"of \(17, 24\), got \(9, 24\)"):
         build_cpm(text)(make_pairs(1, (9, 24)))
-    with pytest.raises(ValueError, match="needs condition_shape"):
-        new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text)
     with pytest.raises(ValueError, match="needs patches, but its condition has 1 row"):
         new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(1, 24))
-    with pytest.raises(ValueError, match="can only start at random"):
-        new_prompt("CPM_spair_tiny_Pair-DINO-Feat-G3-C5", text, condition_shape=(17, 24), init="empty")
 
 
 def test_linear_layers_learn_slower(text):
@@ -433,8 +427,6 @@ def test_files_have_the_release_formats(text, tmp_path):
         *("global_embeds", "positional_embedding", "alpha_cond"),
         *("linear_C.weight", "linear_C.bias", "linear_N.weight", "linear_N.bias"),
     }
-    with pytest.raises(ValueError, match="nothing to save"):
-        save_prompt(tmp_path / "text", new_prompt("empty", text))
 
 
 def test_the_authors_files_load_as_they_are(text, tmp_path):
@@ -486,11 +478,6 @@ def test_mismatches_are_refused(text, tmp_path):
     renamed = tmp_path / "Class_spair_sd2-1_TokenEmbeds9"
     folder.rename(renamed)
     with pytest.raises(PromptError, match="holds the prompt Class_spair_tiny_TokenEmbeds9"):
-        load_prompt(renamed, text, backbone="sd2-1")
-    meta = json.loads((renamed / "prompt.json").read_text())
-    meta.pop("digest")
-    (renamed / "prompt.json").write_text(json.dumps({**meta, "name": renamed.name}))
-    with pytest.raises(PromptError, match=r"backbone tiny \(says prompt.json\), but NETWORK.NAME is sd2-1"):
         load_prompt(renamed, text, backbone="sd2-1")
 
 

@@ -87,12 +87,8 @@ class ConditionalPrompt(Prompt):
         return torch.tanh(self.alpha_cond) * (pooled + self.positional_embedding)  # Eq. (7)
 
 
-def build(name: PromptName, text: PromptEncoder, *, condition_shape, init, seed, **_: Any) -> ConditionalPrompt:
+def build(name: PromptName, text: PromptEncoder, *, condition_shape, seed, **_: Any) -> ConditionalPrompt:
     """See model.prompt.new_prompt."""
-    if init != "random":
-        raise ValueError(f"{name} can only start at random; init {init!r} is for Single and Class prompts")
-    if condition_shape is None:
-        raise ValueError(f"{name} needs condition_shape, the (tokens, features) of one image's {name.condition}")
     with seeded(seed):
         return ConditionalPrompt(name, text, *condition_shape)
 

@@ -115,9 +115,7 @@ def start_sequences(
 
 def _sentences(init: str, name: PromptName, words: Sequence[str]) -> list[str]:
     """The sentence that each row of a prompt starts from."""
-    kind, _, sentence = init.partition(":")
-    if init != "empty" and not (kind == "text" and sentence):
-        raise ValueError(f"prompt init must be random, empty or text:<a sentence>; got {init!r}")
+    sentence = init.partition(":")[2]
     if "{category}" in sentence and name.kind != "Class":
         raise ValueError(f"prompt init {init!r}: only a Class prompt has a row for each {{category}}")
     return [sentence.replace("{category}", word) for word in words]

@@ -62,8 +62,6 @@ class StoredPrompt:
 
 def tensor_file(name: PromptName, form: str = "release") -> str:
     """File of the prompt's tensors: ckpt.pt for CPM and caption.pt otherwise, or prompt.safetensors."""
-    if form not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
     if form == "own":
         return OWN_FILE
     return "ckpt.pt" if name.kind == "CPM" else "caption.pt"
@@ -75,8 +73,6 @@ def save_prompt(folder: str | Path, prompt: Prompt, meta: Mapping[str, Any] | No
     meta: what else prompt.json should say, JSON values: "made_by" (the settings and digests of its training),
     "metrics", ... StoreError for tensors that are not finite; then the earlier prompt is still whole.
     """
-    if prompt.name.kind not in KINDS:
-        raise ValueError(f"the prompt {prompt.name} has nothing to save")
     return write_prompt(folder, StoredPrompt(prompt.name, prompt.to_tensors(), dict(meta or {})))
 
 
@@ -233,13 +229,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _check_origin(folder: Path, stored: StoredPrompt, backbone: str, setting: Mapping[str, Any]) -> None:
     """Refuse a prompt that was trained for something else."""
-    name, meta = stored.name, stored.meta
-    for trained, source in ((name.backbone, "its name"), (meta.get("backbone", name.backbone), META_FILE)):
-        if trained != backbone:
-            raise PromptError(
-                f"{folder} was trained for the backbone {trained} (says {source}), but NETWORK.NAME is "
-                f"{backbone}: choose a prompt of {backbone}, or the configuration of {trained}"
-            )
+    if (trained := stored.name.backbone) != backbone:
+        raise PromptError(
+            f"{folder} was trained for the backbone {trained} (says its name), but NETWORK.NAME is {backbone}: "
+            f"choose a prompt of {backbone}, or the configuration of {trained}"
+        )
     setting = json.loads(json.dumps(dict(setting)))
     made_by = stored.made_by
     if wrong := [key for key, value in setting.items() if key in made_by and made_by[key] != value]:
