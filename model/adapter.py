@@ -61,9 +61,8 @@ def export_adapter(folder: Path, tensors: Mapping[str, Tensor], network: str) ->
     settings |= {"base_model_name_or_path": network, "inference_mode": True}
     write_tensors(folder / PEFT_FILES[0], {f"base_model.model.{name}": value for name, value in tensors.items()})
     write_text(folder / PEFT_FILES[1], json.dumps(settings, indent=2) + "\n")
-    sides = {side: f"lora.{name}" for name, side in _SIDES.items()}
-    names = {name: f"unet.{re.sub('lora_[AB]', lambda found: sides[found[0]], name)}" for name in tensors}
-    write_tensors(folder / DIFFUSERS_FILE, {names[name]: value for name, value in tensors.items()})
+    names = {name: name.replace("lora_A", "lora.down").replace("lora_B", "lora.up") for name in tensors}
+    write_tensors(folder / DIFFUSERS_FILE, {f"unet.{names[name]}": value for name, value in tensors.items()})
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
