@@ -43,8 +43,8 @@ class GeoAwarePrompt(HeadLearning, SD4Match):
         parts = {"head": self.head, "prompt": self.prompt if self.prompt_lr else None}
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None}) if self.head else None
 
-    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
-        layers = super().describe_images(images, prompt_embeds, seeds)
+    def extract(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        layers = super().extract(images, prompt_embeds, seeds)
         return describe_cells(self.head, [layers], images["dino"])
 
     def join(self, maps: Mapping[str, Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ class GeoAwarePrompt(HeadLearning, SD4Match):
             batch = {**batch, **others}
         images = select_side(batch, f"{side}_")
         prompt_embeds = self.embed(images if self.per_image else batch)
-        return join_maps([super().describe_images(images, prompt_embeds, seeds)], images["dino"])
+        return join_maps([super().extract(images, prompt_embeds, seeds)], images["dino"])
 
     def build_optimizer(self, lr: float, linear_lr_scale: float) -> torch.optim.Optimizer:
         groups = [{"name": "head", "params": list(self.head.parameters()), "lr": lr, "weight_decay": self.weight_decay}]

@@ -50,25 +50,22 @@ class SD4Match(FeatureMethod):
     def pair_features(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Both images of every pair in one UNet call; `similarity` is the cosine of these maps."""
         images = {key: join_sides(batch, key) for key in self.inputs}
-        src_feat, trg_feat = self.describe_images(images, self.embed(batch), torch.cat(seeds.unbind(dim=1))).chunk(2)
+        src_feat, trg_feat = self.extract(images, self.embed(batch), torch.cat(seeds.unbind(dim=1))).chunk(2)
         return src_feat, trg_feat
 
     def features(self, batch: Batch, seeds: Tensor) -> Tensor:
         if not self.per_image:
             raise ValueError(f"the prompt {self.prompt.name} depends on the pair: use pair_features")
-        return self.describe_images(batch, self.embed(batch), seeds)
+        return self.extract(batch, self.embed(batch), seeds)
 
     def embed(self, batch: Batch) -> Tensor:
         """The UNet's text condition (P, L, D) under the prompt. Eq. (2)"""
         tokens = self.prompt(batch)
         return tokens if self.prompt.space == "hidden" else self.text.encode_tokens(tokens)
 
-    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
-        """Feature maps (n, C, h, w) of the `inputs` of n images."""
-        return self.extract(images["posterior"], expand_prompt(prompt_embeds, len(seeds)), seeds)
-
-    def extract(self, posterior: Tensor, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
-        """Feature maps (n, C, h, w), float32, of posteriors (n, 2c, h', w') under embeddings (n, L, D). Eq. (3)"""
+    def extract(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        """Feature maps (n, C, h, w), float32, of the `inputs` of n images under embeddings (P, L, D). Eq. (3)"""
+        posterior, prompt_embeds = images["posterior"], expand_prompt(prompt_embeds, len(seeds))
         shape = (posterior.shape[1] // 2, *posterior.shape[2:])
         eps = draw_noise(derive_seeds(seeds, 0), shape, posterior.device) if self.posterior == "sample" else None
         z = draw_latents(posterior, self.scaling_factor, eps)

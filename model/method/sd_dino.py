@@ -19,8 +19,8 @@ class SDDINO(SD4Match):
     inputs = ("posterior", "dino")
     weights = (0.5, 0.5)  # of SD, of DINO
 
-    def describe_images(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
-        return self.fuse(super().describe_images(images, prompt_embeds, seeds), images["dino"])
+    def extract(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
+        return self.fuse(super().extract(images, prompt_embeds, seeds), images["dino"])
 
     def fuse(self, sd_feat: Tensor, dino_feat: Tensor) -> Tensor:
         """(n, C + D, h, w) of SD (n, C, h, w) and DINO (n, D, h', w'), resampled to h x w if need be."""
