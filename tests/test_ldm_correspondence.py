@@ -359,7 +359,7 @@ def test_two_processes_find_what_one_finds(world, tmp_path):
     """Each takes its share of the pairs; they meet in the stores."""
     pair = launch(world, tmp_path / "two", *SMALL, processes=2, script="test.py", flags=[])
     alone, _ = score(world, tmp_path / "one")
-    _, err = pair.communicate(timeout=180)
+    _, err = pair.communicate(timeout=600)
     assert pair.returncode == 0, err[-3000:]
     (predictions,) = (tmp_path / "two" / "prompt").rglob("*_predictions.csv")
     assert predictions.read_text() == alone
