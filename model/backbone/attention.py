@@ -71,7 +71,6 @@ def read_layers(
     latent_size: Size,  # (H, W) of the latents that will go in
     *,
     heads: Sequence[int] | None = None,  # only these of every layer; None: all
-    rows: slice = slice(None),  # only these of the batch
     stop: bool = True,  # end the forward pass at the last of these layers: it then gives no output
 ) -> Iterator[dict[str, Attention]]:
     """What forward passes of the UNet within this context read: layer -> `Attention`, of the latest pass.
@@ -93,7 +92,7 @@ def read_layers(
     found: dict[str, Attention] = {}
     usual = {name: known[name].processor for name in layers}
     for name in layers:
-        known[name].set_processor(_Reader(name, found, latent_size, heads, rows, stop and name == last))
+        known[name].set_processor(_Reader(name, found, latent_size, heads, stop and name == last))
     try:
         yield found
     except _LastLayerRead:
@@ -129,26 +128,21 @@ class _Reader:
     found: dict[str, Attention]
     latent_size: Size
     heads: Sequence[int] | None
-    rows: slice
     stop: bool
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None) -> Tensor:
         if attention_mask is not None:
             raise ValueError("attention maps of masked tokens are not provided for")
         query, key = _split_heads(attn, attn.to_q(hidden_states)), _split_heads(attn, attn.to_k(encoder_hidden_states))
-        self._keep(attn, query, key)
+        height, width = self.latent_size
+        stride = round((height * width / query.shape[2]) ** 0.5)
+        kept = [x if self.heads is None else x[:, list(self.heads)] for x in (query, key)]
+        self.found[self.name] = Attention(*kept, attn.scale, (height // stride, width // stride))
         if self.stop:
             raise _LastLayerRead
         value = _split_heads(attn, attn.to_v(encoder_hidden_states))
         output = F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[1](attn.to_out[0](rearrange(output, "b k n d -> b n (k d)")))
-
-    def _keep(self, attn: nn.Module, query: Tensor, key: Tensor) -> None:
-        height, width = self.latent_size
-        stride = round((height * width / query.shape[2]) ** 0.5)
-        heads = slice(None) if self.heads is None else list(self.heads)
-        query, key = (x[self.rows][:, heads] for x in (query, key))
-        self.found[self.name] = Attention(query, key, attn.scale, (height // stride, width // stride))
 
 
 def _split_heads(attn: nn.Module, features: Tensor) -> Tensor:

@@ -131,11 +131,11 @@ def load_vision(
 
 
 def load_transformer(
-    folder: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", positions: str = "scale"
+    folder: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, Tensor, Tensor]:
     """A frozen vision transformer (DINOv2, with or without registers, DINOv3) in a transformers folder or hub id.
 
-    Returns it with the mean and deviation (3, 1, 1) of its pixels in [0, 1]. positions: as of `load_vision`.
+    Returns it with the mean and deviation (3, 1, 1) of its pixels in [0, 1].
     """
     source = NetworkSource(folder, "name")
     required = ["config.json", "preprocessor_config.json"]
@@ -144,7 +144,7 @@ def load_transformer(
     if not str(kind.get("model_type")).startswith("dinov"):
         raise NetworkError(source.explain(f"it is a {kind.get('model_type')}, not dinov2 or dinov3_vit"))
     if kind["model_type"] == "dinov2":
-        model = load_vision("DINO", folder, dtype=dtype, device=device, key="name", positions=positions).model
+        model = load_vision("DINO", folder, dtype=dtype, device=device, key="name").model
     else:
         config = source.attempt(lambda: AutoConfig.from_pretrained(path))
         model = source.load(MODEL_MAPPING[type(config)], path, dtype=dtype)
