@@ -53,8 +53,8 @@ class Pinned(SimplePrompt):
         return torch.cat([sequence[:, :2].detach(), sequence[:, 2:]], dim=1)
 
 
-def build(name, text, *, categories, init, seed, category_words, **_):
-    return Pinned(name, start_sequences(name, text, categories, init, seed, category_words))
+def build(name, text, *, categories, init, seed, **_):
+    return Pinned(name, start_sequences(name, text, categories, init, seed))
 
 
 def check(name, tensors):

@@ -173,8 +173,7 @@ def test_texts_and_tokens_that_do_not_fit_are_refused(text):
 
 
 def test_text_prompts(text):
-    words = {"car(G)": "car", "duck(S)": "duck"}
-    prompt = new_prompt("text", text, categories=list(words), category_words=words.get)
+    prompt = new_prompt("text", text, categories=["car(G)", "duck(S)"])
     assert (prompt.depends_on, prompt.space, list(prompt.parameters())) == ("category", "token", [])
     tokens = prompt({"category": ["duck(S)", "car(G)", "duck(S)"]})
     expected = text.encode_text(["a photo of a duck", "a photo of a car", "a photo of a duck"])
@@ -243,9 +242,7 @@ def test_prompts_start_from_words(text):
 
 def test_a_class_prompt_starts_from_each_categorys_words(text):
     init, words = "text:a photo of a {category}", {"car(G)": "car", "dog": "dog"}
-    prompt = new_prompt(
-        "Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "car(G)"], init=init, category_words=words.get
-    )
+    prompt = new_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "car(G)"], init=init)
     for category, word in words.items():
         ids = text.token_ids([f"a photo of a {word}"])
         torch.testing.assert_close(prompt({"category": [category]})[:, :76], text.embed_ids(ids)[:, :76])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.prompt.name import BASELINES, KINDS, PromptName, parse_prompt_name
@@ -24,7 +24,6 @@ def new_prompt(
     init: str = "random",  # "random"; Single and Class also "empty" or "text:<a sentence>", Class with {category}
     seed: int = 0,  # of the start
     template: str = "a photo of a {category}",  # of the text prompt
-    category_words: Callable[[str], str] = str,  # how a category's name is read in a sentence
 ) -> Prompt:
     """A prompt, untrained, in float32 on the CPU. The same arguments give the same values."""
     name = parse_prompt_name(name) if isinstance(name, str) else name
@@ -36,5 +35,4 @@ def new_prompt(
         init=init,
         seed=seed,
         template=template,
-        category_words=category_words,
     )

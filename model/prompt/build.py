@@ -18,7 +18,7 @@ from model.prompt import new_prompt
 from model.prompt.base import Prompt
 from model.prompt.name import BASELINES, PromptName, format_prompt, parse_prompt_name
 from model.prompt.store import load_prompt, read_prompt
-from model.prompt.text_prompt import OpenTextPrompt, category_word
+from model.prompt.text_prompt import OpenTextPrompt
 from model.source import condition_source, fingerprint_stable_diffusion, load_parts
 
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer")  # of Stable Diffusion, that run under a prompt
@@ -42,7 +42,7 @@ def build_prompt(cfg, categories: Sequence[str] | None, training: bool, folder: 
     if training or (name.kind in BASELINES and not (categories is None and name.kind == "text")):
         return _build_fresh(cfg, name, categories or ())
     if name.kind == "text":
-        return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg), category_word)
+        return OpenTextPrompt(cfg.PROMPT.TEMPLATE, cfg.PROMPT.WITHOUT_CATEGORY, load_text(cfg))
     folder = folder or Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / cfg.PROMPT.TYPE
     read_prompt(folder, str(name))  # damaged or misnamed files are told before the text model is loaded
     return load_prompt(
@@ -94,7 +94,6 @@ def _build_fresh(cfg, name: PromptName, categories: Sequence[str]) -> Prompt:
             init=cfg.PROMPT.INIT,
             seed=cfg.SEED,
             template=cfg.PROMPT.TEMPLATE,
-            category_words=category_word,
         )
     except (NetworkError, NetworkNotFoundError):
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.backbone.text import PromptEncoder
 from model.prompt.base import Prompt, index_categories
 from model.prompt.name import MAX_TOKENS, PromptName
+from model.prompt.text_prompt import category_word
 from utils.noise import seeded
 
 SINGLE_KEY = "dataset"  # the one row of a Single prompt, as its file calls it
@@ -52,9 +53,9 @@ class SimplePrompt(Prompt):
         return torch.stack([torch.cat([self.head[row], self.tokens[row], self.tail[row]]) for row in rows])
 
 
-def build(name: PromptName, text: PromptEncoder, *, categories, init, seed, category_words, **_: Any) -> SimplePrompt:
+def build(name: PromptName, text: PromptEncoder, *, categories, init, seed, **_: Any) -> SimplePrompt:
     """See model.prompt.new_prompt."""
-    return SimplePrompt(name, start_sequences(name, text, categories, init, seed, category_words))
+    return SimplePrompt(name, start_sequences(name, text, categories, init, seed))
 
 
 def check(name: PromptName, tensors: Mapping[str, Tensor]) -> None:
@@ -83,12 +84,7 @@ def restore(
 
 
 def start_sequences(
-    name: PromptName,
-    text: PromptEncoder,
-    categories: Sequence[str],
-    init: str,
-    seed: int,
-    category_words: Callable[[str], str] = str,  # how a category's name is read, such as "car(G)" -> "car"
+    name: PromptName, text: PromptEncoder, categories: Sequence[str], init: str, seed: int
 ) -> dict[str, Tensor]:
     """First values (L, D) of a Single or Class prompt's sequences.
 
@@ -109,7 +105,7 @@ def start_sequences(
         )
         values = _frame(text.embed_ids(ids), name.n_tokens, text)
     else:
-        values = _written(_sentences(init, name, [category_words(row) for row in rows]), name, text)
+        values = _written(_sentences(init, name, [category_word(row) for row in rows]), name, text)
     return {row: value.clone() for row, value in zip(rows, values.float().cpu(), strict=True)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +18,9 @@ def category_word(name: str) -> str:
     return re.sub(r"\([^()]*\)$", "", name)
 
 
-def build(name: PromptName, text: PromptEncoder, *, categories, template, category_words, **_: Any) -> TextPrompt:
+def build(name: PromptName, text: PromptEncoder, *, categories, template, **_: Any) -> TextPrompt:
     """See model.prompt.new_prompt."""
-    return TextPrompt(template if name.kind == "text" else "", text, categories, category_words)
+    return TextPrompt(template if name.kind == "text" else "", text, categories)
 
 
 class TextPrompt(Prompt):
@@ -31,14 +31,13 @@ class TextPrompt(Prompt):
         template: str,  # such as "a photo of a {category}"; "" is the empty prompt
         text: PromptEncoder,
         categories: Sequence[str] = (),  # needed if the template has the field {category}
-        category_words: Callable[[str], str] = str,  # how a category's name is read, such as "car(G)" -> "car"
     ) -> None:
         super().__init__(PromptName("text" if template else "empty"))
         self.depends_on = "category" if "{category}" in template else "nothing"
         if self.depends_on == "category" and not categories:
             raise ValueError(f"the text prompt {template!r} needs the data set's categories")
         self._index = {category: i for i, category in enumerate(categories)}
-        sentences = [template.replace("{category}", category_words(category)) for category in self._index]
+        sentences = [template.replace("{category}", category_word(category)) for category in self._index]
         ids = text.token_ids(sentences if self.depends_on == "category" else [template])
         self.register_buffer("tokens", text.embed_ids(ids).float().cpu(), persistent=False)
 
@@ -58,19 +57,17 @@ class OpenTextPrompt(Prompt):
         template: str,  # such as "a photo of a {category}"
         without: str,  # the sentence for the category None
         text: PromptEncoder,
-        category_words: Callable[[str], str] = str,  # as in TextPrompt
     ) -> None:
         super().__init__(PromptName("text"))
         self.template = template
         self.without = without
-        self._category_words = category_words
         self._tokenizer, self._n_positions = text.tokenizer, text.n_positions
         # no submodule: it stays where it is, in float32; the transformer, a GB and more, is let go
         self._embeddings = (text.embeddings,)
 
     def sentence(self, category: str | None) -> str:
         """What is said of an image of this category."""
-        return self.without if category is None else self.template.replace("{category}", self._category_words(category))
+        return self.without if category is None else self.template.replace("{category}", category_word(category))
 
     def find_ids(self, categories: Sequence[str | None]) -> Tensor:
         """Token ids (n, L) of the sentences of n categories; ValueError if one is too long."""
