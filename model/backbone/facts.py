@@ -163,15 +163,13 @@ def dino_facts(folder: str, *, init: str = "pretrained", architecture: str = "")
         )
 
 
-def condition_facts(
-    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
-) -> tuple[int, int] | None:
+def condition_facts(condition: str, folder: str, *, init: str = "pretrained") -> tuple[int, int] | None:
     """(tokens, feature width) of a condition's tensor per image, class token included; None if not known yet.
 
     DINO-Feat and DINO-Head: (257, 768) for the released network; CLIP-Feat (257, 1280); CLIP-Head (1, 1024).
     """
     spec = get_condition(condition)
-    config, preprocessor = _vision_configs(spec, folder, init, architecture)
+    config, preprocessor = _vision_configs(spec, folder, init)
     if config is None:
         return None
     with _told(folder):
@@ -183,11 +181,9 @@ def condition_facts(
         return 1 + (height // patch) * (width // patch), int(config.get("hidden_size", 768))
 
 
-def condition_preprocessor(
-    condition: str, folder: str, *, init: str = "pretrained", architecture: str = ""
-) -> dict[str, Any]:
+def condition_preprocessor(condition: str, folder: str, *, init: str = "pretrained") -> dict[str, Any]:
     """What the image processor of a condition's network does, as its JSON file says; {} if it is not known yet."""
-    return _vision_configs(get_condition(condition), folder, init, architecture)[1]
+    return _vision_configs(get_condition(condition), folder, init)[1]
 
 
 def get_condition(condition: str) -> Condition:
@@ -197,7 +193,7 @@ def get_condition(condition: str) -> Condition:
     return CONDITIONS[condition]
 
 
-def _vision_configs(spec: Condition, folder: str, init: str, architecture: str) -> tuple[dict | None, dict]:
+def _vision_configs(spec: Condition, folder: str, init: str, architecture: str = "") -> tuple[dict | None, dict]:
     if init == "random":
         entry = get_architecture(VISION, architecture or CONDITION_ARCHITECTURE[spec.network])
         return entry["config"], entry["preprocessor"]
