@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from cachetools import LRUCache
-from PIL import Image
 
-from app.photo import Photo
+from app.photo import Photo, paint_heat, to_data_url
 from app.session import Point, Request, Session
 
 HEAT_SIDE = 160  # px of the longer side of a heat map on its way to the browser
-MAX_METHODS, MAX_SETTINGS = 2, 8  # in memory; a setting is a method's prompt and timestep
+MAX_METHODS, MAX_SETTINGS = 2, 8  # in memory; a setting is a prompt and a timestep of one method
 Report = Callable[[float, str], None]  # share done, what is being done
 
 
@@ -38,8 +34,7 @@ class Engine:
         """load_scorer: gives the sd4match.Scorer, when texts are first asked about; None: there is none."""
         self._load = load
         self.load_scorer, self._scorer = load_scorer, None
-        self._matchers = LRUCache(MAX_METHODS)  # by method
-        self._settings = LRUCache(MAX_SETTINGS)  # matchers that share their method's networks
+        self._methods = LRUCache(MAX_METHODS)  # the matcher that loaded the networks, and those that share them
         self._images = LRUCache(2 * max_pairs)
         self._pairs = LRUCache(max_pairs)
         self._reading = threading.Lock()  # of _pairs
@@ -49,7 +44,7 @@ class Engine:
         """Compute the features of a session's photos, unless they are known, and match its points again."""
         request = session.request
         pair = self._find_pair(request, report)
-        if getattr(pair, "slow", False):
+        if pair.slow:
             self._match_slowly(session, request, pair, report)
             return
         with session.lock:
@@ -59,13 +54,14 @@ class Engine:
 
     def match(self, session: Session, point: Point) -> None:
         """Find a point of a session. Fast if its features are known; if they are being computed, `prepare` will."""
-        request = session.request
-        pair = self.find_pair(session)
-        if getattr(pair, "slow", False):
+        request, pair = session.request, self.find_pair(session)
+        if pair is None:
+            return
+        if pair.slow:
             session.ready = False  # the page asks for `prepare`, which shows its progress
             return
         with session.lock:
-            if pair is not None and request == session.request:
+            if request == session.request:
                 session.answer(match_points(pair, [point], session.settings.localiser))
 
     def _match_slowly(self, session: Session, request: Request, pair: Any, report: Report) -> None:
@@ -86,22 +82,15 @@ class Engine:
                 if request == session.request:
                     session.answer(found)
 
-    def match_again(self, session: Session) -> None:
-        """Find all points of a session that was ready; a slow pair's when the page asks for `prepare`."""
-        if getattr(self.find_pair(session), "slow", False):
-            session.ready = False
-        else:
-            self.prepare(session)
-
     def heat(self, session: Session) -> dict | None:
         """{"number", "url"} of the selected point's heat map on the target, a transparent picture; None if none."""
         point, pair = session.find(session.selected), self.find_pair(session)
         if point is None or pair is None:
             return None
-        height, width = pair.trg.size
-        scale = min(1.0, HEAT_SIDE / max(height, width))
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        return {"number": point.number, "url": paint_heat(pair.heatmap((point.x, point.y), size))}
+        scale = min(1.0, HEAT_SIDE / max(pair.trg.size))
+        height, width = (max(1, round(side * scale)) for side in pair.trg.size)
+        heat = paint_heat(pair.heatmap((point.x, point.y), (height, width)))
+        return {"number": point.number, "url": to_data_url(heat, lossless=True)}
 
     def score_texts(self, photo: Photo, texts: list[str], report: Report = lambda share, what: None) -> tuple:
         """(sd4match.Scores of the photo, maps of the words of the text that fits best)."""
@@ -122,22 +111,21 @@ class Engine:
     def _find_pair(self, request: Request, report: Report = lambda share, what: None) -> Any:
         source, target, settings = request
         key = (settings.method, settings.prompt, settings.timestep, settings.category)
-        known = self._look_up((key, source, target))
-        if known is not None:
+        if known := self._look_up(key, source, target):
             return known
         with self._networks:
-            pair = self._look_up((key, source, target)) or self._make_pair(key, source, target, report)
+            pair = self._look_up(key, source, target) or self._make_pair(key, source, target, report)
             with self._reading:
                 self._pairs[key, source, target] = pair
             return pair
 
-    def _look_up(self, key: Hashable) -> Any:
+    def _look_up(self, *key: Any) -> Any:
         with self._reading:
             return self._pairs.get(key)
 
     def _make_pair(self, key: tuple, source: Photo, target: Photo, report: Report) -> Any:
-        swapped = self._look_up((key, target, source))
-        if swapped is not None and not getattr(swapped, "slow", False):
+        swapped = self._look_up(key, target, source)
+        if swapped is not None and not swapped.slow:
             return swapped.swap()
         report(0.05, "loading the networks")
         matcher = self._find_matcher(*key[:3])
@@ -150,25 +138,18 @@ class Engine:
         report(0.9, "putting them together")
         return matcher.pair(*features)
 
-    def _find_matcher(self, *setting: Any) -> Any:
+    def _find_matcher(self, method: str, prompt: str, timestep: int) -> Any:
         """The matcher of a method, prompt and timestep; a method that takes no prompt ignores it."""
-        if setting not in self._settings:
-            method, prompt, timestep = setting
-            first = self._find_first(method)
-            same = (matcher for key, matcher in self._settings.items() if key[:2] == (method, prompt))
+        if method not in self._methods:
+            if len(self._methods) == MAX_METHODS:
+                self._methods.popitem()  # before the next is loaded: never are there more in memory
+            self._methods[method] = self._load(method), LRUCache(MAX_SETTINGS)
+        first, known = self._methods[method]
+        if (prompt, timestep) not in known:
+            same = (matcher for (name, _), matcher in known.items() if name == prompt)
             under = next(same, None) or (first if first.prompt_name in (None, prompt) else first.with_prompt(prompt))
-            self._settings[setting] = under.at(timestep=timestep)
-        return self._settings[setting]
-
-    def _find_first(self, method: str) -> Any:
-        """The matcher that loaded a method's networks. Room is made before: never are there more in memory."""
-        if method not in self._matchers:
-            if len(self._matchers) == MAX_METHODS:
-                dropped, _ = self._matchers.popitem()
-                for key in [key for key in self._settings if key[0] == dropped]:
-                    del self._settings[key]
-            self._matchers[method] = self._load(method)
-        return self._matchers[method]
+            known[prompt, timestep] = under.at(timestep=timestep)
+        return known[prompt, timestep]
 
 
 def match_points(pair: Any, points: list[Point], localiser: str, **options: Any) -> list[Point]:
@@ -178,16 +159,3 @@ def match_points(pair: Any, points: list[Point], localiser: str, **options: Any)
     found = pair.match([(point.x, point.y) for point in points], localiser, **options)
     places = zip(points, found.points.tolist(), found.confidence.tolist(), strict=True)
     return [replace(point, found=tuple(place), confidence=confidence) for point, place, confidence in places]
-
-
-def paint_heat(heat: np.ndarray) -> str:
-    """A heat map (H, W) in [0, 1] in viridis' colours, clearer where it is lower, as a data: URL."""
-    from matplotlib import colormaps
-
-    low, high = float(heat.min()), float(heat.max())
-    stretched = (heat - low) / max(high - low, 1e-12)
-    pixels = colormaps["viridis"](stretched, bytes=True)
-    pixels[..., 3] = np.round(255 * (0.2 + 0.7 * stretched**2))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

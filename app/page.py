@@ -20,11 +20,10 @@ import gradio as gr  # noqa: E402
 from cachetools import LRUCache  # noqa: E402
 
 from app.engine import Engine  # noqa: E402
-from app.overlay import build_overlay  # noqa: E402
-from app.painting import carry_painting, show_pair  # noqa: E402
 from app.photo import Photo, describe, open_photo  # noqa: E402
-from app.session import Session, Settings  # noqa: E402
-from app.texts import TextError, build_texts, split_texts  # noqa: E402
+from app.session import RequestError, Session, Settings  # noqa: E402
+from app.texts import build_texts, split_texts  # noqa: E402
+from app.warp import carry_painting, show_overlay, show_painting  # noqa: E402
 from engine.errors import USER_ERRORS, explain  # noqa: E402
 from utils.image import ImageError  # noqa: E402
 from utils.localise import LOCALISERS  # noqa: E402
@@ -40,7 +39,8 @@ STYLE = {  # arguments of gradio's `mount_gradio_app`: nothing that would have t
 }
 ASK_FOR_IMAGES = "Choose a source and a target image, or take an example."
 ASK_FOR_POINTS = "Click on the source image: the same place is looked for in the target."
-WAIT = "The features are being computed; points placed meanwhile are matched as soon as they are known."
+ASK_FOR_FEATURES = "This method matches point by point: choose another one in the settings for this tab."
+WAIT = "The networks are at work; points placed meanwhile are matched after that."
 REFUSALS = (ValueError, *USER_ERRORS)  # unusable images, unknown categories, places outside: told, not raised
 FOLDERS = re.compile(r"(?<![^\s'\"(:=])(?:[A-Za-z]:)?[\\/](?:[^\\/\s'\"]+[\\/])+")
 MAX_WAITING = 64  # requests; more are turned away
@@ -88,7 +88,7 @@ def build_page(engine: Engine, choices: Choices, photo_note: str = "", max_sessi
                     with gr.Tab("Texts"):
                         _build_texts(actions)
         _connect_images(actions, [stage, overlay], examples, settings, choices.prompts)
-        for name in ("place", "choose", "remove", "undo", "clear_points"):
+        for name in ("place", "choose", "remove", "clear_points"):
             getattr(stage, name)(getattr(actions, name), None, stage, **QUICK)
         stage.swap(actions.swap, None, [stage, overlay], **QUICK)
         for event in (tab.select, overlay.refresh):
@@ -172,7 +172,7 @@ class Actions:
                 photo = _receive(event)
             session.load(**photo)
 
-        problem = self._try(receive)
+        _, problem = self._try(receive)
         return self._show(session, problem, pictures=True), None
 
     def build_example(self, category: str) -> Callable:
@@ -205,7 +205,8 @@ class Actions:
             if session.source and session.target and not session.ready:
                 self.engine.prepare(session, lambda share, what: progress(share, desc=what))
 
-        return self._show(session, self._try(prepare)), gr.skip() if session.request == before else None
+        _, problem = self._try(prepare)
+        return self._show(session, problem), gr.skip() if session.request == before else None
 
     def place(self, request: gr.Request, event: gr.EventData):
         def place(session: Session) -> None:
@@ -217,64 +218,60 @@ class Actions:
         return self._change(request, lambda session: session.select(_number(event, "number")))
 
     def remove(self, request: gr.Request, event: gr.EventData):
-        return self._change(request, lambda session: session.remove(_number(event, "number")))
-
-    def undo(self, request: gr.Request):
-        return self._change(request, lambda session: session.remove())
+        """The point of that number; the last one if the event says none."""
+        return self._change(request, lambda session: session.remove(_field(event, "number")))
 
     def clear_points(self, request: gr.Request):
         return self._change(request, lambda session: session.clear())
 
     def swap(self, request: gr.Request):
+        """Exchange the images; the page then asks for `prepare`."""
         session = self._session(request)
         session.swap()
-        problem = self._try(lambda: session.ready and self.engine.match_again(session))
-        return self._show(session, problem, pictures=True), None
-
-    def overlay(self, request: gr.Request):
-        """The whole target laid over the source."""
-        shown: dict[str, Any] = {}
-
-        def build() -> None:
-            pair = self.engine.find_pair(self._session(request))
-            shown.update(build_overlay(pair) if pair else {"problem": True, "message": ASK_FOR_IMAGES})
-
-        if problem := self._try(build):
-            return {"problem": True, "message": problem}
-        return {"message": f"{shown.get('share', 0):.0%} of the source is matched both ways.", **shown}
+        return self._show(session, pictures=True), None
 
     def texts(self, text: str, request: gr.Request, progress: gr.Progress = gr.Progress()):  # noqa: B008
         """How well each line of a text fits the source image."""
-        session, shown = self._session(request), []
+        session = self._session(request)
 
-        def score() -> None:
+        def score() -> str:
             texts = split_texts(text)
             if session.source is None:
-                raise TextError(ASK_FOR_IMAGES)
-            found = self.engine.score_texts(session.source, texts, lambda share, what: progress(share, desc=what))
-            shown.append(build_texts(found[0], texts, found[1]))
+                raise RequestError(ASK_FOR_IMAGES)
+            found, words = self.engine.score_texts(
+                session.source, texts, lambda share, what: progress(share, desc=what)
+            )
+            return build_texts(found, texts, words)
 
-        problem = self._try(score)
-        return f"<p>{escape(problem)}</p>" if problem else shown[0]
+        shown, problem = self._try(score)
+        return shown or f"<p>{escape(problem)}</p>"
+
+    def overlay(self, request: gr.Request):
+        """The whole target laid over the source."""
+        return self._show_pair(request, show_overlay)
 
     def painting(self, request: gr.Request):
         """Both images, to paint on the source."""
-        return self._show_painting(request, show_pair)
+        return self._show_pair(request, show_painting)
 
     def carry(self, request: gr.Request, event: gr.EventData):
         """The target with what was painted on the source."""
         words = [_field(event, key) for key in ("data", "warp", "seen")]
-        return self._show_painting(request, lambda pair: carry_painting(pair, *words))
+        return self._show_pair(request, lambda pair: carry_painting(pair, *words))
 
-    def _show_painting(self, request: gr.Request, show: Callable[[Any], dict]):
-        shown: dict[str, Any] = {}
+    def _show_pair(self, request: gr.Request, show: Callable[[Any], dict]) -> dict:
+        """What a tab shows of the pair, or why it shows nothing."""
 
-        def build() -> None:
+        def build() -> dict:
             pair = self.engine.find_pair(self._session(request))
-            shown.update(show(pair) if pair else {"problem": True, "message": ASK_FOR_IMAGES})
+            if pair is None:
+                raise RequestError(ASK_FOR_IMAGES)
+            if pair.slow:
+                raise RequestError(ASK_FOR_FEATURES)
+            return show(pair)
 
-        problem = self._try(build)
-        return {"problem": True, "message": problem} if problem else shown
+        shown, problem = self._try(build)
+        return shown or {"problem": True, "message": problem}
 
     def leave(self, request: gr.Request) -> None:
         with self._lock:
@@ -287,24 +284,23 @@ class Actions:
 
     def _change(self, request: gr.Request, change: Callable[[Session], Any]):
         session = self._session(request)
-        return self._show(session, self._try(partial(change, session)))
+        _, problem = self._try(partial(change, session))
+        return self._show(session, problem)
 
-    def _try(self, action: Callable[[], Any]) -> str:
-        """What to tell the user of an action's failure, without this machine's folders; nothing if there is none."""
+    def _try(self, action: Callable[[], Any]) -> tuple[Any, str]:
+        """What an action gives, and what to tell the user of its failure, without this machine's folders."""
         try:
-            action()
+            return action(), ""
         except REFUSALS as error:
-            return FOLDERS.sub("", explain(error))
-        return ""
+            return None, FOLDERS.sub("", explain(error))
 
     def _show(self, session: Session, problem: str = "", pictures: bool = False):
         """The stage's value, and its pictures if they may have changed."""
-        heats: list[dict | None] = []
-        failure = self._try(lambda: heats.append(self.engine.heat(session)))
+        heat, failure = self._try(partial(self.engine.heat, session))
         with session.lock:
             photos = (session.source, session.target)
             note = "" if all(p is None or p.rendered for p in photos) else self.photo_note
-            value = describe_session(session, next(iter(heats), None), problem or failure, note)
+            value = describe_session(session, heat, problem or failure, note)
         if not pictures:
             return value
         return gr.update(value=value, pictures=dict(zip(SIDES, map(describe, photos), strict=True)))
@@ -339,11 +335,7 @@ def describe_session(session: Session, heat: dict | None, problem: str, note: st
         "session": session.name,
         "revision": session.next_revision(),
         "ready": session.ready,
-        "points": [
-            {"number": p.number, "x": p.x, "y": p.y, "found": p.found, "confidence": p.confidence}
-            for p in session.points
-        ],
-        "waiting": [p.number for p in session.points if p.found is None],
+        "points": [asdict(point) for point in session.points],
         "selected": session.selected,
         "settings": session.settings and asdict(session.settings),
         "heat": heat,

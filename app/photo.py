@@ -7,6 +7,8 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 
+import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
 from utils.image import Picture, read_image
@@ -47,17 +49,24 @@ def _decode(content: bytes, name: str) -> Picture:
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
     """The image with its longer side at most `side` px."""
-    scale = side / max(image.size)
-    if scale >= 1:
-        return image
-    return image.resize([max(1, round(n * scale)) for n in image.size], Image.Resampling.LANCZOS)
+    smaller = image.copy()
+    smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return smaller
+
+
+def paint_heat(heat: np.ndarray) -> Image.Image:
+    """A map (H, W), in its own range, in viridis' colours, RGBA: clearer where it is lower."""
+    low, high = float(heat.min()), float(heat.max())
+    stretched = (heat - low) / max(high - low, 1e-12)
+    pixels = colormaps["viridis"](stretched, bytes=True)
+    pixels[..., 3] = np.round(255 * (0.2 + 0.7 * stretched**2))
+    return Image.fromarray(pixels)
 
 
 def to_data_url(image: Image.Image, lossless: bool = False) -> str:
     """The image as a data: URL, which needs no second request and no file that the server may read."""
-    buffer = io.BytesIO()
-    kind = "png" if lossless else "jpeg"
-    image.save(buffer, format=kind, **({} if lossless else {"quality": 90}))
+    buffer, kind = io.BytesIO(), "png" if lossless else "jpeg"
+    image.save(buffer, kind, quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

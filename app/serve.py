@@ -12,24 +12,15 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
 from pathlib import Path
-from typing import Protocol
 
 from app.guard import is_own_name
+from app.static_page import StaticPage
 
 MAX_BODY = 64 << 20  # bytes of what may be sent to be saved
 
 
-class Page(Protocol):
-    """app.viewer's, or app.review's, which also has `save(changes) -> message`."""
-
-    name: str
-    images: list[str]  # paths
-
-    def render(self, urls: list[str]) -> str: ...
-
-
-def build_server(page: Page, bound: str, port: int) -> ThreadingHTTPServer:
-    """A server that is not running yet; port 0 takes a free one."""
+def build_server(page: StaticPage, bound: str, port: int) -> ThreadingHTTPServer:
+    """A server that is not running yet; port 0 takes a free one. What the page's `save` takes may be sent to /save."""
     urls = [f"image/{number}" for number in range(len(page.images))]
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +74,7 @@ def build_server(page: Page, bound: str, port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer((bound, port), Handler)
 
 
-def serve_page(page: Page, host: str, port: int) -> None:
+def serve_page(page: StaticPage, host: str, port: int) -> None:
     """Until Ctrl-C."""
     with build_server(page, host, port) as server:
         print(f"{page.name}: open http://{host}:{server.server_port} (Ctrl-C stops)", file=sys.stderr)

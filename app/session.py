@@ -40,8 +40,8 @@ class Point:
 Request = tuple[Photo | None, Photo | None, Settings | None]  # what the features depend on
 
 
-class PlaceError(ValueError):
-    """A point that cannot be placed; the message is for the user."""
+class RequestError(ValueError):
+    """What cannot be done for a user; the message is for them."""
 
 
 @dataclass
@@ -82,11 +82,11 @@ class Session:
         """A new point at (x, y) of the source, moved into the photo; it is selected."""
         with self.lock:
             if self.source is None or self.target is None:
-                raise PlaceError("The server does not have this page's images (any more). Choose both images first.")
+                raise RequestError("The server does not have this page's images (any more). Choose both images first.")
             if len(self.points) >= MAX_POINTS:
-                raise PlaceError(f"There are {MAX_POINTS} points already; remove some first.")
+                raise RequestError(f"There are {MAX_POINTS} points already; remove some first.")
             if not (math.isfinite(x) and math.isfinite(y)):
-                raise PlaceError("A point is two numbers, x and y.")
+                raise RequestError("A point is two numbers, x and y.")
             height, width = self.source.size
             x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
             point = Point(next(self._numbers), x, y)
@@ -129,7 +129,7 @@ class Session:
     def swap(self) -> None:
         """Exchange the photos. What was found becomes what is asked, so the way back can be seen."""
         with self.lock:
-            self.source, self.target = self.target, self.source
+            self.source, self.target, self.ready = self.target, self.source, False
             found = [point for point in self.points if point.found is not None]
             self.points = [Point(point.number, *point.found) for point in found]
             if self.points and self.selected not in {point.number for point in self.points}:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from app.engine import Engine, paint_heat
+from app.engine import Engine
 from app.guard import Guard, is_own_name
-from app.photo import MAX_PIXELS, describe, open_photo, shrink
-from app.session import MAX_POINTS, PlaceError, Session, Settings
+from app.photo import MAX_PIXELS, describe, open_photo, paint_heat, shrink
+from app.session import MAX_POINTS, RequestError, Session, Settings
 from config import load_config
 from sd4match import demo
 from utils.image import ImageError, read_image
@@ -27,6 +27,8 @@ SIZES = {"a": (40, 60), "b": (80, 30)}
 
 class FakePair:
     """Finds every point at the same relative place."""
+
+    slow = False
 
     def __init__(self, src, trg):
         self.src, self.trg = src, trg
@@ -127,7 +129,7 @@ def test_a_point_outside_is_moved_into_the_photo(ready):
     point = session.place(1e9, -5)
     assert (point.x, point.y) == (59, 0)
     for nowhere in (float("nan"), float("inf")):
-        with pytest.raises(PlaceError, match="two numbers"):
+        with pytest.raises(RequestError, match="two numbers"):
             session.place(nowhere, 1)
 
 
@@ -135,7 +137,7 @@ def test_points_are_bounded_numbered_and_removed(ready):
     session, _, _ = ready
     for _ in range(MAX_POINTS):
         session.place(1, 1)
-    with pytest.raises(PlaceError, match="remove some"):
+    with pytest.raises(RequestError, match="remove some"):
         session.place(1, 1)
     session.remove(MAX_POINTS)
     assert session.selected == MAX_POINTS - 1
@@ -241,9 +243,9 @@ def test_the_page_remembers_so_many_browsers(page, ready):
     _, engine, _ = ready
     actions = page.Actions(engine, max_sessions=2)
     browsers = [SimpleNamespace(session_hash=name) for name in "abc"]
-    names = [actions.undo(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
+    names = [actions.clear_points(browser)["session"] for browser in (browsers[0], browsers[0], *browsers[1:])]
     assert names[0] == names[1] and len(set(names)) == 3 and len(actions.sessions) == 2
-    assert actions.undo(browsers[0])["session"] not in names
+    assert actions.clear_points(browsers[0])["session"] not in names
     actions.leave(browsers[0])
     assert set(actions.sessions) == {"c"}
 
@@ -268,7 +270,7 @@ def test_messages_do_not_tell_where_the_server_keeps_things(page, ready):
         def fail(text=text):
             raise ValueError(text)
 
-        told = page.Actions(engine)._try(fail)
+        _, told = page.Actions(engine)._try(fail)
         assert "x.pt" in told and "srv" not in told and "users" not in told
     assert page.FOLDERS.sub("", "1/2 of both/all") == "1/2 of both/all"
 
@@ -321,7 +323,7 @@ def test_the_guard_lets_no_websocket_through():
 
 
 def test_a_flat_heat_map_is_painted():
-    assert paint_heat(np.zeros((4, 5))).startswith("data:image/png;base64,")
+    assert paint_heat(np.zeros((4, 5))).size == (5, 4)
 
 
 def test_examples_come_with_the_app_in_pairs(page):
@@ -391,5 +393,4 @@ def test_points_of_a_slow_method_are_matched_one_by_one_and_removed_to_cancel(ph
     assert session.ready and session.find(first.number).found is not None and session.find(second.number) is None
     assert [share for share, what in told if what.startswith("point")] == [0.5, 1.0, 0.5]
     session.swap()
-    engine.match_again(session)
     assert not session.ready and session.find(first.number).found is None

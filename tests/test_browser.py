@@ -87,10 +87,10 @@ def upload(page, source, target):
     page.locator(".stage[data-ready=true]").wait_for()
 
 
-def choose_nearest_neighbour(page):
+def choose_setting(page, name, value):
     page.get_by_text("Settings").click()
-    page.get_by_label("Localiser").click()
-    page.get_by_role("option", name="nn", exact=True).click()
+    page.get_by_label(name).click()
+    page.get_by_role("option", name=value, exact=True).click()
     page.get_by_text("Settings").click()
 
 
@@ -126,7 +126,7 @@ def wait_for_points(page, count):
 def test_points_of_identical_images_are_found_where_they_are(open_page, image):
     page = open_page()
     upload(page, image, image)
-    choose_nearest_neighbour(page)
+    choose_setting(page, "Localiser", "nn")
     clicks = {"1": (0.3, 0.4), "2": (0.7, 0.6), "3": (0.5, 0.2)}
     for number, place in clicks.items():
         click(page, *place)
@@ -249,7 +249,7 @@ def test_an_edit_is_painted_and_carried(open_page, image):
     page.get_by_text("Choose a source and a target image").last.wait_for()
     page.get_by_role("tab", name="Points").click()
     upload(page, image, image)
-    choose_nearest_neighbour(page)
+    choose_setting(page, "Localiser", "nn")
     page.get_by_role("tab", name="Edit").click()
     page.locator(".painting[data-state=ready]").wait_for()
     page.get_by_role("button", name="Carry to the target").click()
@@ -274,6 +274,47 @@ def test_an_edit_is_painted_and_carried(open_page, image):
     )
     assert np.abs(np.array(colour[:3]) - (0xE6, 0x19, 0x4B)).max() < 30
     take_picture(page, "edit.png")
+
+
+def test_points_of_a_slow_method_show_progress_and_are_cancelled(open_page):
+    page = open_page()
+    page.locator("#examples button").first.click()
+    page.locator(".stage[data-ready=true]").wait_for()
+    choose_setting(page, "Method", "ldm_correspondence")
+    for place in ((0.5, 0.4), (0.3, 0.6)):
+        click(page, *place)
+    page.get_by_text("point 1; remove it to cancel").wait_for()
+    assert page.evaluate("getComputedStyle(document.querySelector('#stage .pending')).opacity") == "1"
+    take_picture(page, "progress.png")
+    page.get_by_role("button", name="Remove point 1").click()
+    page.locator(".frame.target .marker[data-number='2']").wait_for()
+    assert page.locator(".frame.source .marker").count() == page.locator(".frame.target .marker").count() == 1
+    assert page.locator(".frame.target .heat").is_visible()
+    page.get_by_role("tab", name="Overlay").click()
+    page.get_by_text("This method matches point by point").wait_for()
+
+
+def test_texts_are_compared_with_bars_and_maps_of_words(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Texts").click()
+    texts = page.locator("#texts textarea")
+    texts.fill("a dog\na red car on a street")
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("Choose a source and a target image").last.wait_for()
+    page.locator("#examples button").first.click()
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#scores table").wait_for()
+    assert page.locator("#scores th").all_inner_texts() == ["text", "score", "attention", "gain in noise prediction"]
+    rows = page.locator("#scores tr").filter(has=page.locator("td"))
+    shown = [row.locator("td").all_inner_texts() for row in rows.all()]
+    assert {row[0] for row in shown} == {"a dog", "a red car on a street"}
+    scores = np.array([row[1:] for row in shown], float)
+    assert scores[0, 0] >= scores[1, 0] and np.allclose(scores[:, 0], scores[:, 1] + scores[:, 2], atol=2e-4)
+    bars = page.locator("#scores .meter")
+    assert bars.count() == 6 and bars.first.bounding_box()["width"] > 50
+    assert page.locator("#scores figcaption").all_inner_texts() == ["the image", *shown[0][0].split()]
+    assert page.evaluate("[...document.querySelectorAll('#scores img')].every((image) => image.naturalWidth > 0)")
+    take_picture(page, "texts.png")
 
 
 def take_picture(page, name):
@@ -329,3 +370,26 @@ def test_results_are_sorted_filtered_and_shown(open_page, tmp_path, world, fresh
     take_picture(page, "viewer.png")
     page.get_by_label("Pair", exact=True).fill("no such pair")
     assert page.get_by_text("No pair fits").is_visible()
+
+
+def test_a_click_on_a_point_opens_its_maps(open_page, tmp_path, world, fresh_accelerator):
+    from app.viewer import build_pages, find_results
+    from tests.test_ldm_correspondence import score
+
+    score(world, tmp_path, "TEST.PICTURES", "1")
+    (result,) = build_pages(find_results([str(tmp_path)]), ["centre"])
+    result.write(tmp_path / "viewer.html")
+    page = open_page(address=f"file://{tmp_path}/viewer.html")
+    drawn = page.evaluate("data.methods[0].maps.map((maps) => maps !== null)")
+    page.locator(f"#rows tr[data-pair='{drawn.index(False)}']").click()
+    page.get_by_text("The maps of this pair were not drawn").wait_for()
+    page.locator(f"#rows tr[data-pair='{drawn.index(True)}']").click()
+    pairs, count = page.locator("#detail .frame"), page.locator("#detail .bar button").count()
+    assert page.locator("#lines line").count() == count == page.evaluate("data.pairs[state.chosen].n")
+    for frame, number in ((0, 2), (1, 1)):  # of the source, of the target
+        mark = pairs.nth(frame).locator(f".point[data-point='{number - 1}'] circle").last
+        mark.dispatch_event("click")  # another mark may lie on it
+        page.get_by_text(f"Attention of point {number}, ldm_correspondence").wait_for()
+    page.wait_for_function("document.querySelector('#maps img').naturalWidth > 0")
+    page.wait_for_function("scrollY > 0 || document.scrollingElement.scrollHeight <= innerHeight")
+    take_picture(page, "maps.png")

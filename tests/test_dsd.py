@@ -336,11 +336,12 @@ def test_the_texts_of_the_app(scorer, data):
     from app.engine import Engine
     from app.page import Choices, build_page
     from app.photo import open_photo
-    from app.texts import TextError, build_texts, split_texts
+    from app.session import RequestError
+    from app.texts import build_texts, split_texts
 
     assert split_texts(" a dog \n\na dog\na <b>cat</b>") == ["a dog", "a <b>cat</b>"]
     for wrong in ("", " \n", "a\n" * 3 + "x" * 301, "\n".join(map(str, range(11)))):
-        with pytest.raises(TextError):
+        with pytest.raises(RequestError):
             split_texts(wrong)
     one, path = scorer("mini"), data / "comvg/Visual_Genome/vg_concept/0.jpg"
     photo, texts = open_photo(path.read_bytes(), "0.jpg"), ["a dog", "a <b>cat</b>"]
@@ -349,7 +350,7 @@ def test_the_texts_of_the_app(scorer, data):
     assert np.allclose(found.total, one.score(path, texts).total, atol=1e-5)
     assert words.names == texts[found.best_text()[0]].split() and words.maps.shape == (2, 4, 4)
     page = build_texts(found, texts, words)
-    assert "&lt;b&gt;cat" in page and "<b>" not in page and page.count("data:image") == 2
+    assert "&lt;b&gt;cat" in page and "<b>" not in page and page.count("data:image") == 3
     assert page.index("a dog") < page.index("a &lt;b&gt;") or found.total[0, 1] > found.total[0, 0]
     assert "Compare" in str(build_page(engine, Choices("tiny", ["sd4match"], {"text": 50}, "nn")).config)
 

@@ -318,10 +318,10 @@ def test_it_is_tested_like_any_other_and_neither_batches_nor_chunks_matter(world
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_the_page_of_results_has_the_maps_of_every_point(world, tmp_path):
-    from app.viewer import Page, find_results
+    from app.viewer import build_pages, find_results
 
     score(world, tmp_path, "TEST.PICTURES", "1")
-    page = Page(find_results([str(tmp_path)]), ["centre"], None)
+    (page,) = build_pages(find_results([str(tmp_path)]), ["centre"])
     losses = read_losses(next((tmp_path / "asset" / "LDM-embedding" / "spair").iterdir()))
     assert losses.shape[1] == 2 and len(losses) % 2 == 0 and losses.isfinite().all()
     with pytest.raises(StoreError, match="holds no embeddings"):

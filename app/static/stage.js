@@ -171,7 +171,8 @@ function drawState() {
   for (const name of ["swap", "picture"]) button(name).disabled = !both;
   stage.dataset.revision = value.revision;
   stage.dataset.ready = Boolean(value.ready);
-  const key = `${stage.picturesKey}/${value.waiting.join()}`;
+  const waiting = value.points.filter((point) => !point.found).map((point) => point.number);
+  const key = `${stage.picturesKey}/${waiting}`;
   if (both && !value.ready && prepared !== key) trigger("prepare");
   if (both) prepared = key;
   const answered = clicks.filter(([x, y]) => value.points.some((p) => p.found && near(p.x, x) && near(p.y, y)));
@@ -276,7 +277,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   ask(Number(form.elements.x.value), Number(form.elements.y.value));
 });
-button("undo").addEventListener("click", () => trigger("undo"));
+button("undo").addEventListener("click", () => trigger("remove", {}));
 button("clear").addEventListener("click", () => trigger("clear_points"));
 button("swap").addEventListener("click", () => trigger("swap"));
 button("picture").addEventListener("click", savePicture);

@@ -1,4 +1,4 @@
-"""The tab on which an edit is painted on the source and carried to the target."""
+"""The tabs on which one photo is brought onto the other: the target over the source, an edit onto the target."""
 
 from __future__ import annotations
 
@@ -11,18 +11,34 @@ import numpy as np
 from PIL import Image
 
 from app.photo import shrink, to_data_url
+from sd4match.edit import WARPS
 from utils.image import ImageError, Picture
 
 SIDE = 512  # px of the longer side of what is shown and painted on
 PAINT = "Paint on the source; then carry it to the target."
-WARPS = ("dense", "rigid", "similarity", "affine", "homography")
 
 
-def show_pair(pair: Any) -> dict[str, Any]:
+def show_overlay(pair: Any) -> dict[str, Any]:
+    """What app/static/overlay.js shows of a sd4match.Pair: every place of the source as what was found for it.
+
+    Returns {"source", "warped", "both_ways": data: URLs of equal size, "width", "height", "message"}; `both_ways` is
+    `warped` where the way back ends near its beginning, transparent elsewhere.
+    """
+    small = _shrink(pair)
+    flow = small.flow()
+    warped = Image.fromarray(flow.warp(np.array(small.trg.image)))
+    masked = warped.copy()
+    masked.putalpha(Image.fromarray(flow.mask))
+    urls = {"source": to_data_url(small.src.image), "warped": to_data_url(warped)}
+    message = f"{flow.mask.mean():.0%} of the source is matched both ways."
+    return {**urls, "both_ways": to_data_url(masked, lossless=True), **_describe_size(small), "message": message}
+
+
+def show_painting(pair: Any) -> dict[str, Any]:
     """What app/static/painting.js shows of a sd4match.Pair before anything is painted."""
-    source, target = (shrink(picture.image, SIDE) for picture in (pair.src, pair.trg))
-    urls = {"source": to_data_url(source), "target": to_data_url(target)}
-    return urls | {"width": source.width, "height": source.height, "message": PAINT}
+    small = _shrink(pair)
+    urls = {"source": to_data_url(small.src.image), "target": to_data_url(small.trg.image)}
+    return {**urls, **_describe_size(small), "message": PAINT}
 
 
 def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]:
@@ -31,12 +47,12 @@ def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]
     seen: the source's URL on which it was painted. ImageError for anything that the page does not send. All is done in
     the size that is shown.
     """
-    shown = show_pair(pair)
+    shown = show_painting(pair)
     if seen != shown["source"]:
         raise ImageError("the images have changed; choose this tab again and paint anew")
     if warp not in WARPS or not isinstance(data, str):
         raise ImageError("the painting did not arrive; try again")
-    small = replace(pair, src=_shrink(pair.src), trg=_shrink(pair.trg))
+    small = _shrink(pair)
     try:
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
             if image.size != small.src.image.size:
@@ -52,6 +68,13 @@ def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]
     return shown | {"edited": to_data_url(edited), "message": f"Carried: it covers {share:.0%} of the target."}
 
 
-def _shrink(picture: Picture) -> Picture:
-    image = shrink(picture.image, SIDE)
-    return Picture(image, image.size[::-1], picture.name)
+def _shrink(pair: Any) -> Any:
+    """The pair with its pictures in the size that is shown."""
+    images = {name: shrink(getattr(pair, name).image, SIDE) for name in ("src", "trg")}
+    return replace(
+        pair, **{name: Picture(image, image.size[::-1], getattr(pair, name).name) for name, image in images.items()}
+    )
+
+
+def _describe_size(pair: Any) -> dict[str, int]:
+    return {"width": pair.src.size[1], "height": pair.src.size[0]}
