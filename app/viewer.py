@@ -89,9 +89,9 @@ class ResultPage(StaticPage):
     def __init__(self, results: Sequence[Result], data_root: str | None) -> None:
         self.results, self.name, self.images = results, "_".join(results[0].split), []
         self._numbers: dict[str, int] = {}  # of the images
-        self._missing = ""  # why there are no pictures
+        self.missing = ""  # why there are no pictures
         self._records = self._open_records(data_root)
-        self._content = {"title": "{}, {} split".format(*results[0].split), "missing": self._missing, **self._build()}
+        self._content = {"title": "{}, {} split".format(*results[0].split), "missing": self.missing, **self._build()}
 
     def describe(self, urls: Sequence[str], served: bool) -> dict[str, Any]:
         return self._content | {"images": list(urls)}
@@ -107,7 +107,7 @@ class ResultPage(StaticPage):
         try:
             benchmark = build_pairs(cfg, cfg.TEST.SPLIT).benchmark
         except MissingDataError as error:
-            self._missing = f"No pictures: {str(error).splitlines()[0]} (--data_root says where the data sets are)"
+            self.missing = f"No pictures: {str(error).splitlines()[0]} (--data_root says where the data sets are)"
             return {}
         return {getattr(record, "pair_id", None) or record.item_id: record for record in benchmark}
 

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from app.photo import shrink, to_data_url
-from sd4match.edit import WARPS
 from utils.image import ImageError, Picture
 
 SIDE = 512  # px of the longer side of what is shown and painted on
@@ -44,13 +43,13 @@ def show_painting(pair: Any) -> dict[str, Any]:
 def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]:
     """The same, and "edited": the target with what was painted, whose PNG `data` (base64) holds.
 
-    seen: the source's URL on which it was painted. ImageError for anything that the page does not send. All is done in
+    seen: the source's URL on which it was painted. ValueError for anything that the page does not send. All is done in
     the size that is shown.
     """
     shown = show_painting(pair)
     if seen != shown["source"]:
         raise ImageError("the images have changed; choose this tab again and paint anew")
-    if warp not in WARPS or not isinstance(data, str):
+    if not isinstance(data, str):
         raise ImageError("the painting did not arrive; try again")
     small = _shrink(pair)
     try:
