@@ -204,7 +204,7 @@ def test_the_fused_cosine_is_the_weighted_mean_of_the_two(world):
 
 def test_sd_dino_follows_its_prompt_and_gives_it_gradients(world):
     fused = build(str(world.root / "sd"), "sd_dino", "CPM_spair_tiny_Pair-DINO-Feat-G2-C3")
-    assert not fused.per_image and fused.reads == ("posterior", "condition", "dino")
+    assert not fused.per_image and fused.reads == ("posterior", "dino", "condition")
     batch, seeds = make_pairs()
     src, trg = fused.pair_features(batch, seeds)
     (src - trg).square().sum().backward()

@@ -28,19 +28,19 @@ Tick = Callable[[int], None]  # told how many rows have gone through the UNet; m
 class Descent:
     """How an embedding is found: `steps` of Adam towards a blob around the point."""
 
-    steps: int = 129
-    lr: float = 0.0023755632081200314
-    sigma: float = 27.97853316316864  # standard deviation of the blob, px
-    timestep: int = 140
-    flip_prob: float = 0.0  # chance, at each step, that the image is mirrored
+    steps: int
+    lr: float
+    sigma: float  # standard deviation of the blob, px
+    timestep: int
+    flip_prob: float  # chance, at each step, that the image is mirrored
 
 
 @dataclass(frozen=True)
 class Reading:
     """How an embedding is read on an image: the mean over `crops` random crops, the first four in the corners."""
 
-    crops: int = 20
-    timestep: int = 40
+    crops: int
+    timestep: int
 
 
 @dataclass(frozen=True, eq=False)
