@@ -206,7 +206,7 @@ _C.VAL.ENSEMBLE = 1  # noise draws
 _C.VAL.PAIRS = 0  # as DATASET.PAIRS, of a validation; 0 = DATASET.PAIRS
 _C.VAL.LOCALISER = "nn"  # the score is the PCK of this localiser ...
 _C.VAL.ALPHA = 0.1  # ... at this alpha, one of EVAL.ALPHAS
-_C.VAL.PICTURES = 2  # pairs drawn to tensorboard at each validation
+_C.VAL.PICTURES = 2  # pairs, or the worst items, drawn to tensorboard at each validation
 _C.VAL.DENSE = 0  # places per side of a dense match of these pairs, drawn as colours and warp; 0 = none
 _C.VAL.GENERATE = 0  # images that Stable Diffusion makes of the prompt for each of these pairs; loads the whole network
 
@@ -215,7 +215,9 @@ _C.TEST = CN()
 _C.TEST.SPLIT = "test"  # as TRAIN.SPLIT
 _C.TEST.TIMESTEP = 50  # diffusion step, 0..999
 _C.TEST.ENSEMBLE = 8  # noise draws
-_C.TEST.PICTURES = 0  # pairs whose matches and correlation maps are written as PNG beside the result
+# pairs whose matches and correlation maps are written as PNG beside the result; of rankings the items that went wrong
+# most, with the scores of their texts
+_C.TEST.PICTURES = 0
 
 # ---- adaptive pose alignment at test time: the source is mirrored where that brings it nearer to the target ----------
 _C.POSE = CN()

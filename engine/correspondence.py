@@ -15,7 +15,7 @@ from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
 from engine.identity import what_makes_matches
 from engine.journal import Journal
-from engine.picture import Preview, choose_pairs, draw_pairs
+from engine.picture import PairGenerator, choose_pairs, draw_pairs, match_pair_densely
 from engine.process import gather_scores
 from engine.result import (
     COUNTED,
@@ -30,6 +30,7 @@ from engine.result import (
 )
 from engine.task import Summary, Task
 from model.source import find_caches
+from utils.draw import plot_dense, plot_generated
 from utils.frame import build_frame
 from utils.metrics import count_confused, keypoint_average_precision, measure_aware, refuse_nearer, select_aware
 from utils.pck import AWARE, KAP, PARTNER, PROTOCOLS, TOTAL, alpha_key, summarise
@@ -41,6 +42,7 @@ class Correspondence(Task):
     name, unit, key = "correspondence", "pair", "pck"
     files = (PAIRS, PREDICTIONS)
     nothing = "no validation pair has keypoints"
+    generator: PairGenerator | None = None  # of VAL.GENERATE
 
     def open(self, cfg, benchmark: Benchmark) -> PairDataset:
         return PairDataset(benchmark, build_frame(cfg.DATASET.FRAME, cfg.DATASET.IMAGE_SIZE))
@@ -111,14 +113,21 @@ class Correspondence(Task):
         write_scores(f"{stem}{PAIRS}", scores)
         write_predictions(f"{stem}{PREDICTIONS}", scores)
 
-    def choose(self, data: PairDataset, count: int) -> list[int]:
-        return choose_pairs(data, count)
-
-    def draw(self, cfg, method, data, positions, title, device):
-        return draw_pairs(cfg, method, data, positions, title, device)
-
-    def build_preview(self, cfg, device) -> Preview:
-        return Preview(cfg, device)
+    def draw(self, cfg, method, data, scores, count, title, device, validating=False):
+        """Of validations also what VAL.DENSE and VAL.GENERATE ask for."""
+        positions = choose_pairs(data, count)
+        pictures = draw_pairs(cfg, method, data, positions, title, device)
+        if validating and cfg.VAL.DENSE:
+            for picture, position in zip(pictures, positions, strict=True):
+                pair = match_pair_densely(cfg, method, data, position, device, cfg.VAL.DENSE)
+                picture["dense"] = plot_dense([{title: pair}])
+        if validating and cfg.VAL.GENERATE:
+            self.generator = self.generator or PairGenerator(cfg, device)
+            seeds = range(cfg.SEED, cfg.SEED + cfg.VAL.GENERATE)
+            for picture, position in zip(pictures, positions, strict=True):
+                pair = self.generator.generate(method.prompt, data, position, seeds)
+                picture["generated"] = plot_generated([{title: pair}])
+        return pictures
 
 
 def build_journal(cfg, method) -> Journal:

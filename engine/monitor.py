@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from utils.draw import render
+
 
 class DivergedError(RuntimeError):
     """Training that has run into inf or nan."""
@@ -67,12 +69,12 @@ class Monitor:
         self._writer.flush()
 
     def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:
-        """The pictures of each drawn pair by kind (engine.picture.Preview)."""
+        """Figures of each drawn pair or item by kind (engine.task.Task.draw)."""
         if self._writer is None:
             return
         for number, picture in enumerate(pictures):
-            for kind, image in picture.items():
-                self._writer.add_image(f"val_{kind}/{number}", image, step, dataformats="HWC")
+            for kind, figure in picture.items():
+                self._writer.add_image(f"val_{kind}/{number}", render(figure), step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,11 +21,8 @@ from utils.draw import (
     GeneratedPair,
     MatchedPair,
     plot_correlations,
-    plot_dense,
-    plot_generated,
     plot_layer_maps,
     plot_matches,
-    render,
 )
 from utils.geometry import cell_to_px, px_to_cell
 from utils.localise import FeatureSimilarity, Similarity, localise
@@ -164,27 +160,6 @@ def draw_layer_maps(
     prefix = f"{MAPS}_{digest(dataset.benchmark[position].pair_id)[:8]}"
     figures = (plot_layer_maps(pair, k, names, src[k], trg[k]) for k in range(len(pair.src_kps)))
     return {f"{prefix}_{k:02d}": figure for k, figure in enumerate(figures)}
-
-
-class Preview:
-    """What a validation draws of its first pairs: `draw_pairs`, and what VAL.DENSE and VAL.GENERATE ask for."""
-
-    def __init__(self, cfg, device: torch.device) -> None:
-        self._cfg, self._device, self._generator = cfg, device, PairGenerator(cfg, device)
-
-    def draw(self, method, dataset: PairDataset, positions: Sequence[int], title: str) -> list[dict[str, np.ndarray]]:
-        """{kind: RGB (H, W, 3) uint8} of the pairs under the method's prompt, which is called `title`."""
-        cfg, device = self._cfg, self._device
-        pictures = draw_pairs(cfg, method, dataset, positions, title, device)
-        for picture, position in zip(pictures, positions, strict=True):
-            if cfg.VAL.DENSE:
-                pair = match_pair_densely(cfg, method, dataset, position, device, cfg.VAL.DENSE)
-                picture["dense"] = plot_dense([{title: pair}])
-            if cfg.VAL.GENERATE:
-                seeds = range(cfg.SEED, cfg.SEED + cfg.VAL.GENERATE)
-                pair = self._generator.generate(method.prompt, dataset, position, seeds)
-                picture["generated"] = plot_generated([{title: pair}])
-        return [{kind: render(figure) for kind, figure in picture.items()} for picture in pictures]
 
 
 def _find_maps(cfg, similarity: Similarity) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,16 +13,18 @@ from accelerate import Accelerator
 
 from config import ConfigError
 from dataset.item_dataset import ItemDataset
-from dataset.ranking import RankingBenchmark
+from dataset.ranking import ItemRecord, RankingBenchmark
 from engine.process import gather_scores
 from engine.result import ResultError, read_cells, read_summary, write_csv
 from engine.task import Summary, Task
 from engine.transfer import build_loader, move_batch
+from utils.draw import plot_item
 from utils.frame import build_frame
+from utils.image import read_image
 from utils.noise import identifier_seed
 from utils.pck import PredictionError
 from utils.progress import progress
-from utils.ranking import IDENTITY, TIES, TOTAL, find_best, summarise
+from utils.ranking import IDENTITY, TIES, TOTAL, find_best, margins, summarise
 from utils.store import file_digest
 
 ITEMS = "_items.csv"  # what follows the stem of a result
@@ -95,8 +96,20 @@ class Ranking(Task):
     def write_scores(self, stem: str | Path, scores: pd.DataFrame) -> None:
         write_items(f"{stem}{ITEMS}", scores)
 
-    def build_preview(self, cfg, device: torch.device) -> SimpleNamespace:
-        return SimpleNamespace(draw=lambda *_: [])
+    def draw(self, cfg, method, data, scores, count, title, device, validating=False):
+        """The items that went wrong most: their images, and their candidates by score."""
+        worst = np.argsort(margins(scores, SCORE), kind="stable")[:count]
+        rows = scores.iloc[worst].to_dict("records")
+        return [{"item": draw_item(data.benchmark[row["index"]], row[SCORE], row["both_ways"])} for row in rows]
+
+
+def draw_item(item: ItemRecord, scores: np.ndarray, both_ways: bool):
+    """A figure of the images of an item and the scores of its candidates."""
+    images = [read_image(ref.path) for ref in item.images]
+    numbers = [f" | image {n + 1}" for n in range(len(images))] if len(images) > 1 else [""]
+    names = [text + number for text in item.texts for number in numbers]
+    true = np.eye(len(images), dtype=bool).ravel() if both_ways else np.arange(len(names)) == 0
+    return plot_item([(image.size, image.image) for image in images], names, scores, true)
 
 
 def share_batches(count: int, joint: int, batch_size: int, accelerator: Accelerator) -> list[range]:

@@ -60,14 +60,12 @@ def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, devi
     task.write_scores(stem, scores)
     write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device), made_by)
     write_text(f"{stem}.yaml", dump_config(cfg))
-    positions = task.choose(data, cfg.TEST.PICTURES)
-    for number, pictures in enumerate(task.draw(cfg, method, data, positions, build_result_name(cfg), device)):
+    drawn = task.draw(cfg, method, data, scores, cfg.TEST.PICTURES, build_result_name(cfg), device)
+    for number, pictures in enumerate(drawn):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
-    print(
-        f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml"
-        + (f", {len(positions)} x 2 pictures" if positions else "")
-    )
+    count = sum(map(len, drawn))
+    print(f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml" + (f", {count} pictures" if count else ""))
 
 
 def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str, localiser: str = LOCALISER) -> Path:

@@ -46,7 +46,6 @@ class TrainingRun:
         self.learner = self._build_learner(state)
         active = accelerator.is_main_process
         self.monitor = Monitor(self.folder, active, cfg.TRAIN.LOG_EVERY, first_step=self.learner.step + 1)
-        self.preview = self.task.build_preview(cfg, accelerator.device)
         self._announce(len(trn))
 
     @property
@@ -87,15 +86,15 @@ class TrainingRun:
     def validate(self, val: Dataset) -> None:
         """What was learned, and has just been saved, is kept if it is the best so far on the validation split."""
         task, cfg, method = self.task, self.cfg.VAL, self.method.at(self.cfg.VAL.TIMESTEP, self.cfg.VAL.ENSEMBLE)
-        summary, _ = evaluate_split(self.cfg, method, val, self.accelerator)
+        summary, scores = evaluate_split(self.cfg, method, val, self.accelerator)
         score = task.find_score(self.cfg, summary)
         best = self.learner.improves(score)
         self.learner.validated = self.learner.step
         if not self.accelerator.is_main_process:
             return
         self.monitor.add_validation(self.learner.step, task.list_numbers(summary))
-        pictures = self.preview.draw(method, val, task.choose(val, cfg.PICTURES), self.name)
-        self.monitor.add_pictures(self.learner.step, pictures)
+        what = self.cfg, method, val, scores, cfg.PICTURES, self.name, self.accelerator.device
+        self.monitor.add_pictures(self.learner.step, task.draw(*what, validating=True))
         self.print(f"validation after step {self.learner.step}\n{task.format_overview(summary)}")
         self._note({"step": self.learner.step, "score": score, task.key: summary[task.key]})
         if best:

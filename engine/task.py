@@ -7,7 +7,7 @@ learner, caches and tables are the same for all.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from accelerate import Accelerator
+    from matplotlib.figure import Figure
     from torch.utils.data import Dataset
 
 TASKS = {
@@ -82,16 +83,18 @@ class Task:
         """Write `files` at the stem."""
         raise NotImplementedError
 
-    def choose(self, data: Dataset, count: int) -> list[int]:
-        """Positions of what is drawn, the same in every run."""
-        return []
-
-    def draw(self, cfg, method, data: Dataset, positions: Sequence[int], title: str, device: torch.device) -> list:
-        """{kind: figure} of each position under the method, which is called `title`."""
-        return []
-
-    def build_preview(self, cfg, device: torch.device):
-        """What draws a validation: an object with `draw(method, data, positions, title)`, which gives RGB arrays."""
+    def draw(
+        self,
+        cfg,
+        method,
+        data: Dataset,
+        scores: pd.DataFrame,
+        count: int,
+        title: str,
+        device: torch.device,
+        validating: bool = False,
+    ) -> list[dict[str, Figure]]:
+        """{kind: figure} of each of `count` pairs or items, which `scores` are of, under the method called `title`."""
         raise NotImplementedError
 
 

@@ -319,7 +319,8 @@ def test_the_page_shows_the_worst_first(run, data):
     from app.viewer import build_pages, find_results
     from script.rank_table import format_cell
 
-    output, _ = run("test.py")
+    output, _ = run("test.py", "TEST.PICTURES", "2")
+    assert len(list(output.rglob("*_item.png"))) == 2
     (page,) = build_pages(find_results([str(output)]), [])
     page.write(output / "page.html")
     found = json.loads((output / "page.html").read_text().split('id="data">')[1].split("</script>")[0])

@@ -14,7 +14,7 @@ from dataset.manifest import write_manifest
 from dataset.vqa import parse_line
 from engine.ranking import read_items, write_items
 from engine.result import ResultError
-from utils.ranking import compare, interval, judge, recall, summarise
+from utils.ranking import compare, interval, judge, margins, recall, summarise
 
 
 def table(values, categories=None, texts=1, both_ways=0, name="score"):
@@ -84,6 +84,8 @@ def test_scores_of_winoground():
         "group": [1, 0, 0, 0],
     }
     assert [ways["random"][3] for ways in found.values()] == [0.25, 0.25, 0.0625]
+    assert margins(table(rows, texts=2, both_ways=1), "score").tolist() == [1, -1, -1, 0]
+    assert margins(table([[2, 1, 0], [1, 2, 5]], texts=3), "score").tolist() == [1, -4]
 
 
 def test_summary_by_kind_with_intervals():

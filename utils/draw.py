@@ -178,6 +178,23 @@ def plot_token_maps(rows: Sequence[TokenMaps]) -> Figure:
     return grid.figure
 
 
+def plot_item(images: Sequence[Panel], names: Sequence[str], scores: np.ndarray, true: np.ndarray) -> Figure:
+    """Images, and below them the scores of candidates, the best on top; names, scores, true: of each. True is blue."""
+    bottom = 1.4 * LINE * len(scores) + 2 * MARGIN
+    grid = Grid([""], [(f"image {n + 1}", 1) for n in range(len(images))], [images], bottom=bottom, panel=WIDE_PANEL)
+    box = MARGIN / grid.width, MARGIN / grid.height, 1 - 2 * MARGIN / grid.width, (bottom - 2 * MARGIN) / grid.height
+    axes, order = grid.figure.add_axes(box), np.argsort(scores, kind="stable")
+    lengths = 0.02 + (scores - scores.min()) / max(np.ptp(scores), 1e-12)
+    axes.barh(range(len(order)), lengths[order], 0.85, color=np.where(true, RIGHT, "0.8")[order])
+    for y, candidate in enumerate(order):
+        text = f"{scores[candidate]:.4f}  {textwrap.shorten(names[candidate], int(14 * grid.width), placeholder=' …')}"
+        weight = "bold" if true[candidate] else "normal"
+        axes.text(0.02, y, text, fontsize=FONT, weight=weight, va="center", path_effects=_outline(2.2))
+    axes.set(ylim=(-0.5, len(order) - 0.5), xlim=(0, 1.02))
+    axes.set_axis_off()
+    return grid.figure
+
+
 def plot_generated(rows: Sequence[Mapping[str, GeneratedPair]]) -> Figure:
     """Each pair, and beside it the images that each method's prompt generates for it."""
     groups = [("source, target", 2), *((name, len(pair.images)) for name, pair in rows[0].items())]

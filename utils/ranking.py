@@ -61,6 +61,17 @@ def judge_both_ways(values: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
+def margins(scores: pd.DataFrame, column: str) -> np.ndarray:
+    """(n,) true score minus the best that it must beat, of each item of a table; the least if there are several."""
+    values = np.stack(scores[column].to_numpy())
+    if not scores["both_ways"].iloc[0]:
+        return values[:, 0] - values[:, 1:].max(axis=1)
+    values = values.reshape(len(values), scores["n_texts"].iloc[0], -1)
+    others = np.where(np.eye(values.shape[1], dtype=bool), -np.inf, values)
+    rivals = np.maximum(others.max(axis=1), others.max(axis=2))
+    return (np.diagonal(values, axis1=1, axis2=2) - rivals).min(axis=1)
+
+
 def win(true: np.ndarray, other: np.ndarray) -> np.ndarray:
     """1 where the true score is larger, 0.5 in a tie, else 0."""
     return np.where(true == other, 0.5, true > other)
