@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.entry import entry_point, tell  # noqa: E402
-from sd4match.command import SETTINGS, add_settings, check_output, check_picture, load_matcher  # noqa: E402
+from sd4match.command import add_settings, check_output, check_picture, load_matcher  # noqa: E402
 from sd4match.error import CategoryError, OutputError, in_flags  # noqa: E402
 
 SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
@@ -109,7 +109,7 @@ def join(pictures):
 @entry_point("what was written is kept", wrong=(CategoryError, OutputError))
 def main() -> int:
     args = parse_args()
-    with in_flags({"network", "prompt", "device", "category", *SETTINGS}):
+    with in_flags(args):
         return carry(args)
 
 

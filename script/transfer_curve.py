@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
-from sd4match.command import SETTINGS, add_settings, check_picture, load_matcher  # noqa: E402
+from sd4match.command import add_settings, check_picture, load_matcher  # noqa: E402
 from sd4match.error import OutputError, in_flags  # noqa: E402
 
 COMBINED = ("confident", "vote")  # choices of TRANSFER.COMBINE
@@ -98,7 +98,7 @@ def main() -> int:
 
     if args.output:
         check_picture("--output", args.output, (args.labels,), pixels_only=False)
-    with in_flags({"network", "prompt", "device", *SETTINGS}):
+    with in_flags(args):
         table, alpha, count = measure(args)
     print(f"{count} held-out images, PCK in percent")
     print(table.to_string(index=False, float_format="{:.2f}".format))

@@ -185,6 +185,6 @@ def format_table(found) -> str:
 @entry_point(wrong=(PointError, CategoryError, OutputError))
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    with in_flags(set(vars(args))):
+    with in_flags(args):
         match(args)
     return 0

@@ -124,6 +124,6 @@ def main() -> int:
     if importlib.util.find_spec("gradio") is None:
         tell(INSTALL)
         return 2
-    with in_flags(set(vars(args))):
+    with in_flags(args):
         serve(args)
     return 0

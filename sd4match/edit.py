@@ -19,13 +19,11 @@ def read_layer(path: str | Path, picture: Picture) -> np.ndarray:
     """(H, W, 4) uint8 of an image file with transparency, of a picture's size. ImageError for any other."""
     try:
         with Image.open(path) as image:
-            if not image.has_transparency_data:
-                raise ImageError(f"{path}: no transparency; paint on a layer of its own and save that as RGBA PNG")
-            layer = np.array(image.convert("RGBA"))
-    except ImageError:
-        raise
+            layer, is_layer = np.array(image.convert("RGBA")), image.has_transparency_data
     except Exception as error:  # decoders raise all sorts of errors
         raise ImageError(f"{path} cannot be opened: {error}") from error
+    if not is_layer:
+        raise ImageError(f"{path}: no transparency; paint on a layer of its own and save that as RGBA PNG")
     return check_layer(layer, picture, str(path))
 
 

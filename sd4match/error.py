@@ -34,9 +34,9 @@ class OutputError(ValueError):
 
 
 @contextmanager
-def in_flags(flags: set[str]) -> Iterator[None]:
+def in_flags(args: argparse.Namespace) -> Iterator[None]:
     """Errors inside the block speak of a command's flags instead of keys and arguments."""
-    words = {KEYS.get(name, name): f"--{name}" for name in flags}
+    words = {KEYS.get(name, name): f"--{name}" for name in vars(args)}
     try:
         yield
     except Exception as error:

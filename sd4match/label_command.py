@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from engine.entry import entry_point, tell
-from sd4match.command import SETTINGS, add_settings, check_output, load_matcher
+from sd4match.command import add_settings, check_output, load_matcher
 from sd4match.error import CategoryError, OutputError, PointError, build_parser, in_flags
 
 
@@ -25,24 +25,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser(__doc__, "transfer.py", "sd4match-transfer")
     add = parser.add_argument
     add("--references", required=True, metavar="PLACE", help="labelled images: a label file, or a folder of them")
-    add(
-        "--reference_images",
-        metavar="FOLDER",
-        help="their pictures; default: beside the label files, or in images/ there",
-    )
+    add("--reference_images", metavar="FOLDER", help="their pictures; default: beside the labels, or in images/ there")
     add("--images", required=True, metavar="FOLDER", help="pictures to label, at any depth")
     add("--output", required=True, metavar="FILE", help="the labels, .json")
     add("--category", help="what every picture shows; default: the references' only category, or its folder's name")
-    add(
-        "--boxes",
-        metavar="FILE",
-        help="objects to label, in COCO's format, with boxes or masks; only their pictures are taken",
-    )
-    add(
-        "--labelled",
-        metavar="FILE",
-        help="labelled pictures of --images that choose TRANSFER.VISIBLE; default: references",
-    )
+    add("--boxes", metavar="FILE", help="objects to label, COCO's format, boxes or masks; no other pictures are taken")
+    add("--labelled", metavar="FILE", help="labels of --images that choose TRANSFER.VISIBLE; default: the references")
     add("--truth", metavar="FILE", help="labels of --images to compare with: PCK of each keypoint and OKS AP")
     add_settings(parser)
     return parser.parse_intermixed_args(arguments)
@@ -106,5 +94,5 @@ def transfer(args: argparse.Namespace) -> int:
 )
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    with in_flags({"network", "prompt", "device", "category", *SETTINGS}):
+    with in_flags(args):
         return transfer(args)

@@ -59,12 +59,8 @@ def find_settings(name: str, prompt: str | None, method: str | None = None) -> F
     if is_prompt(name):
         if prompt is not None:
             raise ConfigError(f"{name} is a prompt itself; leave `prompt` out, or name a network first")
-        return _find_network(parse_prompt_name(find_name(find_prompt_folder(name))).backbone, name, method)
-    return _find_network(name, prompt or "text", method)
-
-
-def _find_network(name: str, prompt: str, method: str | None) -> Found:
-    preset = find_preset(name)
+        name, prompt = parse_prompt_name(find_name(find_prompt_folder(name))).backbone, name
+    preset, prompt = find_preset(name), prompt or "text"
     type_, folder = find_prompt(prompt)
     settings = {**preset.settings, "PROMPT.TYPE": type_}
     config_file = preset.words_file if prompt in BASELINES else preset.config_file
