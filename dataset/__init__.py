@@ -1,4 +1,7 @@
-"""Benchmarks on disk -> pairs of images with keypoints; `dataset.pair_dataset` makes tensors of them."""
+"""Benchmarks on disk -> pairs of images with keypoints, or items of texts and images.
+
+`dataset.pair_dataset` and `dataset.item_dataset` make tensors of them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.ap10k import AP10K
-from dataset.benchmark import Benchmark, fill_command
+from dataset.benchmark import Benchmark
 from dataset.comvg import ComVG
 from dataset.cub import CUB
 from dataset.custom import Custom
@@ -14,14 +17,14 @@ from dataset.error import DatasetError, MissingDataError, choose
 from dataset.manifest import Manifest
 from dataset.pfpascal import PFPascal
 from dataset.pfwillow import PFWillow
-from dataset.ranking import RankingBenchmark
 from dataset.record import ImageRef, PairRecord
 from dataset.refcocog import RefCOCOg
 from dataset.spair import SPair, SPairU
+from dataset.split import Split, fill_command
 from dataset.vqa import VQABinary, VQAOther
 from dataset.winoground import Winoground
 
-BENCHMARKS: dict[str, type[Benchmark] | type[RankingBenchmark]] = {
+BENCHMARKS: dict[str, type[Split]] = {
     "spair": SPair,
     "pfpascal": PFPascal,
     "pfwillow": PFWillow,
@@ -49,6 +52,6 @@ __all__ = [
 ]
 
 
-def build_benchmark(name: str, root: str | Path, split: str, category: str = "all", **options: Any) -> Benchmark:
-    """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; options: see `Benchmark`."""
+def build_benchmark(name: str, root: str | Path, split: str, category: str = "all", **options: Any) -> Split:
+    """Opens a split of the benchmark `name` (a key of BENCHMARKS) in the folder `root`; options: see `Split`."""
     return BENCHMARKS[choose(name, BENCHMARKS, "data set")](root, split, category, **options)

@@ -6,22 +6,23 @@ of the wrong kind or there twice is a DatasetError that names file and record.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import Fields, measure_image, read_csv, read_text
+from dataset.parse import Fields, measure_image, parse_json, read_csv, read_text
 
 LOST = 1.0  # px that a labelled point may lie outside its image; it is moved to the border
 CSV_COLUMNS, CSV_OPTIONAL = ("image", "keypoint", "x", "y"), ("category", "object", "visible")
+T = TypeVar("T")
 NO_CATEGORY = "object"  # of points whose file names no category
 _SIDES = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
@@ -154,12 +155,7 @@ def find_label_files(place: str | Path) -> list[Path]:
 def _read_file(path: Path, image_root: str | Path | None, category: str) -> Labels:
     if path.suffix == ".csv":
         return _read_points(path, image_root, category)
-    try:
-        content = json.loads(read_text(path))
-    except DatasetError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    content = parse_json(read_text(path), path)
     if isinstance(content, dict) and "shapes" in content:
         return _read_labelme(Fields(str(path), content), image_root, category)
     if isinstance(content, dict) and {"images", "categories"} <= content.keys():
@@ -167,43 +163,44 @@ def _read_file(path: Path, image_root: str | Path | None, category: str) -> Labe
     raise DatasetError(f"{path}: neither COCO's format ('images', 'categories', ...) nor LabelMe's ('shapes')")
 
 
+def _find_image(labels: str, name: str, image_root: str | Path | None) -> Path:
+    """The path of a picture of a file of labels, whether it is there or not."""
+    folder = Path(image_root) if image_root else Path(labels).parent
+    inside = folder / "images" / name
+    return inside if inside.exists() and not (folder / name).exists() else folder / name
+
+
+def _find_size(record: Fields, path: Path, height: str = "height", width: str = "width") -> tuple[int, int]:
+    """(H, W) that a record says, or of the file."""
+    said = record.values.get(height) and record.values.get(width)
+    return record.size(height, width) if said else measure_image(path, record.where)
+
+
 # ---- COCO ---------------------------------------------------------------------------------------------------------
 
 
 def _read_coco(whole: Fields, image_root: str | Path | None) -> Labels:
-    categories = {key: _read_category(key, record) for key, record in _by_id(whole, "categories")}
-    names = [category.name for category in categories.values()]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise DatasetError(f"{whole.where}: category {min(doubled)!r} stands there twice")
-    images = {key: _read_image(key, record, image_root) for key, record in _by_id(whole, "images")}
-    objects = [_read_object(key, record, categories, images) for key, record in _by_id(whole, "annotations", True)]
+    categories = {key: _read_category(key, record) for key, record in whole.by_id("categories").items()}
+    names = Counter(category.name for category in categories.values())
+    if doubled := [name for name, count in names.items() if count > 1]:
+        raise DatasetError(f"{whole.where}: category {doubled[0]!r} stands there twice")
+    images = {}
+    for key, record in whole.by_id("images").items():
+        name = record.text("file_name", "the name of an image file")
+        path = _find_image(whole.where, name, image_root)
+        images[key] = LabelledImage(key, name, str(path), _find_size(record, path))
+    records = whole.by_id("annotations") if "annotations" in whole.values else {}
+    objects = [_read_object(key, record, categories, images) for key, record in records.items()]
     objects = [thing for thing in objects if not thing.more.get("iscrowd")]
     return Labels(whole.where, categories, images, objects)
 
 
-def _by_id(whole: Fields, part: str, optional: bool = False) -> Iterator[tuple[int, Fields]]:
-    """(id, record) of a list's records; DatasetError for an id that is there twice."""
-    records, seen = whole.values.get(part, []) if optional else whole.get(part), set()
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise whole.wrong(part, "a list of objects")
-    for number, values in enumerate(records):
-        record = Fields(f"{whole.where}, {part}[{number}]", values)
-        key = record.whole("id", -(2**62), 2**62)
-        if key in seen:
-            raise DatasetError(f"{record.where}: id {key} stands there twice")
-        seen.add(key)
-        yield key, record
-
-
 def _read_category(key: int, record: Fields) -> Category:
-    name, names = record.get("name"), record.values.get("keypoints", [])
-    if not isinstance(name, str) or not name:
-        raise record.wrong("name", "a name")
+    name, names = record.text("name", "a name"), record.values.get("keypoints", [])
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise record.wrong("keypoints", "a list of names, each once")
-    skeleton = record.values.get("skeleton") or []
     try:
-        bones = tuple((int(a), int(b)) for a, b in skeleton)
+        bones = tuple((int(a), int(b)) for a, b in record.values.get("skeleton") or [])
     except (TypeError, ValueError):
         raise record.wrong("skeleton", "a list of pairs of keypoints, counted from 1") from None
     if not all(1 <= end <= len(names) for bone in bones for end in bone):
@@ -212,35 +209,18 @@ def _read_category(key: int, record: Fields) -> Category:
     return Category(key, name, tuple(names), bones, more)
 
 
-def _read_image(key: int, record: Fields, image_root: str | Path | None) -> LabelledImage:
-    name = record.get("file_name")
-    if not isinstance(name, str) or not name.strip():
-        raise record.wrong("file_name", "the name of an image file")
-    path = _find_image(record.where.rpartition(", images[")[0], name, image_root)
-    if "width" in record.values and "height" in record.values:
-        size = tuple(record.whole(side, 1, 10**6) for side in ("height", "width"))
-    else:
-        size = measure_image(path, record.where)
-    return LabelledImage(key, name, str(path), size)
-
-
-def _find_image(where: str, name: str, image_root: str | Path | None) -> Path:
-    """The path of a picture, whether it is there or not."""
-    folder = Path(image_root) if image_root else Path(where).parent
-    path = folder / name
-    return folder / "images" / name if not path.exists() and (folder / "images" / name).exists() else path
-
-
-def _read_object(key: int, record: Fields, categories: dict, images: dict) -> LabelledObject:
-    category_id, image_id = (_find(record, name, known) for name, known in _references(categories, images))
-    names, points, bbox = categories[category_id].keypoints, None, None
+def _read_object(
+    key: int, record: Fields, categories: dict[int, Category], images: dict[int, LabelledImage]
+) -> LabelledObject:
+    category = _find(record, "category_id", categories, "categories")
+    image = _find(record, "image_id", images, "images")
+    names, points, bbox = category.keypoints, None, None
     if record.values.get("keypoints"):
-        count = len(names)
-        points = record.array("keypoints", (3 * count,), f"{count} times x, y, visibility, as its category names them")
-        points = points.reshape(-1, 3)
+        expected = f"{len(names)} times x, y, visibility, as its category names them"
+        points = record.array("keypoints", (3 * len(names),), expected).reshape(-1, 3)
         if not np.isin(points[:, 2], (0, 1, 2)).all():
             raise record.wrong("keypoints", "x, y, and a visibility of 0, 1 or 2")
-        points = _inside(points, images[image_id], names, record.where)
+        points = _inside(points, image, names, record.where)
     if record.values.get("bbox"):
         x, y, width, height = record.array("bbox", (4,), "[x, y, width, height]")
         if not (width > 0 and height > 0):
@@ -251,18 +231,14 @@ def _read_object(key: int, record: Fields, categories: dict, images: dict) -> La
         raise record.wrong("segmentation", "polygons, each a list x1, y1, x2, y2, ..., or a run-length code")
     known = ("id", "image_id", "category_id", "keypoints", "num_keypoints", "bbox", "segmentation")
     more = {k: v for k, v in record.values.items() if k not in known}
-    return LabelledObject(key, image_id, category_id, points, bbox, shape, more)
+    return LabelledObject(key, image.id, category.id, points, bbox, shape, more)
 
 
-def _references(categories: dict, images: dict) -> tuple:
-    return ("category_id", categories), ("image_id", images)
-
-
-def _find(record: Fields, key: str, known: Mapping[int, Any]) -> int:
+def _find(record: Fields, key: str, known: Mapping[int, T], what: str) -> T:
     value = record.get(key)
     if not isinstance(value, int) or value not in known:
-        raise record.wrong(key, f"the id of one of the {len(known)} {'categories' if 'cat' in key else 'images'}")
-    return value
+        raise record.wrong(key, f"the id of one of the {len(known)} {what}")
+    return known[value]
 
 
 def _inside(points: np.ndarray, image: LabelledImage, names: Sequence[str], where: str) -> np.ndarray:
@@ -314,12 +290,8 @@ def _decode_runs(code: Any, size: tuple[int, int]) -> np.ndarray:
 def describe_category(category: Category) -> dict[str, Any]:
     """The category's record in COCO's format."""
     bones = [list(bone) for bone in category.skeleton]
-    return {
-        "id": category.id,
-        "name": category.name,
-        "keypoints": list(category.keypoints),
-        "skeleton": bones,
-    } | dict(category.more)
+    known = {"id": category.id, "name": category.name, "keypoints": list(category.keypoints), "skeleton": bones}
+    return known | dict(category.more)
 
 
 def describe_image(image: LabelledImage) -> dict[str, Any]:
@@ -341,17 +313,6 @@ def describe_object(thing: LabelledObject) -> dict[str, Any]:
     return record | {"iscrowd": 0} | dict(thing.more)
 
 
-def to_coco(labels: Labels, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The labels in COCO's format."""
-    return {
-        "info": dict(info or {}),
-        "licenses": [],
-        "categories": [describe_category(category) for category in labels.categories.values()],
-        "images": [describe_image(image) for image in labels.images.values()],
-        "annotations": [describe_object(thing) for thing in labels.objects],
-    }
-
-
 def _surround(points: np.ndarray) -> np.ndarray:
     """The box (4,) around points (n, 2)."""
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
@@ -365,112 +326,80 @@ def _plain(values: Iterable[float]) -> list[float]:
 # ---- LabelMe and CSV ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Point:
-    """One labelled point of a format whose files name no order."""
+    """A labelled point of a format whose files name no order, and the outline of its object."""
 
-    image: str
-    size: tuple[int, int]
-    path: str
+    where: str
+    image: LabelledImage
     category: str
     group: str  # tells the objects of an image apart
     keypoint: str
     xyv: tuple[float, float, int]
-    where: str
+    bbox: np.ndarray | None = None
+    segmentation: list | None = None
 
 
 def _read_labelme(whole: Fields, image_root: str | Path | None, category: str) -> Labels:
     """Points are keypoints by their labels; a rectangle or polygon of the same group_id is their box or mask."""
-    name = whole.get("imagePath")
-    if not isinstance(name, str) or not name.strip():
-        raise whole.wrong("imagePath", "the name of an image file")
-    name = name.replace("\\", "/")
+    name = whole.text("imagePath", "the name of an image file").replace("\\", "/")
     path = _find_image(whole.where, name, image_root)
-    if whole.values.get("imageWidth") and whole.values.get("imageHeight"):
-        size = tuple(whole.whole(side, 1, 10**6) for side in ("imageHeight", "imageWidth"))
-    else:
-        size = measure_image(path, whole.where)
-    shapes = whole.get("shapes")
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise whole.wrong("shapes", "a list of objects")
-    records = [Fields(f"{whole.where}, shapes[{n}]", shape) for n, shape in enumerate(shapes)]
-    outlines: dict[str, tuple[str, list]] = {}
-    for record in records:
-        if record.values.get("shape_type") in ("rectangle", "polygon"):
-            corners = record.array("points", (None, 2), "a list of [x, y] points")
-            outlines[str(record.values.get("group_id"))] = str(record.get("label")), corners.tolist()
+    image = LabelledImage(1, name, str(path), _find_size(whole, path, "imageHeight", "imageWidth"))
+    outlines: dict[str, tuple] = {}
+    shapes = whole.records("shapes")
+    for shape in shapes:
+        if shape.values.get("shape_type") in ("rectangle", "polygon"):
+            corners = shape.array("points", (None, 2), "a list of [x, y] points")
+            outline = (_surround(corners), None) if len(corners) == 2 else (None, [corners.ravel().tolist()])
+            outlines[str(shape.values.get("group_id"))] = str(shape.get("label")), *outline
     points = []
-    for record in records:
-        if record.values.get("shape_type") != "point":
-            continue
-        ((x, y),) = record.array("points", (1, 2), "one [x, y] point").tolist()
-        group = str(record.values.get("group_id"))
-        hidden = (record.values.get("flags") or {}).get("occluded")
-        owner = outlines.get(group, (category, None))[0]
-        points.append(
-            _Point(
-                name, size, str(path), owner, group, str(record.get("label")), (x, y, 1 if hidden else 2), record.where
-            )
-        )
-    labels = _gather(whole.where, points)
-    if not points:  # an image without labels is still an image
-        return replace(labels, images={1: LabelledImage(1, name, str(path), size)})
-    groups = list(dict.fromkeys((p.group, p.category) for p in points))
-    objects = [_outline(o, outlines.get(group)) for o, (group, _) in zip(labels.objects, groups, strict=True)]
-    return replace(labels, objects=objects)
-
-
-def _outline(thing: LabelledObject, outline: tuple[str, list] | None) -> LabelledObject:
-    if outline is None:
-        return thing
-    corners = np.array(outline[1])
-    if len(corners) == 2:
-        return replace(thing, bbox=_surround(corners))
-    return replace(thing, segmentation=[corners.ravel().tolist()])
+    for shape in shapes:
+        if shape.values.get("shape_type") == "point":
+            ((x, y),) = shape.array("points", (1, 2), "one [x, y] point").tolist()
+            hidden = (shape.values.get("flags") or {}).get("occluded")
+            group, keypoint = str(shape.values.get("group_id")), str(shape.get("label"))
+            owner, *outline = outlines.get(group, (category,))
+            xyv = (x, y, 1 if hidden else 2)
+            points.append(_Point(shape.where, image, owner, group, keypoint, xyv, *outline))
+    return _gather(whole.where, [image], points)
 
 
 def _read_points(path: Path, image_root: str | Path | None, category: str) -> Labels:
     """A row per keypoint; visible: 0, 1 or 2, by default 2."""
-    _, rows = read_csv(path, CSV_COLUMNS, CSV_OPTIONAL)
-    points, files = [], {}
-    for row in rows:
-        name, keypoint = (str(row.get(key)).strip() for key in ("image", "keypoint"))
-        if not name or not keypoint:
-            raise DatasetError(f"{row.where}: image and keypoint must be given")
-        if name not in files:
+    points, images = [], {}
+    for row in read_csv(path, CSV_COLUMNS, CSV_OPTIONAL):
+        name, keypoint = row.text("image", "a name"), row.text("keypoint", "a name")
+        if name not in images:
             file = _find_image(str(path), name, image_root)
-            files[name] = str(file), measure_image(file, row.where)
-        place, size = files[name]
+            images[name] = LabelledImage(len(images) + 1, name, str(file), measure_image(file, row.where))
         visible = row.whole("visible", 0, 2) if row.values.get("visible", "").strip() else 2
         x, y = (row.number(key) if visible else 0.0 for key in ("x", "y"))
         if math.isnan(x + y):
             raise DatasetError(f"{row.where}: x and y must be numbers")
-        owner = str(row.values.get("category", "")).strip() or category
-        group = str(row.values.get("object", "")).strip()
-        points.append(_Point(name, size, place, owner, group, keypoint, (x, y, visible), row.where))
-    return _gather(str(path), points)
+        owner, group = (row.values.get(key, "").strip() for key in ("category", "object"))
+        points.append(_Point(row.where, images[name], owner or category, group, keypoint, (x, y, visible)))
+    return _gather(str(path), list(images.values()), points)
 
 
-def _gather(where: str, points: Sequence[_Point]) -> Labels:
+def _gather(where: str, images: Sequence[LabelledImage], points: Sequence[_Point]) -> Labels:
     """Labels of points; ids and the order of keypoints are those of their first appearance."""
     names: dict[str, dict[str, None]] = {}
     for point in points:
         names.setdefault(point.category, {})[point.keypoint] = None
-    categories = {i: Category(i, name, tuple(kps)) for i, (name, kps) in enumerate(names.items(), start=1)}
-    by_name = {category.name: category for category in categories.values()}
-    images: dict[str, LabelledImage] = {}
+    categories = {name: Category(i, name, tuple(kps)) for i, (name, kps) in enumerate(names.items(), start=1)}
     objects: dict[tuple, LabelledObject] = {}
     for point in points:
-        image = images.setdefault(point.image, LabelledImage(len(images) + 1, point.image, point.path, point.size))
-        category = by_name[point.category]
-        key = point.image, point.group, point.category
-        blank = np.zeros((len(category.keypoints), 3))
-        thing = objects.setdefault(key, LabelledObject(len(objects) + 1, image.id, category.id, blank))
+        category, key = categories[point.category], (point.image.id, point.group, point.category)
+        if key not in objects:
+            blank = np.zeros((len(category.keypoints), 3))
+            ids = len(objects) + 1, point.image.id, category.id
+            objects[key] = LabelledObject(*ids, blank, point.bbox, point.segmentation)
         place = category.keypoints.index(point.keypoint)
-        if thing.points[place, 2]:
+        if objects[key].points[place, 2]:
             raise DatasetError(f"{point.where}: keypoint {point.keypoint} of this object stands there twice")
-        thing.points[place] = _inside(np.array([point.xyv]), image, [point.keypoint], point.where)[0]
-    return Labels(where, categories, {image.id: image for image in images.values()}, list(objects.values()))
+        objects[key].points[place] = _inside(np.array([point.xyv]), point.image, [point.keypoint], point.where)[0]
+    by_id = {category.id: category for category in categories.values()}
+    return Labels(where, by_id, {image.id: image for image in images}, list(objects.values()))
 
 
 def _merge(where: str, parts: Sequence[Labels]) -> Labels:
@@ -478,21 +407,19 @@ def _merge(where: str, parts: Sequence[Labels]) -> Labels:
     categories: dict[str, Category] = {}
     for part in parts:
         for category in part.categories.values():
-            known = categories.get(category.name)
-            if known is None:
-                known = replace(category, id=len(categories) + 1)
+            known = categories.get(category.name) or replace(category, id=len(categories) + 1)
             added = tuple(name for name in category.keypoints if name not in known.keypoints)
             categories[category.name] = replace(known, keypoints=known.keypoints + added)
-    images, objects = {}, []
+    images: dict[int, LabelledImage] = {}
+    objects: list[LabelledObject] = []
     for part in parts:
-        numbers = {}
-        for key, image in part.images.items():
-            numbers[key] = len(images) + 1
-            images[len(images) + 1] = replace(image, id=len(images) + 1)
+        before = len(images)
+        for number, image in enumerate(part.images.values(), start=before + 1):
+            images[number] = replace(image, id=number)
+        numbers = dict(zip(part.images, range(before + 1, len(images) + 1), strict=True))
         for thing in part.objects:
-            old = part.categories[thing.category_id]
+            old, points = part.categories[thing.category_id], None
             new = categories[old.name]
-            points = None
             if thing.points is not None:
                 points = np.zeros((len(new.keypoints), 3))
                 points[[new.keypoints.index(name) for name in old.keypoints]] = thing.points

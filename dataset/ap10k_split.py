@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from dataset.ap10k import IMAGES, LISTS, POINTS
+from dataset.ap10k import IMAGES, KEYPOINTS, LISTS, POINTS
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import Fields, read_record, read_text
+from dataset.parse import read_record, read_text
 from utils.progress import progress
 from utils.store import write_text
 
@@ -116,8 +116,8 @@ def read_annotations(folder: Path) -> Iterator[tuple[dict, str]]:
     known: set[int] = set()
     for name in SOURCES:
         whole = read_record(folder / name)
-        images, categories = (_by_id(whole, part) for part in ("images", "categories"))
-        for annotation in _records(whole, "annotations"):
+        images, categories = (whole.by_id(part) for part in ("images", "categories"))
+        for annotation in whole.records("annotations"):
             image_id = annotation.whole("image_id", 0, 10**12 - 1)
             if image_id in known:
                 continue
@@ -126,7 +126,7 @@ def read_annotations(folder: Path) -> Iterator[tuple[dict, str]]:
             if image is None or category is None:
                 what = "category_id" if image else "image_id"
                 raise annotation.wrong(what, "one that the file describes")
-            annotation.array("keypoints", (3 * POINTS,), f"x, y, v for each of the {POINTS} keypoints of AP-10K")
+            annotation.array("keypoints", (3 * POINTS,), KEYPOINTS)
             annotation.whole("num_keypoints", 0, POINTS)
             image.file_name("file_name"), category.file_name("supercategory"), category.file_name("name")
             kind = {key: category.get(key) for key in ("supercategory", "name")}
@@ -183,20 +183,6 @@ def draw(sides: Sequence[tuple[Kind, Kind]], most: int | None, rng: np.random.Ge
         shared = a.visible.astype(int) @ b.visible.astype(int).T >= COMMON
         places = np.argwhere(np.triu(shared, 1) if a is b else shared)
         found += [f"{a.images[i]}-{b.images[j]}:{suffix}" for i, j in places]
-    chosen = (
-        range(len(found))
-        if most is None or len(found) <= most
-        else np.sort(rng.choice(len(found), most, replace=False))
-    )
-    yield from (found[i] for i in chosen)
-
-
-def _by_id(whole: Fields, part: str) -> Mapping[int, Fields]:
-    return {record.whole("id", 0, 10**12 - 1): record for record in _records(whole, part)}
-
-
-def _records(whole: Fields, part: str) -> list[Fields]:
-    records = whole.get(part)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise whole.wrong(part, "a list of objects, as COCO has")
-    return [Fields(f"{whole.where}, {part} {number}", record) for number, record in enumerate(records)]
+    if most is not None and len(found) > most:
+        found = [found[i] for i in np.sort(rng.choice(len(found), most, replace=False))]
+    yield from found

@@ -8,7 +8,6 @@ from dataset.parse import read_csv
 from dataset.ranking import ItemRecord, RankingBenchmark
 
 CHANGES = ("object", "subject", "verb")
-_COLUMNS = ("sentence", "pos_image_id", "neg_image_id")
 LARGEST = 10**9  # image id
 
 
@@ -17,7 +16,6 @@ class ComVG(RankingBenchmark):
 
     name = "comvg"
     FOLDER = "comvg"
-    SPLITS = ("trn", "val", "test")
     LAYOUT = """\
 comvg/
   data/compositional_visual_genome.csv  id,sentence,pos_triplet,neg_triplet,pos_image_id,neg_image_id,neg_value
@@ -28,12 +26,12 @@ comvg/
     def read(self) -> Iterator[ItemRecord]:
         tested = self.split == "test"
         name, folder = ("compositional_visual_genome", "vg_concept") if tested else ("comvg_train", "VG_100K")
-        columns = (*_COLUMNS, "neg_value") if tested else _COLUMNS
         images = self.root / "Visual_Genome" / folder
-        for number, row in enumerate(read_csv(self.root / "data" / f"{name}.csv", columns, None)[1]):
+        columns = ("sentence", "pos_image_id", "neg_image_id", *["neg_value"] * tested)
+        for number, row in enumerate(read_csv(self.root / "data" / f"{name}.csv", columns, None)):
             change = row.values.get("neg_value", "any")
-            if change not in (*CHANGES, *["any"] * (not tested)):
+            if change not in CHANGES and tested:
                 raise row.wrong("neg_value", f"one of {', '.join(CHANGES)}")
             ids = [row.whole(key, 0, LARGEST) for key in ("pos_image_id", "neg_image_id")]
-            refs = tuple(self._image(images / f"{image}.jpg") for image in ids)
+            refs = tuple(self.refer(images / f"{image}.jpg") for image in ids)
             yield ItemRecord(f"{number:06d}-{ids[0]}-{ids[1]}", change, (row.text("sentence"),), refs)

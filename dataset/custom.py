@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,7 @@ and one of
     def find_categories(self) -> list[str]:
         """Sorted categories of all files there are, so that every split counts them alike."""
         files = {path for split in self.SPLITS for path in self._find_files(split) if path.name != POINTS_FILE}
-        found = {name for path in files for name in self._categories_of(path)}
+        found = {name for path in files for name in read_categories(path)}
         for name in found:
             if not is_file_name(name):
                 raise DatasetError(f"{self.root}: the category {name!r} must be a word that can name a file")
@@ -127,12 +127,6 @@ and one of
         points = self.root / POINTS_FILE
         return [*found, points] if found and found[0].suffix == ".csv" and points.is_file() else found
 
-    def _categories_of(self, path: Path) -> Iterator[str]:
-        if path.suffix == ".csv":
-            yield from (read_name(row, "category") for row in read_list(path)[1])
-        else:
-            yield from (found.category for found in read_shown(path))
-
     def _ref(self, image: str, category: str, where: str, said: tuple[int, int] | None = None) -> ImageRef:
         """The image; said: (H, W) that its annotation says."""
         path = f"images/{image}"
@@ -150,16 +144,14 @@ and one of
             here = divide(objects, self.split)
             objects = [found for found in objects if found.image in here]
         counts = Counter((found.image, found.category) for found in objects)
-        alone = [found for found in objects if counts[found.image, found.category] == 1]
         if crowded := sum(count > 1 for count in counts.values()):
-            logger.warning(
-                "%s: %d of %d images are left out, for they show several objects of a category with keypoints",
-                *(path, crowded, len(counts)),
-            )
+            why = "are left out, for they show several objects of a category with keypoints"
+            logger.warning("%s: %d of %d images %s", path, crowded, len(counts), why)
         builder = TableBuilder(self.threshold_rule, MOST)
         by_category = defaultdict(list)
-        for found in alone:
-            by_category[found.category].append(found)
+        for found in objects:
+            if counts[found.image, found.category] == 1:
+                by_category[found.category].append(found)
         for category, members in sorted(by_category.items()):
             self._add_category(builder, category, members, path)
         return builder.build()
@@ -167,12 +159,13 @@ and one of
     def _add_category(self, builder: TableBuilder, category: str, members: list[Shown], path: Path) -> None:
         total, wanted = len(members) * (len(members) - 1), self.pairs_per_category
         if total > MOST and not wanted:
-            raise DatasetError(
-                f"{path}: {len(members)} images of {category} are {total} pairs; choose how many: DATASET.PAIRS"
-            )
+            what = f"{len(members)} images of {category} are {total} pairs"
+            raise DatasetError(f"{path}: {what}; choose how many: DATASET.PAIRS")
         refs = [self._ref(found.image, category, found.where, found.size) for found in members]
         places = [builder.add_image(ref, o.where, o.seen()) for ref, o in zip(refs, members, strict=True)]
-        numbers = draw_numbers(total, f"{self.name} {self.split} {category}") if wanted else range(total)
+        numbers = range(total)
+        if wanted:  # in a random order that never changes
+            numbers = random.Random(f"{self.name} {self.split} {category}").sample(numbers, min(total, MOST))
         added = 0
         for number in progress(numbers, f"pairs of {category}", unit="pairs"):
             src, trg = divmod(number, len(members) - 1)
@@ -205,17 +198,15 @@ and one of
 
     def _read_list(self) -> PairTable:
         path, *points_file = self.split_files()
-        header, rows = read_list(path)
-        own_points, own_boxes = ([name for name in names if name in header] for names in (POINT, BOX))
-        for names, found in ((POINT, own_points), (BOX, own_boxes)):
-            if found and len(found) < len(names):
-                raise DatasetError(f"{path}: {', '.join(names)} go together; the header has only {', '.join(found)}")
-        if bool(own_points) == bool(points_file):
+        rows = read_list(path)
+        own_points, own_boxes = (has_columns(path, rows, names) for names in (POINT, BOX))
+        if own_points == bool(points_file):
             raise DatasetError(f"{path}: keypoints belong into {POINTS_FILE} or into the columns {', '.join(POINT)}")
         known = read_points(points_file[0]) if points_file else {}
         groups = defaultdict(list)
         for row in rows:
-            groups[tuple(read_path(row, side) for side in PAIR[:2]), read_name(row, "category")].append(row)
+            images = tuple(str(row.path(side, "images/", 1)) for side in PAIR[:2])
+            groups[images, row.text("category", "a name")].append(row)
         builder, places = TableBuilder(self.threshold_rule, MOST), {}
         pairs = progress(groups.items(), f"indexing {path.name}", len(groups), unit="pairs")
         for number, ((images, category), group) in enumerate(pairs):
@@ -231,12 +222,19 @@ and one of
         return builder.build()
 
 
+def read_categories(path: Path) -> set[str]:
+    """Of the pairs of a list, or of the objects with keypoints of a COCO file."""
+    if path.suffix == ".csv":
+        return {row.text("category", "a name") for row in read_list(path)}
+    return {found.category for found in read_shown(path)}
+
+
 def read_shown(path: Path) -> list[Shown]:
     """The objects of a COCO file that have a labelled keypoint (visibility 1 or 2), in its order."""
     labels = read_labels(path, path.parent / "images")
     names: dict[str, int] = {}
     for image in labels.images.values():
-        read_path(Fields(f"{path}, image {image.id}", {"file_name": image.file_name}), "file_name")
+        Fields(f"{path}, image {image.id}", {"file_name": image.file_name}).path("file_name", "images/", 1)
         if names.setdefault(image.file_name, image.id) != image.id:
             raise DatasetError(
                 f"{path}: {image.file_name} is the file of images {names[image.file_name]} and {image.id}"
@@ -253,43 +251,40 @@ def read_shown(path: Path) -> list[Shown]:
     return found
 
 
-def read_path(record: Fields, key: str) -> str:
-    """Path of a picture below the folder images/."""
-    value = record.get(key)
-    if not isinstance(value, str) or not all(map(is_file_name, value.strip().split("/"))):
-        raise record.wrong(key, "the path of a picture below the folder images/")
-    return value.strip()
-
-
-def read_list(path: Path) -> tuple[list[str], list[Fields]]:
-    """(header, rows) of a list of pairs."""
+def read_list(path: Path) -> list[Fields]:
+    """The rows of a list of pairs."""
     return read_csv(path, PAIR, (*BOX, *POINT))
+
+
+def has_columns(path: Path, rows: Sequence[Fields], names: Sequence[str]) -> bool:
+    """Whether rows have all of these columns, which go together, or none of them."""
+    found = [name for name in names if rows and name in rows[0].values]
+    if found and len(found) < len(names):
+        raise DatasetError(f"{path}: {', '.join(names)} go together; the header has only {', '.join(found)}")
+    return bool(found)
 
 
 def read_rows(group: Sequence[Fields]) -> tuple[np.ndarray, list[str]]:
     """Keypoints (source and target, N, 2) and their names, of a pair's rows; without those with an empty cell."""
-    names = [read_name(row, "keypoint") for row in group]
-    for row, name in zip(group, names, strict=True):
-        if names.count(name) > 1:
-            raise DatasetError(f"{row.where}: keypoint {name} stands {names.count(name)} times in this pair")
-    kps = np.array([[row.number(column) for column in POINT[1:]] for row in group]).reshape(-1, 2, 2)
-    for row, name, points in zip(group, names, kps, strict=True):
-        refuse_marks(points, row.where, [name] * 2, "an empty cell")
-    there = ~np.isnan(kps).any(axis=(1, 2))
-    return kps[there].swapaxes(0, 1), [name for name, shown in zip(names, there, strict=True) if shown]
+    kps: dict[str, np.ndarray] = {}
+    for row in group:
+        if (name := row.text("keypoint", "a name")) in kps:
+            raise DatasetError(f"{row.where}: keypoint {name} of this pair stands there already")
+        kps[name] = np.reshape([row.number(column) for column in POINT[1:]], (2, 2))
+        refuse_marks(kps[name], row.where, [name] * 2, "an empty cell")
+    names = [name for name, points in kps.items() if not np.isnan(points).any()]
+    return np.reshape([kps[name] for name in names], (-1, 2, 2)).swapaxes(0, 1), names
 
 
 def read_points(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """{image: {keypoint: (2,) px}} of a file with a row for each point of each image."""
     found: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-    for row in read_csv(path, ("image", "keypoint", "x", "y"))[1]:
-        image, name = read_path(row, "image"), read_name(row, "keypoint")
+    for row in read_csv(path, ("image", "keypoint", "x", "y")):
+        image, name = str(row.path("image", "images/", 1)), row.text("keypoint", "a name")
         if name in found[image]:
             raise DatasetError(f"{row.where}: keypoint {name} of {image} stands there already")
-        point = np.array([row.number("x"), row.number("y")])
-        refuse_marks(point[None], row.where, [name], "an empty cell")
-        if not np.isnan(point).any():
-            found[image][name] = point
+        found[image][name] = np.array([row.number("x"), row.number("y")])
+        refuse_marks(found[image][name][None], row.where, [name], "an empty cell")
     return found
 
 
@@ -297,8 +292,9 @@ def find_common(group: Sequence[Fields], points: Sequence[dict[str, np.ndarray]]
     """Keypoints (source and target, N, 2) that both images of a pair have, and their names."""
     if len(group) > 1:
         raise DatasetError(f"{group[1].where}: the pair stands there already ({group[0].where})")
-    names = [name for name in points[0] if name in points[1]]
-    return np.array([[side[name] for name in names] for side in points]).reshape(2, -1, 2), names
+    absent = np.full(2, np.nan)
+    names = [name for name, point in points[0].items() if not np.isnan([point, points[1].get(name, absent)]).any()]
+    return np.reshape([[side[name] for name in names] for side in points], (2, -1, 2)), names
 
 
 def read_boxes(group: Sequence[Fields]) -> np.ndarray:
@@ -310,18 +306,11 @@ def read_boxes(group: Sequence[Fields]) -> np.ndarray:
     return boxes[0].reshape(2, 4)
 
 
-def read_name(row: Fields, key: str) -> str:
-    """A text that is not empty."""
-    if not (name := row.get(key).strip()):
-        raise row.wrong(key, "a name")
-    return name
-
-
 def divide(objects: Sequence[Shown], split: str) -> set[str]:
     """The images of a split: a share of each category's, by the hash of their names, so always the same ones."""
     category = {found.image: found.category for found in reversed(objects)}  # an image counts for its first object
     members = defaultdict(list)
-    for image in sorted(category, key=_hash):
+    for image in sorted(category, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
         members[category[image]].append(image)
     bounds = np.cumsum([0, *SHARES.values()])
     place = list(SHARES).index(split)
@@ -330,15 +319,6 @@ def divide(objects: Sequence[Shown], split: str) -> set[str]:
         for images in members.values()
         for image in images[round(bounds[place] * len(images)) : round(bounds[place + 1] * len(images))]
     }
-
-
-def draw_numbers(total: int, words: str) -> list[int]:
-    """Numbers below `total`, each once, in a random order that depends on the words alone; at most MOST."""
-    return random.Random(words).sample(range(total), min(total, MOST))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _name_pair(number: int, images: Sequence[str], category: str) -> str:

@@ -31,20 +31,14 @@ def make_stamp(name: str, files: Iterable[Path], folders: Iterable[Path]) -> str
 
 def folder_state(folder: Path) -> tuple[int, int, int]:
     """(number of files, their bytes, newest modification in ns) of a folder and the folders in it."""
+    if not folder.is_dir():
+        raise MissingDataError(f"{folder}: no such folder")
     count = size = newest = 0
-    pending = [os.fspath(folder)]
-    while pending:
-        try:
-            entries = list(os.scandir(pending.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingDataError(f"{folder}: no such folder") from None
-        for entry in entries:
-            if entry.is_dir():
-                pending.append(entry.path)
-                continue
-            count += 1
+    for place, _, names in os.walk(folder, followlinks=True):
+        count += len(names)
+        for name in names:
             with suppress(FileNotFoundError):  # a dangling link
-                status = entry.stat()
+                status = os.stat(os.path.join(place, name))
                 size, newest = size + status.st_size, max(newest, status.st_mtime_ns)
     return count, size, newest
 
@@ -53,24 +47,21 @@ def open_table(path: Path, stamp: str, read: Callable[[], PairTable]) -> PairTab
     """The table in `path` if it carries this `stamp`; otherwise the result of `read`, which is kept there.
 
     A stale or torn file is rebuilt, with one line said; a folder that cannot be written costs a warning and
-    the time to read again next time.
+    the time to read again next time, and so does a Python without torch, which only checks data sets.
     """
-    if not _can_store():
-        return read()
-    table = _load(path, stamp)
-    if table is None:
-        table = read()
-        _save(path, stamp, table)
-    return table
-
-
-def _can_store() -> bool:
-    """Where data sets are only checked, the packages that store an index are not installed."""
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
-        return False
-    return True
+        return read()
+    if (table := _load(path, stamp)) is not None:
+        return table
+    arrays, lists = (table := read()).to_columns()
+    try:
+        write_tensors(path, {k: torch.from_numpy(v) for k, v in arrays.items()}, {"stamp": stamp, "lists": lists})
+    except OSError as error:
+        what = f"it stays in memory and is made again next time; pass a writable index_root ({error})"
+        logger.warning("cannot write the index %s: %s", path, what)
+    return table
 
 
 def _load(path: Path, stamp: str) -> PairTable | None:
@@ -84,18 +75,3 @@ def _load(path: Path, stamp: str) -> PairTable | None:
     except (OSError, StoreError, KeyError, TypeError) as error:
         logger.warning("index %s is torn (%s): rebuilding it", path, error)
     return None
-
-
-def _save(path: Path, stamp: str, table: PairTable) -> None:
-    import torch
-
-    arrays, lists = table.to_columns()
-    try:
-        write_tensors(path, {k: torch.from_numpy(v) for k, v in arrays.items()}, {"stamp": stamp, "lists": lists})
-    except OSError as error:
-        logger.warning(
-            "cannot write the index %s (%s): it stays in memory and is made again next time; "
-            "pass a writable index_root",
-            path,
-            error,
-        )

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataset.error import DatasetError
+from dataset.parse import read_json_lines
 from dataset.ranking import ItemRecord, RankingBenchmark
-from dataset.winoground import read_lines
 from utils.store import write_text
 
 
@@ -18,7 +18,6 @@ class Manifest(RankingBenchmark):
 
     name = "manifest"
     FOLDER = "manifest"
-    SPLITS = ("trn", "val", "test")
     FEW, REST = "", ""  # every split has its file
     LAYOUT = """\
 manifest/
@@ -26,19 +25,18 @@ manifest/
                                 images are paths from this folder, or absolute"""
 
     def read(self) -> Iterator[ItemRecord]:
-        path = self.root / f"{self.split}.jsonl"
         labels = set()
-        for number, row in enumerate(read_lines(path)):
-            texts, images = (row.get(key) for key in ("texts", "images"))
-            for key, values in (("texts", texts), ("images", images)):
+        for number, row in enumerate(read_json_lines(self.root / f"{self.split}.jsonl")):
+            for key in ("texts", "images"):
+                values = row.get(key)
                 if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
-                    raise row.wrong(key, "a list of texts" if key == "texts" else "a list of paths")
+                    raise row.wrong(key, f"a list of {key}")
             labels.add(row.get("label"))
             if labels not in ({0}, {"both ways"}):
                 raise row.wrong("label", 'the same for all lines, 0 or "both ways"')
-            places = [Path(os.path.normpath(self.root / image)) for image in images]
-            refs = tuple(self._image(place) for place in places)
-            yield ItemRecord(str(row.values.get("id", number)), str(row.values.get("kind", "any")), tuple(texts), refs)
+            refs = tuple(self.refer(Path(os.path.normpath(self.root / image))) for image in row.values["images"])
+            kind = str(row.values.get("kind", "any"))
+            yield ItemRecord(str(row.values.get("id", number)), kind, tuple(row.values["texts"]), refs)
         self.both_ways = labels == {"both ways"}
 
 
@@ -48,7 +46,7 @@ def write_manifest(path: str | Path, benchmark: RankingBenchmark) -> None:
     label = "both ways" if benchmark.both_ways else 0
     lines = []
     for item in benchmark:
-        images = [Path(os.path.relpath(os.path.abspath(ref.path), folder)).as_posix() for ref in item.images]
+        images = [Path(os.path.relpath(ref.path, folder)).as_posix() for ref in item.images]
         row = {"id": item.item_id, "kind": item.category, "texts": list(item.texts), "images": images, "label": label}
         lines.append(json.dumps(row, ensure_ascii=False))
     if len({item.item_id for item in benchmark}) < len(benchmark):

@@ -68,12 +68,11 @@ pf-pascal/
 
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
-        header, rows = read_csv(self.split_files()[0], COLUMNS, optional=("flip", "XA", "YA", "XB", "YB"))
-        may_flip = self.split == "trn" and "flip" in header
+        rows = read_csv(self.split_files()[0], COLUMNS, optional=("flip", "XA", "YA", "XB", "YB"))
         known: dict[tuple[PurePosixPath, str], AnnotatedImage] = {}
         for number, row in enumerate(progress(rows, f"indexing {self.name} {self.split}", unit="pairs"), start=1):
             category = PASCAL_CLASSES[row.whole("class", 1, len(PASCAL_CLASSES)) - 1]
-            flip = bool(may_flip and row.whole("flip", 0, 1))
+            flip = self.split == "trn" and "flip" in row.values and row.whole("flip", 0, 1) == 1
             keys = [(row.path(column), category) for column in COLUMNS[:2]]
             for key in keys:
                 if key not in known:

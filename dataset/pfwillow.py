@@ -55,7 +55,7 @@ pf-willow/
         return builder.build()
 
     def _read_rows(self) -> list[Fields]:
-        return read_csv(self.split_files()[0], (*IMAGES, *COLUMNS["A"], *COLUMNS["B"]))[1]
+        return read_csv(self.split_files()[0], (*IMAGES, *COLUMNS["A"], *COLUMNS["B"]))
 
 
 def add_row(

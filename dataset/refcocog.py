@@ -6,7 +6,6 @@ any ref and may speak of the same image, only its words differ.
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.error import DatasetError
-from dataset.parse import Fields, read_text
+from dataset.parse import Fields, parse_json, read_record, read_text
 from dataset.ranking import ItemRecord, RankingBenchmark
 
 WRONG = 9  # sentences of an item
@@ -36,18 +35,24 @@ refcocog/
   images/train2014/{file_name}"""
 
     def read(self) -> Iterator[ItemRecord]:
-        refs, where = read_refs(self.root)
-        files = read_file_names(self.root / "instances.json")
-        sentences = [[Fields(f"{where}, ref {n}", s).text("raw") for s in ref.get("sentences")] for n, ref in refs]
+        refs = read_refs(self.root)
+        files = read_record(self.root / "instances.json").by_id("images")
+        sentences = [read_sentences(ref) for ref in refs]
         draw = random.Random(SEED)
-        for (number, ref), own in zip(refs, sentences, strict=True):
+        for number, (ref, own) in enumerate(zip(refs, sentences, strict=True)):
             image_id = ref.whole("image_id", 0, 10**12)
             if image_id not in files:
                 raise ref.wrong("image_id", "an image of instances.json")
-            image = self._image(self.root / "images" / "train2014" / files[image_id])
+            image = self.refer(self.root / "images" / "train2014" / files[image_id].file_name("file_name"))
             for place, sentence in enumerate(own):
-                wrong = [draw_other(draw, sentences, sentence, where) for _ in range(WRONG)]
+                wrong = [draw_other(draw, sentences, sentence, ref.where) for _ in range(WRONG)]
                 yield ItemRecord(f"{number:06d}-{place}-{image_id}", "expression", (sentence, *wrong), (image,))
+
+
+def read_sentences(ref: Fields) -> list[str]:
+    if not (found := [sentence.text("raw") for sentence in ref.records("sentences")]):
+        raise ref.wrong("sentences", "a list of sentences")
+    return found
 
 
 def draw_other(draw: random.Random, sentences: list[list[str]], true: str, where: str) -> str:
@@ -58,39 +63,15 @@ def draw_other(draw: random.Random, sentences: list[list[str]], true: str, where
     raise DatasetError(f"{where}: there is no sentence besides {true!r}")
 
 
-def read_refs(root: Path) -> tuple[list[tuple[int, Fields]], str]:
-    """(number, record) of every ref, and the file. The JSON file comes before the pickle."""
-    path = root / "refs(google).json"
-    path = path if path.is_file() else root / "refs(google).p"
-    content = load_plain_pickle(path) if path.suffix == ".p" else _parse(path)
-    if not isinstance(content, list) or not content:
-        raise DatasetError(f"{path}: expected a list of refs")
-    refs = [Fields(f"{path}, ref {n}", ref if isinstance(ref, dict) else {}) for n, ref in enumerate(content)]
-    for ref in refs:
-        if (
-            not isinstance(found := ref.get("sentences"), list)
-            or not found
-            or not all(isinstance(s, dict) for s in found)
-        ):
-            raise ref.wrong("sentences", "a list of sentences")
-    return list(enumerate(refs)), str(path)
-
-
-def read_file_names(path: Path) -> dict[int, str]:
-    """image id -> name of its file."""
-    content = _parse(path)
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        raise DatasetError(f"{path}: expected an object with a list of images")
-    rows = [Fields(f"{path}, image {n}", row if isinstance(row, dict) else {}) for n, row in enumerate(images)]
-    return {row.whole("id", 0, 10**12): row.file_name("file_name") for row in rows}
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise error if isinstance(error, DatasetError) else DatasetError(f"{path}: not JSON ({error})") from None
+def read_refs(root: Path) -> list[Fields]:
+    """The records of all refs. The JSON file comes before the pickle."""
+    path = root / "refs(google).p"
+    if path.is_file() and not path.with_suffix(".json").is_file():
+        content = load_plain_pickle(path)
+    else:
+        path = path.with_suffix(".json")
+        content = parse_json(read_text(path), path)
+    return Fields(str(path), {"refs": content}).records("refs")
 
 
 class _PlainUnpickler(pickle.Unpickler):

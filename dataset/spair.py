@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from dataset.benchmark import Benchmark, list_names
+from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import Fields, read_record, read_text
+from dataset.parse import LONGEST_SIDE, Fields, read_names, read_record
 from dataset.record import FLAGS, ImageRef, Keypoints
+from dataset.split import list_names
 from dataset.symmetry import SPAIR, Symmetry
 from dataset.table import PairTable, TableBuilder
 from utils.progress import progress
 
 LINE = re.compile(r"[^/\\]+-[^/\\]+-[^/\\]+:(?!\.+$)([^/\\:]+)")  # {number}-{source}-{target}:{category}
-LONGEST_SIDE = 100_000  # px
 EXTRA = "ExtraPairAnnotation"
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,7 @@ SPair-71k/
     threshold_rule = "bbox"
     max_kps = 30
     SYMMETRIES = SPAIR
-    FOLDERS = ("PairAnnotation", "ImageAnnotation", "JPEGImages")
-
-    @property
-    def folders(self) -> tuple[str, str, str]:
-        """Of the pairs' annotations, the images' and the images, below the root."""
-        return self.FOLDERS
+    folders = ("PairAnnotation", "ImageAnnotation", "JPEGImages")  # below the root
 
     def split_files(self) -> list[Path]:
         return [self._layout_file(self.split)]
@@ -65,36 +60,44 @@ SPair-71k/
 
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
-        folder, *images = map(str, self.annotation_folders())
-        seen = SeenImages(*images)
-        names = list_names(folder)
+        folder, *images = self.annotation_folders()
+        names, describe = list_names(folder), cache(partial(read_image, *images))
         for line, category in progress(self.list_lines().items(), f"indexing {self.name} {self.split}", unit="pairs"):
             name = f"{line}.json"
             if name not in names and name.replace(":", "_") in names:  # disks of Windows have no colons
                 name = name.replace(":", "_")
             pair = read_record(f"{folder}/{name}", dict.fromkeys(FLAGS, -1))
-            sides = [self._read_side(builder, pair, category, side, seen) for side in ("src", "trg")]
-            self.add(builder, line, category, pair, sides)
+            if pair.get("category") != category:
+                raise pair.wrong("category", f"{category!r} as its layout line says")
+            places = [self._add_image(builder, pair, category, side, describe) for side in ("src", "trg")]
+            kps, ids = self.find_kps(pair, [builder.seen[place] for place in places])
+            self._require_known_ids(category, ids, pair.where)
+            boxes = [pair.array(f"{side}_bndbox", (4,), "[x1, y1, x2, y2]") for side in ("src", "trg")]
+            flags = [pair.whole(name, -1, 127) for name in FLAGS]
+            builder.add_pair(line, category, places, kps, ids, boxes, pair.where, flags)
         return builder.build()
 
-    def add(self, builder: TableBuilder, line: str, category: str, pair: Fields, sides: list[Side]) -> None:
-        """Adds the pair of one annotation file."""
-        kps, names = read_kps(pair)
-        add_annotation(builder, line, category, pair, [side.place for side in sides], kps, names)
+    def find_kps(self, pair: Fields, seen: Sequence[Keypoints | None]) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        """Points (N, 2) of source and target, and their ids; seen: what each of the images shows."""
+        ids = pair.get("kps_ids")
+        if not isinstance(ids, list) or not all(isinstance(name, (str, int)) for name in ids):
+            raise pair.wrong("kps_ids", 'a list of names such as ["0", "7"]')
+        kps = [pair.array(f"{side}_kps", (None, 2), "a list of [x, y] points") for side in ("src", "trg")]
+        return kps, list(map(str, ids))
+
+    def _require_known_ids(self, category: str, ids: Sequence[str], where: str) -> None:
         if symmetry := self.find_symmetry(category):
             last = len(symmetry.permutation) - 1
-            if outside := [name for name in names if not (name.isdecimal() and int(name) <= last)]:
+            if outside := [name for name in ids if not (name.isdecimal() and int(name) <= last)]:
                 what = f"keypoint {outside[0]!r} is outside the table of {category}: ids are 0..{last}"
-                raise DatasetError(f"{pair.where}: {what}")
+                raise DatasetError(f"{where}: {what}")
 
-    def _read_side(self, builder: TableBuilder, pair: Fields, category: str, side: str, images: SeenImages) -> Side:
-        if pair.get("category") != category:
-            raise pair.wrong("category", f"{category!r} as its layout line says")
+    def _add_image(self, builder: TableBuilder, pair: Fields, category: str, side: str, describe: Callable) -> int:
         name = pair.file_name(f"{side}_imname")
         stem, path = os.path.splitext(name)[0], f"{self.folders[2]}/{category}/{name}"
-        seen, azimuth = images.read(category, stem)
+        seen, azimuth = describe(f"{category}/{stem}.json")
         ref = ImageRef(f"{category}-{stem}", path, category, read_size(pair, f"{side}_imsize"), azimuth=azimuth)
-        return Side(builder.add_image(ref, pair.where, seen), seen)
+        return builder.add_image(ref, pair.where, seen)
 
     def _layout_file(self, split: str) -> Path:
         return self.root / "Layout" / "large" / f"{split}.txt"
@@ -115,8 +118,7 @@ SPair-U/                                   beside SPair-71k/, which holds the im
   PairAnnotation/test/{line}.json          line: 000001-2008_002719-2008_004100:aeroplane
   ImageAnnotation/{category}/{image}.json  all keypoints of an image (optional)
 or SPair-71k/ with ExtraPairAnnotation/test/ and ExtraImageAnnotation/"""
-    SYMMETRIES: Mapping[str, Symmetry] = {}  # its ids are other points than SPair-71k's
-    symmetries = SYMMETRIES
+    symmetries: Mapping[str, Symmetry] = {}  # its ids are other points than SPair-71k's
 
     def __init__(self, root: str | Path, *args, **kwargs) -> None:
         beside = Path(root).parent / SPair.FOLDER
@@ -125,7 +127,7 @@ or SPair-71k/ with ExtraPairAnnotation/test/ and ExtraImageAnnotation/"""
     @property
     def folders(self) -> tuple[str, str, str]:
         prefix = "Extra" if (self.root / EXTRA).is_dir() else ""
-        pairs, images, pictures = self.FOLDERS
+        pairs, images, pictures = SPair.folders
         own = (self.root / pictures).is_dir()
         return f"{prefix}{pairs}", f"{prefix}{images}", pictures if own else f"../{SPair.FOLDER}/{pictures}"
 
@@ -143,7 +145,7 @@ or SPair-71k/ with ExtraPairAnnotation/test/ and ExtraImageAnnotation/"""
         folder = self.annotation_folders()[0]
         if not folder.is_dir():
             raise MissingDataError(f"{folder}: no such folder")
-        found = (re.fullmatch(r"(.+-.+-.+)[:_]([^:_]+)\.json", name) for name in sorted(list_names(str(folder))))
+        found = (re.fullmatch(r"(.+-.+-.+)[:_]([^:_]+)\.json", name) for name in sorted(list_names(folder)))
         return {f"{match[1]}:{match[2]}": match[2] for match in found if match}
 
     def read(self) -> PairTable:
@@ -154,105 +156,42 @@ or SPair-71k/ with ExtraPairAnnotation/test/ and ExtraImageAnnotation/"""
             logger.warning("%s: %s, differ from the images' annotations, which count here", self.name, some)
         return table
 
-    def add(self, builder: TableBuilder, line: str, category: str, pair: Fields, sides: list[Side]) -> None:
-        kps, names = read_kps(pair)
-        if all(side.seen for side in sides):
-            known = [dict(zip(side.seen.ids, side.seen.points.tolist(), strict=True)) for side in sides]
-            common = [name for name in known[0] if name in known[1]]
-            points = [[points[name] for name in common] for points in known]
-            said = sorted(zip(names, *(side.tolist() for side in kps), strict=True))
-            if said != sorted(zip(common, *points, strict=True)):
-                self._differing.append(pair.where)
-            kps, names = [np.reshape(side, (-1, 2)) for side in points], common
-        add_annotation(builder, line, category, pair, [side.place for side in sides], kps, names)
-
-
-class Side(NamedTuple):
-    """An image of a pair."""
-
-    place: int  # in the table
-    seen: Keypoints | None
+    def find_kps(self, pair: Fields, seen: Sequence[Keypoints | None]) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        kps, ids = super().find_kps(pair, seen)
+        if None in seen:
+            return kps, ids
+        src, trg = (dict(zip(side.ids, side.points.tolist(), strict=True)) for side in seen)
+        common = [name for name in src if name in trg]
+        points = [[side[name] for name in common] for side in (src, trg)]
+        said = zip(ids, *(side.tolist() for side in kps), strict=False)
+        if sorted(said) != sorted(zip(common, *points, strict=True)):
+            self._differing.append(pair.where)
+        return [np.reshape(side, (-1, 2)) for side in points], common
 
 
 def read_layout(path: Path) -> dict[str, str]:
-    """{line: category} of every line that is not empty; DatasetError names a bad or repeated line."""
-    found: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
-        if not line:
-            continue
-        match = LINE.fullmatch(line)
-        if match is None or not line.isprintable():
-            raise DatasetError(
-                f"{path}, line {number}: {line!r} is not of the form 000001-2008_002719-2008_004100:aeroplane"
-            )
-        if line in found:
-            raise DatasetError(f"{path}, line {number}: {line!r} stands in line {found[line][0]} already")
-        found[line] = number, match[1]
-    return {line: category for line, (_, category) in found.items()}
+    """{line: category} of a layout file."""
+    names = read_names(path, LINE, "000001-2008_002719-2008_004100:aeroplane")
+    return {line: match[1] for line, (_, match) in names.items()}
 
 
-class SeenImages:
-    """What single images show, of the folder ImageAnnotation; without the folder nothing is known."""
-
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
-        self._known: dict[tuple[str, str], tuple[Keypoints | None, int]] = {}
-
-    def read(self, category: str, image: str) -> tuple[Keypoints | None, int]:
-        """Keypoints and azimuth id (-1: not said) of an image, named without suffix."""
-        if self.folder is None:
-            return None, -1
-        if (category, image) not in self._known:
-            fields = read_record(f"{self.folder}/{category}/{image}.json", {"azimuth_id": -1})
-            self._known[category, image] = read_seen(fields), fields.whole("azimuth_id", -1, 7)
-        return self._known[category, image]
-
-
-def read_seen(fields: Fields) -> Keypoints:
-    """The keypoints of an image's annotation, {id: [x, y] or null}."""
+def read_image(*place: str | Path) -> tuple[Keypoints | None, int]:
+    """All keypoints, {id: [x, y] or null}, and azimuth id (-1: not said) of an image; place: folder (if any), file."""
+    if len(place) == 1:
+        return None, -1
+    fields = read_record(Path(*place), {"azimuth_id": -1})
     kps = fields.get("kps")
     if not isinstance(kps, dict):
         raise fields.wrong("kps", 'an object {"0": [x, y] or null, ...}')
     seen = {name: point for name, point in kps.items() if point is not None}
     points = Fields(fields.where, {"kps": list(seen.values())}).array("kps", (None, 2), "[x, y] or null for each id")
-    return Keypoints(tuple(seen), points)
-
-
-def read_kps(pair: Fields) -> tuple[list[np.ndarray], list[str]]:
-    """Points (N, 2) of source and target, and their ids, of the file of a pair."""
-    names = pair.get("kps_ids")
-    if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
-        raise pair.wrong("kps_ids", 'a list of names such as ["0", "7"]')
-    kps = [pair.array(f"{side}_kps", (None, 2), "a list of [x, y] points") for side in ("src", "trg")]
-    return kps, list(map(str, names))
-
-
-def add_annotation(
-    builder: TableBuilder,
-    pair_id: str,
-    category: str,
-    pair: Fields,
-    images: list[int],
-    kps: list[np.ndarray],
-    names: list[str],
-) -> None:
-    """Adds the pair of one annotation file, of images that the table has, with these keypoints."""
-    builder.add_pair(
-        pair_id,
-        category,
-        images,
-        kps=kps,
-        kps_ids=names,
-        bbox=[pair.array(f"{side}_bndbox", (4,), "[x1, y1, x2, y2]") for side in ("src", "trg")],
-        where=pair.where,
-        flags=[pair.whole(name, -1, 127) for name in FLAGS],
-    )
+    return Keypoints(tuple(seen), points), fields.whole("azimuth_id", -1, 7)
 
 
 def read_size(pair: Fields, key: str) -> tuple[int, int]:
     """(H, W) from the file's [W, H, channels]."""
     expected = "[width, height, channels] in pixels"
-    width, height, *_ = pair.array(key, (None,), expected).tolist() + [0, 0]
+    width, height, *_ = [*pair.array(key, (None,), expected), 0, 0]
     if not all(1 <= side <= LONGEST_SIDE and side.is_integer() for side in (width, height)):
         raise pair.wrong(key, expected)
     return int(height), int(width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class TableBuilder:
     threshold_rule: str
     max_kps: int
     _images: dict[str, tuple[int, ImageRef]] = field(default_factory=dict)
-    _seen: list[Keypoints | None] = field(default_factory=list)
+    seen: list[Keypoints | None] = field(default_factory=list)  # that each image shows, where the annotations say so
     _pairs: list[tuple] = field(default_factory=list)
     _kps_codes: dict[str, int] = field(default_factory=dict)
     _left_out: list[list[str]] = field(default_factory=list)
@@ -100,8 +101,8 @@ class TableBuilder:
             raise DatasetError(
                 f"{where}: image {ref.identifier} shows {len(seen.ids)} keypoints, more than {self.max_kps}"
             )
-        if place == len(self._seen):
-            self._seen.append(seen)
+        if place == len(self.seen):
+            self.seen.append(seen)
         if ref != known:
             raise DatasetError(
                 f"{where}: image {ref.identifier} is {ref.path} of size (H, W) = {ref.size}, elsewhere {known.path} "
@@ -142,15 +143,12 @@ class TableBuilder:
 
     def build(self) -> PairTable:
         """The table of all. DatasetError for points, and boxes that give thresholds, far outside their image."""
-        pair_id, category, where, image, bbox, flags, kps, codes = (
-            map(list, zip(*self._pairs, strict=True)) if self._pairs else [[] for _ in range(8)]
-        )
+        columns = list(zip(*self._pairs, strict=True)) or [()] * 8
+        pair_id, category, where, image, bbox, flags, kps, codes = map(list, columns)
         image, bbox = np.array(image, np.int32).reshape(-1, 2), np.array(bbox).reshape(-1, 2, 4)
         counts, kps = [len(pair) for pair in kps], np.concatenate([np.zeros((0, 2, 2)), *kps])
-        codes, seen = (
-            [code for pair in codes for code in pair],
-            [keypoints or Keypoints((), ()) for keypoints in self._seen],
-        )
+        codes = list(chain(*codes))
+        seen = [keypoints or Keypoints((), np.zeros((0, 2))) for keypoints in self.seen]
         seen_codes = [code for ids, _ in seen for code in self._code(ids)]
         names = list(self._kps_codes)
         images = [ref for _, ref in self._images.values()]
@@ -176,11 +174,9 @@ class TableBuilder:
             kps=kps.astype(np.float32),
             kps_code=np.array(codes, dtype=np.int32),
             seen_start=np.cumsum([0, *(len(ids) for ids, _ in seen)], dtype=np.int64),
-            seen=np.concatenate([np.zeros((0, 2)), *(np.reshape(points, (-1, 2)) for _, points in seen)]).astype(
-                np.float32
-            ),
+            seen=np.concatenate([np.zeros((0, 2)), *(points for _, points in seen)]).astype(np.float32),
             seen_code=np.array(seen_codes, dtype=np.int32),
-            seen_known=np.array([keypoints is not None for keypoints in self._seen], dtype=bool),
+            seen_known=np.array([keypoints is not None for keypoints in self.seen], dtype=bool),
         )
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from dataset.error import DatasetError
-from dataset.parse import read_csv, read_text
+from dataset.parse import is_file_name, read_csv, read_lines
 from dataset.ranking import ItemRecord, RankingBenchmark
 
 WRONG = 9  # answers, or images, of an item
@@ -23,7 +23,6 @@ class VQAOther(RankingBenchmark):
 
     name = "vqa_other"
     FOLDER = "vqav2"
-    SPLITS = ("trn", "val", "test")
     LAYOUT = """\
 vqav2/
   data/vqa_text_test.csv        sentence,pos_image_id,neg_sentence_1 ... neg_sentence_9
@@ -33,9 +32,9 @@ vqav2/
     def read(self) -> Iterator[ItemRecord]:
         file, part = ("test", "val2014") if self.split == "test" else ("train", "train2014")
         columns = ("sentence", "pos_image_id", *_NEGATIVES)
-        for number, row in enumerate(read_csv(self.root / "data" / f"vqa_text_{file}.csv", columns, None)[1]):
+        for number, row in enumerate(read_csv(self.root / "data" / f"vqa_text_{file}.csv", columns, None)):
             image_id = row.whole("pos_image_id", 0, 10**12 - 1)
-            image = self._image(self.root / part / f"COCO_{part}_{image_id:012d}.jpg")
+            image = self.refer(self.root / part / f"COCO_{part}_{image_id:012d}.jpg")
             texts = tuple(row.text(key) for key in ("sentence", *_NEGATIVES))
             yield ItemRecord(f"{number:06d}-{image_id}", "answer", texts, (image,))
 
@@ -53,11 +52,7 @@ vqav2/
 
     def read(self) -> Iterator[ItemRecord]:
         path = self.root / "test3.txt"
-        lines = [
-            parse_line(line, f"{path}, line {number}")
-            for number, line in enumerate(read_text(path).splitlines(), start=1)
-            if line.strip()
-        ]
+        lines = [parse_line(line, where) for where, line in read_lines(path)]
         binary = [(name, text) for name, kind, text in lines if kind == _KINDS[0]]
         names = [name for name, _ in binary]
         if len(set(names)) < 2:
@@ -68,20 +63,20 @@ vqav2/
             while len(wrong) < WRONG:  # one may be drawn twice
                 if (other := draw.choice(names)) != name:
                     wrong.append(other)
-            images = tuple(self._image(self.root / find_part(image) / image) for image in (name, *wrong))
+            images = tuple(self.refer(self.root / find_part(image) / image) for image in (name, *wrong))
             yield ItemRecord(f"{number:06d}-{name.rpartition('.')[0]}", "yes or no", (text,), images)
 
 
 def parse_line(line: str, where: str) -> tuple[str, str, str]:
     """(image file, kind of question, text) of a line of the file."""
-    name, star, rest = line.strip().partition("*")
+    name, star, rest = line.partition("*")
     head, colon, text = rest.partition(": ")
     kinds = [kind for kind in _KINDS if kind in head]
     if not (star and colon and kinds and text.strip()):
         raise DatasetError(
             f"{where}: expected {{image file}}*The question is asking about ...: {{text}}; got {line[:60]!r}"
         )
-    if "/" in name or not name.strip():
+    if not is_file_name(name):
         raise DatasetError(f"{where}: {name!r} is no name of an image file")
     return name.strip(), kinds[0], text.strip()
 

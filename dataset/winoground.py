@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from dataset.error import DatasetError, MissingDataError
-from dataset.parse import Fields, read_text
+from dataset.parse import Fields, read_json_lines
 from dataset.ranking import ItemRecord, RankingBenchmark
 
 _FILES = ("examples.jsonl", "winoground.parquet")
@@ -30,15 +28,14 @@ winoground/
         for number, row in enumerate(self._rows()):
             texts = tuple(row.text(f"caption_{side}") for side in "01")
             names = [row.file_name(f"image_{side}") for side in "01"]
-            files = [name if "." in name else f"{name}.png" for name in names]
-            kind = row.values.get("collapsed_tag") or "any"
-            images = tuple(self._image(self.root / "images" / name) for name in files)
-            yield ItemRecord(f"{number:04d}-{row.values.get('id', number)}", str(kind), texts, images)
+            images = tuple(self.refer(self.root / "images" / (n if "." in n else f"{n}.png")) for n in names)
+            kind = str(row.values.get("collapsed_tag") or "any")
+            yield ItemRecord(f"{number:04d}-{row.values.get('id', number)}", kind, texts, images)
 
     def _rows(self) -> list[Fields]:
         lines, table = (self.root / name for name in _FILES)
         if lines.is_file():
-            return read_lines(lines)
+            return read_json_lines(lines)
         if not table.is_file():
             raise MissingDataError(f"{self.root}: neither {' nor '.join(_FILES)}")
         import pandas as pd
@@ -50,20 +47,3 @@ winoground/
         except (OSError, ValueError) as error:
             raise DatasetError(f"{table}: no Parquet file that can be read ({error})") from None
         return [Fields(f"{table}, row {number}", row) for number, row in enumerate(rows)]
-
-
-def read_lines(path) -> list[Fields]:
-    """The objects of a JSON Lines file; DatasetError names the line of what is none."""
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row: Any = json.loads(line)
-        except ValueError as error:
-            raise DatasetError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DatasetError(f"{where}: expected an object, got {line[:40]!r}")
-        rows.append(Fields(where, row))
-    return rows

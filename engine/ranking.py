@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from config import ConfigError
 from dataset.item_dataset import ItemDataset
 from dataset.ranking import ItemRecord, RankingBenchmark
 from engine.process import gather_scores
@@ -51,8 +50,6 @@ class Ranking(Task):
 
     @torch.no_grad()
     def evaluate(self, cfg, method, data: ItemDataset, accelerator: Accelerator):
-        if TOTAL in data.benchmark.categories:
-            raise ConfigError(f'{data.benchmark.root}: a kind of item is called "{TOTAL}", the name of all of them')
         share = share_batches(len(data), method.joint, cfg.EVAL.BATCH_SIZE, accelerator)
         count, rows = sum(map(len, share)), []
         with progress(None, "evaluating", count, shown=accelerator.is_main_process, unit="item") as bar:

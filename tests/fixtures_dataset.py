@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
+from dataset.annotation import Labels, describe_category, describe_image, describe_object
+
 SIZES = ((48, 64), (72, 56), (60, 60))  # (H, W) of the images 0, 1, 2 of every category
 SPAIR_CATEGORIES = ("bird", "cat")
 PASCAL_CATEGORIES = {"cat": 8, "dog": 12}
@@ -218,3 +220,12 @@ def tiny_custom_list(tmp_path: Path) -> Path:
     ]
     write_csv(root / "keypoints.csv", ["image", "keypoint", "x", "y"], points)
     return root
+
+
+def to_coco(labels: Labels) -> dict:
+    """The labels in COCO's format."""
+    return {
+        "categories": [describe_category(category) for category in labels.categories.values()],
+        "images": [describe_image(image) for image in labels.images.values()],
+        "annotations": [describe_object(thing) for thing in labels.objects],
+    }

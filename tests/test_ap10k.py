@@ -215,7 +215,7 @@ def test_raw_files_are_checked(tmp_path):
     content["annotations"][0]["category_id"] = 77
     path.write_text(json.dumps(content))
     (tmp_path / CROWD).unlink()
-    with pytest.raises(DatasetError, match=rf"{re.escape(SOURCES[1])}, annotations 0: 'category_id' is 77"):
+    with pytest.raises(DatasetError, match=rf"{re.escape(SOURCES[1])}, annotations\[0\]: 'category_id' is 77"):
         build_pairs(tmp_path)
 
 

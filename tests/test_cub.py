@@ -62,10 +62,10 @@ def test_every_two_images_of_a_class_are_a_pair(tmp_path):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        (("images", "1 ../bird.jpg"), "is not the path of an image"),
-        (("bounding_boxes", "99 1 2 3 4"), "bounding_boxes.txt: no line for 1"),
-        (("bounding_boxes", "1 1 2 x 4"), "are no numbers"),
-        (("part_locs", "1 16 1 1 1"), "part 16, expected 1..15"),
+        (("images", "1 ../bird.jpg"), "'path' is '../bird.jpg', expected a path below"),
+        (("bounding_boxes", "99 1 2 3 4"), "bounding_boxes.txt: '1' is missing"),
+        (("bounding_boxes", "1 1 2 x 4"), "'width' is 'x', expected a number"),
+        (("part_locs", "1 16 1 1 1"), "'part' is '16', expected a whole number 1..15"),
         (("train_test_split", "1"), "has not 2 words"),
         (("image_class_labels", "2 1"), "stands there twice"),
     ],

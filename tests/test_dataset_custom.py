@@ -229,7 +229,7 @@ def test_mistakes_in_a_coco_file_are_named(tmp_path, change, message):
     [
         ("keypoint,", "name,", r"unknown column: 'name'"),
         (",trg_y2", "", r"line 2: 16 cells, but the header has 15 columns"),
-        (",b,", ",a,", r"line 2: keypoint a stands 2 times in this pair"),
+        (",b,", ",a,", r"line 3: keypoint a of this pair stands there already"),
         (",a,54.0", ",a,many", r"line 2: 'src_x' is 'many', expected a number"),
         ("bird/0.png,bird/1.png,bird,8", "bird/0.png,bird/1.png,bird,9", r"line 3: another box than in .*line 2"),
         (",bird,", ", ,", r"line 2: 'category' is ' ', expected a name"),

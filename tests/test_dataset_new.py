@@ -33,7 +33,7 @@ class Dots(Benchmark):
 
     def read(self) -> PairTable:
         builder = TableBuilder(self.threshold_rule, self.max_kps)
-        for row in read_csv(self.split_files()[0], ("a", "b", "xa", "ya", "xb", "yb"))[1]:
+        for row in read_csv(self.split_files()[0], ("a", "b", "xa", "ya", "xb", "yb")):
             paths = [row.path(column) for column in "ab"]
             refs = [ImageRef(p.stem, str(p), "dot", measure_image(self.root / p, row.where)) for p in paths]
             kps = [np.array([[row.number(f"{axis}{column}") for axis in "xy"]]) for column in "ab"]

@@ -335,9 +335,9 @@ def test_a_manifest_is_the_same_items(tmp_path, kind):
     path = tmp_path / "manifest" / "test.jsonl"
     lines = path.read_text().splitlines()
     for edited, message in (
-        ("{", "test.jsonl, line 2: not JSON"),
+        ("{", "test.jsonl, line 2: not valid JSON"),
         (lines[1].replace('"texts": [', '"texts": [3, '), "line 2: 'texts' is .*, expected a list of texts"),
-        (lines[1].replace('"label": ', '"label": 1 and '), "line 2: not JSON"),
+        (lines[1].replace('"label": ', '"label": 1 and '), "line 2: not valid JSON"),
         (lines[1].replace('"texts": [', '"texts": ["another", '), "item .* has .* texts and images"),
     ):
         path.write_text("\n".join([lines[0], edited, *lines[2:]]))

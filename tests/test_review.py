@@ -12,6 +12,7 @@ from app.review import Review
 from app.serve import build_server
 from dataset.annotation import read_labels
 from script import review_labels
+from tests.fixtures_dataset import to_coco
 from tests.test_browser import LAPTOP, browser, take_picture  # noqa: F401
 from tests.test_transfer import NAMES, coco, write
 
@@ -192,7 +193,6 @@ def test_a_page_without_a_server_gives_a_download(open_page, labels, tmp_path):
 
 @pytest.mark.browser
 def test_transferred_labels_fit_the_screen(open_page, tmp_path):
-    from dataset.annotation import to_coco
     from mini.render.labelled import write_labelled
     from sd4match import Matcher, Transfer
 

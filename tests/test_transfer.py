@@ -17,11 +17,11 @@ from PIL import Image, ImageOps
 import transfer as transfer_script
 from config import ROOT, load_config
 from dataset import DatasetError
-from dataset.annotation import Category, read_labels, to_coco
+from dataset.annotation import Category, read_labels
 from sd4match import Matcher, Transfer, label_job
 from sd4match.label import choose_threshold, find_targets, vote_robustly
 from sd4match.label_score import score_labels
-from tests.fixtures_dataset import draw_image, object_box, object_points
+from tests.fixtures_dataset import draw_image, object_box, object_points, to_coco
 
 NAMES = ["top", "left_eye", "right_eye", "left_foot", "right_foot"]
 SKELETON = [[1, 2], [1, 3]]
