@@ -71,10 +71,10 @@ SPair-71k/
                 raise pair.wrong("category", f"{category!r} as its layout line says")
             places = [self._add_image(builder, pair, category, side, describe) for side in ("src", "trg")]
             kps, ids = self.find_kps(pair, [builder.seen[place] for place in places])
-            self._require_known_ids(category, ids, pair.where)
             boxes = [pair.array(f"{side}_bndbox", (4,), "[x1, y1, x2, y2]") for side in ("src", "trg")]
             flags = [pair.whole(name, -1, 127) for name in FLAGS]
             builder.add_pair(line, category, places, kps, ids, boxes, pair.where, flags)
+            self._require_known_ids(category, ids, pair.where)
         return builder.build()
 
     def find_kps(self, pair: Fields, seen: Sequence[Keypoints | None]) -> tuple[Sequence[np.ndarray], Sequence[str]]:

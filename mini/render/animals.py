@@ -4,119 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mini.render.geometry import Frame, Vec, mix, swing
+from mini.render.geometry import SIDES, Frame, Vec, both, four, mix, swing
 from mini.render.primitives import WORLD, Builder
 
-SIDES = (("left", 1.0), ("right", -1.0))
 Range = tuple[float, float]
 
-QUADRUPED_PARTS = (
-    "head",
-    "neck",
-    "body",
-    "tail",
-    "leg front-left",
-    "leg front-right",
-    "leg back-left",
-    "leg back-right",
-)
-QUADRUPED_COARSE = ("head", "head", "body", "body", "limbs", "limbs", "limbs", "limbs")
-HORSE_KEYPOINTS = (
-    "nose",
-    "left eye",
-    "right eye",
-    "left ear tip",
-    "right ear tip",
-    "withers",
-    "tail base",
-    "tail tip",
-    "front-left hoof",
-    "front-right hoof",
-    "back-left hoof",
-    "back-right hoof",
-    "front-left knee",
-    "front-right knee",
-)
-DOG_KEYPOINTS = (
-    "nose",
-    "left eye",
-    "right eye",
-    "left ear tip",
-    "right ear tip",
-    "withers",
-    "tail base",
-    "tail tip",
-    "front-left paw",
-    "front-right paw",
-    "back-left paw",
-    "back-right paw",
-)
-BIRD_PARTS = ("head", "body", "tail", "wing left", "wing right", "leg left", "leg right")
+QUADRUPED_PARTS = ("head", "neck", "body", "tail", *four("leg {}"))
+QUADRUPED_COARSE = ("head", "head", "body", "body", *("limbs",) * 4)
+_HEAD_TO_TAIL = ("nose", *both("{} eye", "{} ear tip"), "withers", "tail base", "tail tip")
+HORSE_KEYPOINTS = (*_HEAD_TO_TAIL, *four("{} hoof"), *both("front-{} knee"))
+DOG_KEYPOINTS = (*_HEAD_TO_TAIL, *four("{} paw"))
+BIRD_PARTS = ("head", "body", "tail", *both("wing {}", "leg {}"))
 BIRD_COARSE = ("head", "body", "body", "wings", "wings", "legs", "legs")
 BIRD_KEYPOINTS = (
-    "beak tip",
-    "crown",
-    "left eye",
-    "right eye",
-    "breast",
-    "left wing shoulder",
-    "right wing shoulder",
-    "left wing tip",
-    "right wing tip",
-    "left tail corner",
-    "right tail corner",
-    "left foot",
-    "right foot",
+    *("beak tip", "crown", *both("{} eye"), "breast"),
+    *both("{} wing shoulder", "{} wing tip", "{} tail corner", "{} foot"),
 )
-PERSON_PARTS = (
-    "head",
-    "torso",
-    "upper arm left",
-    "upper arm right",
-    "forearm left",
-    "forearm right",
-    "thigh left",
-    "thigh right",
-    "shin left",
-    "shin right",
-)
-PERSON_COARSE = ("head", "torso", "arms", "arms", "arms", "arms", "legs", "legs", "legs", "legs")
+PERSON_PARTS = ("head", "torso", *both("upper arm {}", "forearm {}", "thigh {}", "shin {}"))
+PERSON_COARSE = ("head", "torso", *("arms",) * 4, *("legs",) * 4)
 PERSON_KEYPOINTS = (
-    "head top",
-    "nose",
-    "left eye",
-    "right eye",
-    "left shoulder",
-    "right shoulder",
-    "left elbow",
-    "right elbow",
-    "left hand",
-    "right hand",
-    "left knee",
-    "right knee",
-    "left toe",
-    "right toe",
+    *("head top", "nose"),
+    *both("{} eye", "{} shoulder", "{} elbow", "{} hand", "{} knee", "{} toe"),
 )
-
-
 SPECIES_KEYPOINTS = (  # AP-10K's, in its order
-    "left eye",
-    "right eye",
-    "nose",
-    "neck",
-    "root of tail",
-    "left shoulder",
-    "left elbow",
-    "left front paw",
-    "right shoulder",
-    "right elbow",
-    "right front paw",
-    "left hip",
-    "left knee",
-    "left back paw",
-    "right hip",
-    "right knee",
-    "right back paw",
+    *(*both("{} eye"), "nose", "neck", "root of tail"),
+    *(f"{side} {joint}" for side, _ in SIDES for joint in ("shoulder", "elbow", "front paw")),
+    *(f"{side} {joint}" for side, _ in SIDES for joint in ("hip", "knee", "back paw")),
 )
 
 

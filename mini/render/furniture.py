@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from mini.render.animals import SIDES
-from mini.render.geometry import Frame, mix
+from mini.render.geometry import SIDES, Frame, both, four, mix
 from mini.render.primitives import WORLD, Builder
 
-CHAIR_PARTS = (
-    "seat",
-    "backrest",
-    "arm left",
-    "arm right",
-    "leg front-left",
-    "leg front-right",
-    "leg back-left",
-    "leg back-right",
-)
-CHAIR_COARSE = ("seat", "back and arms", "back and arms", "back and arms", "legs", "legs", "legs", "legs")
-CHAIR_KEYPOINTS = (
-    "front-left seat corner",
-    "front-right seat corner",
-    "back-left seat corner",
-    "back-right seat corner",
-    "left back top",
-    "right back top",
-    "front-left leg end",
-    "front-right leg end",
-    "back-left leg end",
-    "back-right leg end",
-    "left arm end",
-    "right arm end",
-)
+CHAIR_PARTS = ("seat", "backrest", *both("arm {}"), *four("leg {}"))
+CHAIR_COARSE = ("seat", *("back and arms",) * 3, *("legs",) * 4)
+CHAIR_KEYPOINTS = (*four("{} seat corner"), *both("{} back top"), *four("{} leg end"), *both("{} arm end"))
 
 
 def chair(b: Builder) -> None:

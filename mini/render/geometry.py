@@ -13,7 +13,18 @@ import numpy as np
 Vec = tuple[float, float, float]
 Rows = tuple[Vec, Vec, Vec]
 
+SIDES = (("left", 1.0), ("right", -1.0))  # and the sign of y there
 IDENTITY: Rows = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def both(*names: str) -> tuple[str, ...]:
+    """Names such as "{} eye", on the left and on the right."""
+    return tuple(name.format(side) for name in names for side, _ in SIDES)
+
+
+def four(*names: str) -> tuple[str, ...]:
+    """Names such as "leg {}", at the front-left, front-right, back-left and back-right."""
+    return both(*(name.format(end) for name in names for end in ("front-{}", "back-{}")))
 
 
 def sub(a: Vec, b: Vec) -> Vec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -192,17 +192,8 @@ class Builder:
         key = (part, name)
         if key not in self._materials:
             base = self._base[name]
-            worn = Material(
-                jitter(base.first, self.draws, 14),
-                base.second,
-                base.waves,
-                base.phases,
-                base.weights,
-                base.threshold,
-                base.sharpness,
-            )
             self._materials[key] = len(self.model.materials)
-            self.model.materials.append(worn)
+            self.model.materials.append(replace(base, first=jitter(base.first, self.draws, 14)))
         return self._materials[key]
 
 

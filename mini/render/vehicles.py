@@ -2,91 +2,36 @@
 
 from __future__ import annotations
 
-from mini.render.animals import SIDES
-from mini.render.geometry import Frame, Vec, mix
+from mini.render.geometry import SIDES, Frame, Vec, both, four, mix
 from mini.render.primitives import WORLD, Builder
 
-_CORNERS = (
-    ("back-right", 4),
-    ("front-right", 5),
-    ("front-left", 6),
-    ("back-left", 7),
-)  # top corners of a block
-_WHEELS = ("wheel front-left", "wheel front-right", "wheel back-left", "wheel back-right")
-_WHEEL_CENTRES = tuple(f"{name[6:]} wheel centre" for name in _WHEELS)
-_LIGHTS = ("left headlight", "right headlight", "left tail light", "right tail light")
-_ROOF = (
-    "front-left roof corner",
-    "front-right roof corner",
-    "back-left roof corner",
-    "back-right roof corner",
-)
+_CORNERS = (("back-right", 4), ("front-right", 5), ("front-left", 6), ("back-left", 7))  # top corners of a block
+_WHEELS = four("wheel {}")
+_LIGHTS_AND_CORNERS = (*both("{} headlight", "{} tail light"), *four("{} wheel centre", "{} roof corner"))
 
-CAR_PARTS = ("front", "hood", "windscreen", "roof", "trunk", "back", "side left", "side right", *_WHEELS)
-CAR_COARSE = ("body", "body", "cabin", "cabin", "body", "body", "body", "body", *("wheels",) * 4)
-CAR_KEYPOINTS = (*_LIGHTS, *_WHEEL_CENTRES, *_ROOF, "left windscreen foot", "right windscreen foot")
-BUS_PARTS = ("front", "back", "side left", "side right", "roof", *_WHEELS)
+CAR_PARTS = ("front", "hood", "windscreen", "roof", "trunk", "back", *both("side {}"), *_WHEELS)
+CAR_COARSE = ("body", "body", "cabin", "cabin", *("body",) * 4, *("wheels",) * 4)
+CAR_KEYPOINTS = (*_LIGHTS_AND_CORNERS, *both("{} windscreen foot"))
+BUS_PARTS = ("front", "back", *both("side {}"), "roof", *_WHEELS)
 BUS_COARSE = ("ends", "ends", "sides", "sides", "sides", *("wheels",) * 4)
-BUS_KEYPOINTS = (*_LIGHTS, *_WHEEL_CENTRES, *_ROOF, "left mirror", "right mirror")
-AEROPLANE_PARTS = (
-    "nose",
-    "fuselage",
-    "fin",
-    "wing left",
-    "wing right",
-    "tailplane left",
-    "tailplane right",
-    "engine left",
-    "engine right",
-)
+BUS_KEYPOINTS = (*_LIGHTS_AND_CORNERS, *both("{} mirror"))
+AEROPLANE_PARTS = ("nose", "fuselage", "fin", *both("wing {}", "tailplane {}", "engine {}"))
 AEROPLANE_COARSE = ("body", "body", "tail", "wings", "wings", "tail", "tail", "wings", "wings")
 AEROPLANE_KEYPOINTS = (
-    "nose tip",
-    "cockpit",
-    "fin tip",
-    "fin foot",
-    "tail end",
-    "left wing tip",
-    "right wing tip",
-    "left wing root",
-    "right wing root",
-    "left tailplane tip",
-    "right tailplane tip",
-    "left engine front",
-    "right engine front",
+    *("nose tip", "cockpit", "fin tip", "fin foot", "tail end"),
+    *both("{} wing tip", "{} wing root", "{} tailplane tip", "{} engine front"),
 )
 BICYCLE_PARTS = ("wheel front", "wheel back", "frame", "fork", "handlebar", "saddle", "crank")
 BICYCLE_COARSE = ("wheels", "wheels", "frame", "frame", "controls", "controls", "controls")
 BICYCLE_KEYPOINTS = (
-    "front wheel centre",
-    "back wheel centre",
-    "front tyre front",
-    "back tyre back",
-    "left handle end",
-    "right handle end",
-    "stem",
-    "saddle front",
-    "saddle back",
-    "seat cluster",
-    "bottom bracket",
-    "left pedal",
-    "right pedal",
+    *("front wheel centre", "back wheel centre", "front tyre front", "back tyre back", *both("{} handle end"), "stem"),
+    *("saddle front", "saddle back", "seat cluster", "bottom bracket", *both("{} pedal")),
 )
-BOAT_PARTS = ("hull left", "hull right", "stern", "deck", "cabin", "mast", "sail")
+BOAT_PARTS = (*both("hull {}"), "stern", "deck", "cabin", "mast", "sail")
 BOAT_COARSE = ("hull", "hull", "hull", "upper works", "upper works", "rig", "rig")
 BOAT_KEYPOINTS = (
-    "bow tip",
-    "bow foot",
-    "left stern corner",
-    "right stern corner",
-    "left stern foot",
-    "right stern foot",
-    "mast top",
-    "boom end",
-    "front-left cabin corner",
-    "front-right cabin corner",
-    "back-left cabin corner",
-    "back-right cabin corner",
+    *("bow tip", "bow foot", *both("{} stern corner", "{} stern foot"), "mast top", "boom end"),
+    *four("{} cabin corner"),
 )
 
 
