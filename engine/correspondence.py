@@ -25,6 +25,7 @@ from engine.result import (
     format_category_table,
     format_metrics,
     format_overview,
+    read_scores,
     write_predictions,
     write_scores,
 )
@@ -112,6 +113,9 @@ class Correspondence(Task):
     def write_scores(self, stem, scores) -> None:
         write_scores(f"{stem}{PAIRS}", scores)
         write_predictions(f"{stem}{PREDICTIONS}", scores)
+
+    def read_scores(self, stem):
+        return read_scores(f"{stem}{PAIRS}")
 
     def draw(self, cfg, method, data, scores, count, title, device, validating=False):
         """Of validations also what VAL.DENSE and VAL.GENERATE ask for."""

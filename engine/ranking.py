@@ -93,6 +93,9 @@ class Ranking(Task):
     def write_scores(self, stem: str | Path, scores: pd.DataFrame) -> None:
         write_items(f"{stem}{ITEMS}", scores)
 
+    def read_scores(self, stem: str | Path) -> pd.DataFrame:
+        return read_items(f"{stem}{ITEMS}")
+
     def draw(self, cfg, method, data, scores, count, title, device, validating=False):
         """The items that went wrong most: their images, and their candidates by score."""
         worst = np.argsort(margins(scores, SCORE), kind="stable")[:count]

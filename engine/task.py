@@ -83,6 +83,10 @@ class Task:
         """Write `files` at the stem."""
         raise NotImplementedError
 
+    def read_scores(self, stem: str | Path) -> pd.DataFrame:
+        """What `write_scores` wrote there, but for predicted points; ResultError if it was cut or edited."""
+        raise NotImplementedError
+
     def draw(
         self,
         cfg,

@@ -26,15 +26,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("tables", nargs="*", help="such as table1, length; default: all")
-    add("--mini", action="store_true", help="on the mini world")
+    add_row_arguments(parser)
     add("--smoke", action="store_true", help="with --mini: two rows, a few steps, one category; its numbers are none")
-    add("--output", help="folder of everything that is written; default: that of the world")
-    add("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
     add("--only", nargs="+", default=[], metavar="ROW", help="only these rows, such as cpm-spair/pfwillow")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
-    add("--commands", action="store_true", help="print the commands of unfinished rows instead of the tables")
     add("--pictures", action="store_true", help="print the commands that draw a few pairs under the paper's prompts")
-    add("--launcher", default="python", help="with --commands: what runs train.py and test.py; default: %(default)s")
     add("--format", choices=("md", "csv", "tex"), default="md", help="of what is printed; default: %(default)s")
     add("--localiser", default="kernelsoftmax", help="default: %(default)s")
     add("--points", choices=("all", "aware"), default="all", help="aware: the geometry-aware keypoints alone")
@@ -45,11 +40,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where and how rows are run."""
+    add = parser.add_argument
+    add("--mini", action="store_true", help="on the mini world")
+    add("--output", help="folder of everything that is written; default: that of the world")
+    add("--seeds", nargs="+", type=int, default=[0], help="each row once per seed; default: 0")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings of every row")
+    add("--commands", action="store_true", help="print the commands of unfinished rows instead of the tables")
+    add("--launcher", default="python", help="with --commands: what runs train.py and test.py; default: %(default)s")
+
+
 def choose_world(args: argparse.Namespace) -> World:
     if args.smoke and not args.mini:
         raise ConfigError("--smoke is a short form of --mini; give both")
     world = SMOKE if args.smoke else MINI if args.mini else REAL
-    return replace(world, root=args.output) if args.output else world
+    return replace(world, root=args.output or world.root)
 
 
 def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], list[Row]]:
@@ -63,20 +69,6 @@ def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], 
     if unknown := [key for key in args.only if key not in known]:
         raise ConfigError(f"no row {', '.join(unknown)} in these tables; known: {', '.join(known)}")
     return chosen, [row for row in rows if row.key in (args.only or known) and row.key in (world.only or known)]
-
-
-def print_commands(args: argparse.Namespace, world: World, rows: list[Row]) -> None:
-    from script.tables.layout import group_reasons
-    from script.tables.results import list_lines, list_pictures, make_jobs
-
-    jobs, impossible = make_jobs(rows, world, args.seeds, args.opts)
-    if args.pictures:
-        print("\n".join(list_pictures(jobs, args.launcher)))
-        return
-    for reason, keys in group_reasons(impossible).items():
-        print(f"not run: {', '.join(keys)}: {reason}", file=sys.stderr)
-    for line in list_lines(jobs, args.launcher):
-        print(line)
 
 
 def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) -> None:
@@ -108,16 +100,21 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
 
 
 @entry_point(mendable=(ValueError,))
-def main() -> int:
+def main() -> None:
     args = parse_args()
     world = choose_world(args)
-    load_config(world.config_file(Row("", "base", "spair")), args.opts)  # a mistyped setting stops here
+    load_config(None, args.opts)  # a mistyped setting stops here
     tables, rows = choose_tables(args, world)
-    if args.commands or args.pictures:
-        print_commands(args, world, rows)
-    else:
+    if not (args.commands or args.pictures):
         print_tables(args, world, tables)
-    return 0
+        return 0
+    from script.tables.results import list_pictures, make_jobs, print_commands
+
+    jobs, impossible = make_jobs(rows, world, args.seeds, args.opts)
+    if args.pictures:
+        print("\n".join(list_pictures(jobs, args.launcher)))
+    else:
+        print_commands(jobs, impossible, args.launcher)
 
 
 if __name__ == "__main__":

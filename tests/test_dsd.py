@@ -359,7 +359,8 @@ def test_the_texts_of_the_app(scorer, data):
 def test_the_table_lists_what_is_not_run_yet(world, data, tmp_path, capsys, monkeypatch):
     from script import rank_table
 
-    opts = world.opts(tmp_path, *SETTINGS[2:], *FEW, "DATASET.ROOT", str(data), "DATASET.PAIRS", "2")
+    where = ("DATASET.ROOT", str(data), "CACHE_ROOT", str(tmp_path / "asset"))
+    opts = world.opts(tmp_path, *SETTINGS[2:], *FEW, *where, "DATASET.PAIRS", "2")
     del opts[opts.index("OUTPUT_ROOT") : opts.index("OUTPUT_ROOT") + 2]
 
     def table(*flags):
@@ -372,7 +373,7 @@ def test_the_table_lists_what_is_not_run_yet(world, data, tmp_path, capsys, monk
     listed = table("--commands")
     zero, few = listed.out.splitlines()
     assert "train.py" not in zero and few.count("config/mini/dsd.yaml") == 2 and "METHOD.WEIGHTS dsd_comvg_tiny" in few
-    assert "not run: clip/comvg: the mini world has no such network" in listed.err
+    assert "not run: clip/comvg: config/mini/clip.yaml is not there" in listed.err
     for command in few.split(" && "):
         assert call(*shlex.split(command)[1:]) == 0
     capsys.readouterr()

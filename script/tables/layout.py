@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from script.tables.rows import TESTED, Row, Table, World
+from script.tables.main import TESTED
+from script.tables.results import group_reasons
+from script.tables.rows import Row, Table, World
 from utils.pck import find_inequality
 from utils.statistics import Measure, bootstrap, compute_pck, spread
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+TITLES = {**TESTED, "ap10k": "AP-10K", "ap10k-species": "AP-10K cross-species", "ap10k-family": "AP-10K cross-family"}
 NOT_RUN, MISSING = "not run", "–"
 SMOKE = "SMOKE TEST, NOT A RESULT"
 Find = Callable[[Row], list[pd.DataFrame]]  # the scores of a row, one table for each seed that was run
@@ -63,7 +66,7 @@ class Filled:
 
     def group_title(self, group: str) -> str:
         """The mini world has the same layouts, but is not the real one."""
-        title = TESTED.get(group, group)
+        title = TITLES.get(group, group)
         title = title if self.world.comparable else f"mini {title}"
         return f"{title}, {self.world.category} only" if self.world.smoke else title
 
@@ -93,14 +96,6 @@ def _list_kinds(cell: pd.Series, comparable: bool) -> Iterator[tuple[str, str]]:
         yield f"95 % over {cell['over']}", f"[{cell['low']:.1f}, {cell['high']:.1f}]"
     if pd.notna(cell["difference"]):
         yield "difference", f"{round(cell['difference'], 1) + 0.0:+.1f}"  # no -0.0
-
-
-def group_reasons(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Why rows are not run -> these rows."""
-    groups: dict[str, list[str]] = {}
-    for row, reason in reasons.items():
-        groups.setdefault(reason, []).append(row)
-    return groups
 
 
 def fill(table: Table, world: World, find: Find, reasons: dict[str, str], measure: Measure) -> Filled:
@@ -157,12 +152,16 @@ def _fill_cell(tables: list[pd.DataFrame], category: str, measure: Measure) -> d
 def to_markdown(table: pd.DataFrame) -> str:
     """A table of texts with two levels of rows and columns."""
     names = [" ".join(dict.fromkeys(str(part) for part in column if part)) for column in table.columns]
-    rows = [["", "", *names], ["---"] * (len(names) + 2)]
-    last = None
+    rows, last = [], None
     for (line, kind), cells in zip(table.index, table.to_numpy(), strict=True):
         rows.append(["" if line == last else line, kind, *cells])
         last = line
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return format_rows(["", "", *names], rows)
+
+
+def format_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def write_markdown(filled: Filled) -> str:

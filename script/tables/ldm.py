@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from config import load_config
-from script.tables.rows import Row, Rows, Table, World
+from script.tables.rows import Rows, Table, World, list_rows
 
 JUDGED = {"cub": "bbox_width", "pfwillow": "padded_kps", "spair": "src_bbox"}  # its authors' DATASET.THRESHOLD
 REPORTED = {
@@ -21,20 +20,22 @@ FEW = ("TEST.SPLIT", "val", "DATASET.PAIRS", "10")  # of each category
 METHOD = "ldm_correspondence"
 
 
-def list_ldm_tables(world: World) -> tuple[Table, ...]:
-    """Both tables."""
-    paper = {label: {data: Row(f"{name}/{data}", "", data) for data in JUDGED} for label, name in REPORTED.items()}
+def list_tables(world: World) -> tuple[Table, ...]:
     few = () if world.comparable else FEW[2:]  # minutes
-    ours = {
-        data: Row(f"ldm/{data}", METHOD, data, test_opts=("DATASET.THRESHOLD", rule, *few))
-        for data, rule in JUDGED.items()
-    }
-    usual = {data: Row(f"ldm-usual/{data}", METHOD, data, test_opts=few, folder="ldm-usual") for data in JUDGED}
+    ours: Rows = {}
+    for data, rule in JUDGED.items():
+        ours |= list_rows("ldm", METHOD, (data,), "DATASET.THRESHOLD", rule, *few)
     return (
         Table(
             "table_ldm",
             "LDM_correspondences: main comparison",
-            {**paper, "LDM_correspondences": ours, "LDM_correspondences, usual thresholds": usual},
+            {
+                **{label: list_rows(name, "", JUDGED) for label, name in REPORTED.items()},
+                "LDM_correspondences": ours,
+                "LDM_correspondences, usual thresholds": list_rows(
+                    "ldm-usual", METHOD, JUDGED, *few, folder="ldm-usual"
+                ),
+            },
             dict.fromkeys(JUDGED, (0.05, 0.1)),
             "Its authors judge SPair-71k by the source's box, PF-Willow by the greatest coordinate, three classes of "
             "CUB by the width's scale; the last line by the target's box or points (--localiser centre).",
@@ -51,7 +52,7 @@ def list_ldm_tables(world: World) -> tuple[Table, ...]:
 
 
 def _list_parts(world: World) -> dict[str, Rows]:
-    section = load_config(world.config_file(Row("", METHOD, "spair"))).LDM
+    section = world.load(METHOD).LDM
     layers = section.READ_LAYERS or section.LAYERS
     variants = {
         "1 round": ("ROUNDS", "1"),
@@ -61,17 +62,17 @@ def _list_parts(world: World) -> dict[str, Rows]:
         "normal noise": ("NOISE", "normal"),
         **{f"read on {layer} alone": ("READ_LAYERS", f"['{layer}']") for layer in layers if len(layers) > 1},
     }
-    compared = {
-        "the same place": ("same_place", ("METHOD.NAME", "same_place")),
-        "attention of the category's word": ("word_attention", ("METHOD.NAME", "word_attention")),
+    return {
+        "the same place": _row("same_place", METHOD, "METHOD.NAME", "same_place"),
+        "attention of the category's word": _row("word_attention", METHOD, "METHOD.NAME", "word_attention"),
+        "DIFT, text prompt": _row("dift", "dift", "EVAL.LOCALISERS", "['nn']", "EVAL.PICTURE_LOCALISER", "nn"),
+        "LDM_correspondences": _row("ldm", METHOD),
+        **{
+            label: _row(f"ldm-{label.replace(' ', '_')}", METHOD, f"LDM.{key}", value)
+            for label, (key, value) in variants.items()
+        },
     }
-    lines = {label: _row(name, METHOD, *opts) for label, (name, opts) in compared.items()}
-    lines["DIFT, text prompt"] = _row("dift", "dift", "EVAL.LOCALISERS", "['nn']", "EVAL.PICTURE_LOCALISER", "nn")
-    lines["LDM_correspondences"] = _row("ldm", METHOD)
-    for label, (key, value) in variants.items():
-        lines[label] = _row(f"ldm-{label.replace(' ', '_')}", METHOD, f"LDM.{key}", value)
-    return lines
 
 
 def _row(name: str, config: str, *opts: str) -> Rows:
-    return {"spair": Row(f"{name}-val/spair", config, "spair", test_opts=(*FEW, *opts), folder=f"{name}-val")}
+    return list_rows(f"{name}-val", config, ("spair",), *FEW, *opts, folder=f"{name}-val")

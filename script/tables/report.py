@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from engine.process import describe_repository
+from script.tables.ablation import SWEEP
 from script.tables.figures import draw_difficulty, draw_intervals, draw_pck_curves, draw_timesteps
 from script.tables.layout import MISSING, NOT_RUN, PAPER, SMOKE, Filled, Find, to_markdown, write_markdown
-from script.tables.rows import CPM, SWEEP, Row
+from script.tables.main import CPM
+from script.tables.rows import Row
 from utils.statistics import Measure, compare
 from utils.store import atomic_path, write_text
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from engine.check import check_config
 from engine.errors import USER_ERRORS
 from engine.identity import find_result, what_makes_result
 from engine.report import build_result_stem
-from engine.result import PAIRS, read_scores, read_summary
+from engine.result import read_summary
+from engine.task import task_of
 from model.prompt.store import META_FILE, TENSOR_FILES
 from script.tables.rows import SHOWN, Row, World, list_settings, list_test_settings, load_row
 
@@ -64,7 +66,7 @@ class Job:
             place = find_result(stem, what_makes_result(self.test, _open_pairs(self.test), download=False))
             if place is None or (self.is_learned and not self._learned_alike(read_summary(f"{place}.json")["config"])):
                 return None
-            return read_scores(f"{place}{PAIRS}")
+            return task_of(self.test).read_scores(place)
         except USER_ERRORS:  # a result that is damaged, or something of it that is not here
             return None
 
@@ -133,6 +135,22 @@ def list_lines(jobs: Sequence[Job], launcher: str) -> Iterator[str]:
             commands += [command for command in job.list_commands() if command not in commands]
     for commands in groups.values():
         yield " && ".join(f"{launcher} {shlex.join(command)}" for command in commands)
+
+
+def print_commands(jobs: Sequence[Job], impossible: Mapping[str, str], launcher: str) -> None:
+    """What is left to do, and on stderr the rows that cannot be run here."""
+    for reason, keys in group_reasons(impossible).items():
+        print(f"not run: {', '.join(keys)}: {reason}", file=sys.stderr)
+    for line in list_lines(jobs, launcher):
+        print(line)
+
+
+def group_reasons(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Why rows are not run -> these rows."""
+    groups: dict[str, list[str]] = {}
+    for row, reason in reasons.items():
+        groups.setdefault(reason, []).append(row)
+    return groups
 
 
 def list_pictures(jobs: Sequence[Job], launcher: str) -> Iterator[str]:
