@@ -19,6 +19,7 @@ architectures with random weights, offline), or a diffusers folder. Settings fol
 """
 
 import argparse
+import importlib
 import os
 import platform
 import statistics
@@ -34,28 +35,25 @@ from config import ConfigError  # noqa: E402
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 
-MODES = (
-    "train",
-    "test",
-    "features",
-    "localise",
-    "loader",
-    "index",
-    "cache",
-    "layers",
-    "rank",
-    "points",
-    "head",
-    "count",
-)
-HEAD = (
-    "| command | ours | reference | ratio | TFLOP ours / reference | GPU memory ours / reference |\n" + "|---" * 6 + "|"
-)
+MODES = {  # what compares the two sides of each
+    "train": "sides:compare_training",
+    "test": "sides:compare_testing",
+    "features": "sides:compare_features",
+    "localise": "sides:compare_localisers",
+    "loader": "sides:compare_loaders",
+    "index": "sides:compare_index",
+    "cache": "sides:compare_caches",
+    "layers": "layers:compare_layers",
+    "rank": "ranking:compare_rankings",
+    "points": "points:compare_points",
+    "head": "head:compare_heads",
+}
+HEAD = ("command", "ours", "reference", "ratio", "TFLOP ours / reference", "GPU memory ours / reference")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("mode", choices=(*MODES, "count"))
     parser.add_argument("--network", default="mini", help="mini, sd2-1-random or a folder; default: %(default)s")
     parser.add_argument("--repeats", type=positive, default=10, help="rounds of each side; default: %(default)s")
     parser.add_argument("--pairs", type=positive, default=16, help="pairs of a round; default: %(default)s")
@@ -95,15 +93,14 @@ def describe_device(device) -> str:
     return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} thread(s)"
 
 
-def format_row(comparison) -> str:
-    """A row of the tables in docs/performance.md."""
+def list_cells(comparison) -> list[str]:
+    """A row under HEAD."""
     ours, plain = comparison.ours, comparison.plain
     rates = [f"{spread(side.rates)} {comparison.unit}/s" for side in (ours, plain)]
     ratio = spread([a / b for a, b in zip(ours.rates, plain.rates, strict=True)])
     tflop = f"{ours.tflop:.3g} / {plain.tflop:.3g}" if ours.tflop else "-"
     memory = f"{ours.peak_bytes / 2**30:.2f} / {plain.peak_bytes / 2**30:.2f} GiB" if ours.peak_bytes else "-"
-    command = f"`python script/benchmark.py {' '.join(sys.argv[1:])}`"
-    return f"| {' | '.join([command, *rates, f'**{ratio}**', tflop, memory])} |"
+    return [f"`python script/benchmark.py {' '.join(sys.argv[1:])}`", *rates, f"**{ratio}**", tflop, memory]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -117,27 +114,27 @@ def format_counts(work, ensemble: int) -> str:
     from dataclasses import replace
 
     from script.speed import flops
+    from script.tables.layout import format_rows
 
-    tested, parts = replace(work, ensemble=ensemble), flops.count_parts(work)
     pairs = {
-        "training pair": (flops.count_training_pair(work), flops.count_reference_training_pair(work)),
-        f"test pair, {ensemble} noise draws": (flops.count_test_pair(tested), flops.count_reference_test_pair(tested)),
+        "training pair": flops.count_training_pair(work),
+        f"test pair, {ensemble} noise draws": flops.count_test_pair(replace(work, ensemble=ensemble)),
     }
-    lines = ["| part | TFLOP forward | TFLOP backward to the prompt |", "|---|---|---|"]
-    lines += [f"| {name} | {fwd / flops.TERA:.5g} | {bwd / flops.TERA:.5g} |" for name, (fwd, bwd) in parts.items()]
-    lines += ["", "| TFLOP | this repository | reference |", "|---|---|---|"]
-    lines += [f"| {name} | {a / flops.TERA:.5g} | {b / flops.TERA:.5g} |" for name, (a, b) in pairs.items()]
-    return "\n".join(lines)
+    tables = {
+        ("part", "TFLOP forward", "TFLOP backward to the prompt"): flops.count_parts(work),
+        ("TFLOP", "this repository", "reference"): pairs,
+    }
+    return "\n".join(
+        format_rows(head, [[name, *(f"{count / flops.TERA:.5g}" for count in counts)] for name, counts in rows.items()])
+        for head, rows in tables.items()
+    )
 
 
 @entry_point(status=2)  # 1 is for sides that disagree
 def main() -> int:
     args, load = parse_args(), os.getloadavg()[0]
     from script.speed import sides
-    from script.speed.head import compare_heads
-    from script.speed.layers import compare_layers
-    from script.speed.points import compare_points
-    from script.speed.ranking import compare_rankings
+    from script.tables.layout import format_rows
 
     if args.network not in sides.NETWORKS and not Path(args.network).is_dir():
         raise ConfigError(
@@ -148,14 +145,14 @@ def main() -> int:
         if args.mode == "count":
             print(format_counts(sides.make_work(cfg), cfg.TEST.ENSEMBLE))
             return 0
-        others = {"layers": compare_layers, "rank": compare_rankings, "points": compare_points, "head": compare_heads}
-        compare = (sides.COMPARISONS | others)[args.mode]
+        module, name = MODES[args.mode].split(":")
+        compare = getattr(importlib.import_module(f"script.speed.{module}"), name)
         comparison, device = compare(cfg, args), sides.resolve_device(cfg.DEVICE)
         time_sides(comparison, args.repeats, device)
     print(f"{describe_device(device)}, load average {load:.2f}")
     for name, (difference, tolerance) in comparison.differences.items():
         print(f"{name}: {difference:.3g} (at most {tolerance:g})")
-    print(f"equal numbers: {'yes' if comparison.equal else 'NO'}\n\n{HEAD}\n{format_row(comparison)}")
+    print(f"equal numbers: {'yes' if comparison.equal else 'NO'}\n\n{format_rows(HEAD, [list_cells(comparison)])}")
     return 0 if comparison.equal else 1
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pandas as pd
 import pytest
 import torch
 
@@ -115,5 +116,5 @@ def test_median_and_quartiles():
 
 
 def test_hits_are_compared_by_share():
-    hits = Counter({"points": 4, ("nn", 0.1): 3})
-    assert sides.compare_hits({("nn", 0.1): 0.5}, hits) == 0.25
+    hits = Counter({"n_points": 4, "nn@0.1": 3})
+    assert sides.compare_hits(pd.DataFrame({"n_points": [3, 1], "nn@0.1": [2, 0]}), hits) == 0.25

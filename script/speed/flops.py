@@ -20,20 +20,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from loss import build_loss
 from model.backbone.diffusion import Diffusion
-from model.backbone.facts import NetworkFacts, compute_facts, find_configs
+from model.backbone.facts import NetworkFacts, compute_facts
 from model.backbone.load import StableDiffusion
 from model.backbone.text import PromptEncoder
-from model.error import NetworkNotFoundError
 from model.method.sd4match import SD4Match
 from model.prompt.cpm import ConditionalPrompt
 from model.prompt.name import format_prompt
-from script.speed import reference
-from utils.localise import FeatureSimilarity, localise
+from utils.localise import FeatureSimilarity
 
 META = torch.device("meta")
 TERA = 1e12
 SEEDS = torch.zeros(1, 2, dtype=torch.int64)
-LOSS = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}
+LOSS = {"name": "kernel_smoothed_cross_entropy", "beta": 0.04, "kernel_size": 7, "sigma": 1.5}
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,6 @@ class Work:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.facts.latent_channels, *(side // self.facts.vae_stride for side in self.image_size)
-
-
-def require_configs(folder: str, init: str, architecture: str) -> dict[str, dict[str, Any]]:
-    """`model.backbone.facts.find_configs`; NetworkNotFoundError if there are none."""
-    if (configs := find_configs(folder, init=init, architecture=architecture)) is None:
-        raise NetworkNotFoundError(f"no network at {folder!r}: neither a folder nor a known hub id")
-    return configs
 
 
 def count(run: Callable[[], object]) -> int:
@@ -91,49 +82,42 @@ def count_parts(work: Work) -> dict[str, tuple[int, int]]:
     return {
         "VAE encoder": (vae, 0),
         "whole UNet": (whole, 0),
-        f"UNet to up-block {work.layer}": count_both(lambda: method.diffusion.features(noise, 0, embeds, None)[block]),
+        name_cut(work): count_both(lambda: method.diffusion.features(noise, 0, embeds, None)[block]),
         "text transformer": count_both(lambda: method.text.encode_tokens(tokens)),
         "CPM": count_both(lambda: method.prompt(_make_batch(work))),
         "loss": _count_loss(work),
     }
 
 
-def count_training_pair(work: Work) -> int:
-    """Operations per pair of this repository's training step, forward and backward."""
+def count_training_pair(work: Work) -> tuple[int, int]:
+    """Operations per pair of this repository's training step, forward and backward, and of the plain one."""
+    method, parts = _build_method(work), count_parts(work)
+    ours = count(lambda: torch.cat(method.pair_features(_make_batch(work), SEEDS)).sum().backward())
+    image = parts["VAE encoder"][0] + parts["whole UNet"][0] + parts[name_cut(work)][1] + sum(parts["text transformer"])
+    loss = sum(parts["loss"])
+    return ours + loss, 2 * image + sum(parts["CPM"]) + loss
+
+
+@torch.no_grad()
+def count_test_pair(work: Work) -> tuple[int, int]:
+    """Operations per pair of testing a pair prompt here, and plainly; without localisers, which are next to nothing."""
     method = _build_method(work)
-    extraction = count(lambda: torch.cat(method.pair_features(_make_batch(work), SEEDS)).sum().backward())
-    return extraction + sum(_count_loss(work))
+    parts = {name: forward for name, (forward, _) in count_parts(work).items()}
+    image = parts["VAE encoder"] + work.ensemble * parts["whole UNet"] + parts["text transformer"]
+    return count(lambda: method.pair_features(_make_batch(work), SEEDS)), 2 * image + parts["CPM"]
 
 
-def count_reference_training_pair(work: Work) -> int:
-    """Operations per pair of the plain training step."""
-    extract, maps, (kps, *_) = _build_reference(work), _make_maps(work), _make_points(work)
-
-    def compute_loss() -> Tensor:
-        return reference.compute_loss([maps], kps, kps, [work.n_points], work.image_size, **LOSS)
-
-    return count(lambda: torch.cat(extract()).sum().backward()) + sum(count_both(compute_loss))
-
-
-@torch.no_grad()
-def count_test_pair(work: Work) -> int:
-    """Operations per pair of testing a pair prompt here, localisers included."""
-    method, (kps, *_) = _build_method(work), _make_points(work)
-    localisers = count(lambda: localise(FeatureSimilarity(*_make_maps(work)), kps, work.image_size))
-    return count(lambda: method.pair_features(_make_batch(work), SEEDS)) + localisers
-
-
-@torch.no_grad()
-def count_reference_test_pair(work: Work) -> int:
-    """Operations per pair of testing a pair prompt plainly, localisers included."""
-    maps, (kps, *_) = _make_maps(work), _make_points(work)
-    localisers = count(lambda: reference.localise(*maps, kps[0], work.image_size, 0.04, 7.0))
-    return count(_build_reference(work)) + localisers
+def name_cut(work: Work) -> str:
+    """Of the UNet as far as this repository runs it, among the parts."""
+    return f"UNet to up-block {work.layer}"
 
 
 def _count_loss(work: Work) -> tuple[int, int]:
-    loss, similarity = build_loss("kernel_smoothed_cross_entropy", **LOSS), FeatureSimilarity(*_make_maps(work))
-    return count_both(lambda: loss(similarity, *_make_points(work), work.image_size))
+    """Of real maps, all ones: it is small enough to be run."""
+    loss, shape = build_loss(**LOSS), work.facts.feature_shape(work.image_size, work.layer)
+    similarity = FeatureSimilarity(*(torch.ones(1, *shape, requires_grad=True) for _ in range(2)))
+    kps, mask = torch.ones(1, work.n_points, 2), torch.ones(1, work.n_points, dtype=torch.bool)
+    return count_both(lambda: loss(similarity, kps, kps, mask, work.image_size))
 
 
 def _make_batch(work: Work) -> dict[str, Tensor]:
@@ -141,17 +125,6 @@ def _make_batch(work: Work) -> dict[str, Tensor]:
     channels, *latent_size = work.latent_shape
     shapes = {"posterior": (2 * channels, *latent_size), "condition": work.condition_shape}
     return {f"{side}_{key}": _empty(1, *shape) for side in ("src", "trg") for key, shape in shapes.items()}
-
-
-def _make_maps(work: Work) -> tuple[Tensor, Tensor]:
-    """Real feature maps of a pair, all ones: loss and localisers are small enough to be run."""
-    shape = work.facts.feature_shape(work.image_size, work.layer)
-    return torch.ones(1, *shape, requires_grad=True), torch.ones(1, *shape, requires_grad=True)
-
-
-def _make_points(work: Work) -> tuple[Tensor, Tensor, Tensor]:
-    kps = torch.ones(1, work.n_points, 2)
-    return kps, kps, torch.ones(1, work.n_points, dtype=torch.bool)
 
 
 def _empty(*shape: int) -> Tensor:
@@ -185,16 +158,3 @@ def _build_method(work: Work) -> SD4Match:
     text = PromptEncoder(networks.text_encoder, networks.tokenizer)
     diffusion = Diffusion(networks.unet, networks.scheduler, (f"up{work.layer}",))
     return SD4Match(diffusion, text, _build_prompt(work), image_size=work.image_size, ensemble=work.ensemble)
-
-
-def _build_reference(work: Work) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A function that extracts both images of a pair plainly, prompt included."""
-    settings = {"layer": work.layer, "timestep": 50, "ensemble": work.ensemble, "dtype": torch.float32}
-    extract, prompt = reference.ReferenceExtractor(_build_networks(work), **settings), _build_prompt(work)
-    image, noise = _empty(3, *work.image_size), _empty(1 + work.ensemble, *work.latent_shape)
-
-    def run() -> tuple[Tensor, Tensor]:
-        tokens = prompt(_make_batch(work))
-        return extract(image, tokens, noise), extract(image, tokens, noise)
-
-    return run

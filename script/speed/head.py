@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from config import ConfigError
+from config import ConfigError, change_config
 from dataset.pair_dataset import collate
 from engine.transfer import move_batch
 from loss.pose_variants import match_mirrored, mirror
 from loss.soft_argmax_error import SoftArgmaxError
 from model.backbone.device import resolve_device
 from model.head import AggregationNetwork
-from model.method.geoaware import READS, GeoAware, join_maps
+from model.method.geoaware import READS, GeoAware
 from model.source import MIRRORED
 from script.speed.sides import Comparison, Side, relative
 from utils.cache import FeatureCache
@@ -39,68 +40,50 @@ def compare_heads(cfg, args: argparse.Namespace) -> Comparison:
     side, device = PATCHES // args.scale, resolve_device(cfg.DEVICE)
     if PATCHES % args.scale or side % 4:
         raise ConfigError(f"--scale {args.scale}: 60 / SCALE must be a multiple of 4, such as 60, 20 or 12")
-    size, root = (side * PATCH, side * PATCH), Path(cfg.DATASET.ROOT)
-    generator = torch.Generator().manual_seed(cfg.SEED)
+    root, generator = Path(cfg.DATASET.ROOT), torch.Generator().manual_seed(cfg.SEED)
     caches = write_maps(root, side, 2 * args.pairs, generator)
-    batches = [make_points(size[0], generator) for _ in range(args.pairs)]
+    points = [make_points(side * PATCH, generator) for _ in range(args.pairs)]
     with seeded(cfg.SEED):
         head = AggregationNetwork([channels for channels, _ in DIMS.values()]).to(device)
-    method = GeoAware(size, list(DIMS)[:3], head)
+    exact = change_config(cfg, {"GEOAWARE.NOISE": 0.0, "GEOAWARE.DROPOUT": 0.0})
+    sides, losses, gradients = [], [], []
+
+    def read(load: Callable[[str, str], object], number: int) -> dict:
+        names = (("src", 2 * number), ("trg", 2 * number + 1))
+        maps = {f"{name}_{key}": load(key, str(image)) for name, image in names for key in caches}
+        return move_batch(collate([points[number] | maps]), device)
+
+    for network, compute, load in (
+        (head, compute_ours, lambda key, image: caches[key].get(image)),
+        (copy.deepcopy(head), compute_plainly, lambda key, image: torch.load(root / f"{key}-{image}.pt")),
+    ):
+        losses.append(compute(build_method(network, side * PATCH, exact), read(load, 0), 0))
+        found = torch.autograd.grad(losses[-1].sum(), list(network.parameters()), allow_unused=True)
+        gradients.append(torch.cat([part.flatten() for part in found if part is not None]))
+        method = build_method(network, side * PATCH, cfg)
+        step = partial(learn, method, method.build_optimizer(1e-6, 1.0), compute, partial(read, load), args.pairs)
+        sides.append(Side(step, args.pairs, [network]))
+    differences = {"loss, relative": (relative(*losses), 1e-4), "gradient, relative": (relative(*gradients), 1e-2)}
+    return Comparison("pairs", *sides, differences)
+
+
+def build_method(head: AggregationNetwork, side: int, cfg) -> GeoAware:
+    method = GeoAware((side, side), list(DIMS)[:3], head)
     method.learn_as(cfg.GEOAWARE)
     method.objective = SoftArgmaxError(BETA)
-    plain_head = copy.deepcopy(head)
-    optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=1e-3) for network in (head, plain_head)]
+    return method
 
-    def read(number: int) -> dict:
-        maps = {
-            f"{name}_{key}": cache.get(str(2 * number + place))
-            for place, name in enumerate(("src", "trg"))
-            for key, cache in caches.items()
-        }
-        return move_batch(collate([batches[number] | maps]), device)
 
-    def read_plainly(number: int) -> dict:
-        maps = {
-            f"{name}_{key}": torch.load(root / f"{key}-{2 * number + place}.pt")
-            for place, name in enumerate(("src", "trg"))
-            for key in caches
-        }
-        return move_batch(collate([batches[number] | maps]), device)
-
-    def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        loss.sum().backward()
+def learn(method: GeoAware, optimizer, compute: Callable[..., Tensor], read: Callable[[int], dict], count: int) -> None:
+    """A step of each of so many pairs."""
+    for number in range(count):
+        compute(method, read(number), number).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    def learn() -> None:
-        for number in range(args.pairs):
-            step(optimizers[0], method.loss(read(number), torch.tensor([[2 * number, 2 * number + 1]])))
 
-    def learn_plainly() -> None:
-        for number in range(args.pairs):
-            step(
-                optimizers[1], compute_plainly(plain_head, read_plainly(number), method.variants, method.dropout, size)
-            )
-
-    exact = copy.copy(method)
-    exact.dropout, exact.variants = 0.0, copy.copy(method.variants)
-    object.__setattr__(exact.variants, "noise", 0.0)
-    losses = (
-        exact.loss(read(0), torch.tensor([[0, 1]])),
-        compute_plainly(plain_head, read(0), exact.variants, 0.0, size),
-    )
-    gradients = []
-    for network, loss in zip((head, plain_head), losses, strict=True):
-        loss.sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
-        network.zero_grad()
-    differences = {
-        "loss, relative": (relative(*losses), 1e-4),
-        "gradient, relative": (relative(*gradients), 1e-2),
-    }
-    return Comparison(
-        "pairs", Side(learn, args.pairs, [head]), Side(learn_plainly, args.pairs, [plain_head]), differences
-    )
+def compute_ours(method: GeoAware, batch: Mapping, number: int) -> Tensor:
+    return method.loss(batch, torch.tensor([[2 * number, 2 * number + 1]]))
 
 
 def write_maps(root: Path, side: int, count: int, generator: torch.Generator) -> dict[str, FeatureCache]:
@@ -132,23 +115,22 @@ def make_points(side: int, generator: torch.Generator) -> dict[str, Tensor]:
     return item | {"pck_threshold": box, "src_threshold": box, "kps_ids": ids, "kps_partner": ids}
 
 
-def compute_plainly(head: nn.Module, batch: Mapping, variants, dropout: float, size: tuple[int, int]) -> Tensor:
+def compute_plainly(method: GeoAware, batch: Mapping, number: int) -> Tensor:
     """The loss of one pair: every row of every correlation, the keypoints' taken afterwards."""
-    taps = list(DIMS)[:3]
+    head, variants, width = method.head, method.variants, method.image_size[1]
 
     def describe(name: str, mirrored: bool) -> Tensor:
-        layers, dino = (batch[f"{name}_{key}{MIRRORED * mirrored}"] for key in READS)
-        maps = F.dropout(join_maps([layers[tap] for tap in taps], dino), dropout)
+        maps = F.dropout(method.maps(batch, name, mirrored, None), method.dropout)
         return F.normalize(head(maps).flatten(2), dim=1)  # (1, C, h w)
 
     names = (("src", False), ("trg", False), ("src", True), ("trg", True))
     src, trg, src_mirrored, trg_mirrored = (describe(*name) for name in names)
     seen = batch["kps_mask"][0]
     pair = [batch[f"{name}_kps"][0][seen] for name in ("src", "trg")]
-    alone = match_mirrored(batch, "src", size[1])
+    alone = match_mirrored(batch, "src", width)
     terms = [
         (1.0, src, trg, *pair, batch["pck_threshold"]),
-        (variants.double, src_mirrored, trg_mirrored, *(mirror(kps, size[1]) for kps in pair), batch["pck_threshold"]),
+        (variants.double, src_mirrored, trg_mirrored, *(mirror(kps, width) for kps in pair), batch["pck_threshold"]),
         (variants.alone, src_mirrored, src, *(kps[0][alone.mask[0]] for kps in (alone.src, alone.trg)), alone.extent),
     ]
     total = compute_sparse(src, trg, *(find_rows(kps) for kps in pair), head.logit_scale.exp())

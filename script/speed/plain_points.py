@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -20,26 +21,20 @@ from model.method.point_embedding import Descent, Reading
 from utils.noise import derive_seeds, draw_noise
 
 
+@dataclass
 class PlainPoints:
     """Images are (3, R, R) in [-1, 1]; crops have `side` px, of which a point keeps `margin` to the border."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        scheduler: DDIMScheduler,
-        scaling_factor: float,
-        *,
-        side: int,
-        margin: int,
-        layers: Sequence[str],
-        heads: Sequence[int] | None,  # None: all
-        token: int,
-        uniform_noise: bool = True,
-    ) -> None:
-        self.unet, self.vae, self.scheduler, self.scaling_factor = unet, vae, scheduler, scaling_factor
-        self.side, self.margin, self.layers, self.heads, self.token = side, margin, layers, heads, token
-        self.uniform_noise = uniform_noise
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: DDIMScheduler
+    scaling_factor: float
+    side: int
+    margin: int
+    layers: Sequence[str]
+    heads: Sequence[int] | None  # None: all
+    token: int
+    uniform_noise: bool = True
 
     def find(self, image: Tensor, point: Tensor, start: Tensor, seed: int, descent: Descent) -> tuple[Tensor, Tensor]:
         """The embedding (L, D) of a point (2,), px, and its losses (steps,)."""

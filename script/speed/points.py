@@ -12,6 +12,7 @@ from engine.build import build_accelerator, build_method
 from engine.precompute import build_caches
 from engine.transfer import build_loader, move_batch
 from model.backbone.attention import read_layers
+from model.backbone.facts import find_configs
 from model.method.ldm_correspondence import LDMCorrespondence, Point
 from model.method.point_embedding import Rows
 from model.source import find_stable_diffusion
@@ -34,10 +35,15 @@ def compare_points(cfg, args: argparse.Namespace) -> Comparison:
     method: LDMCorrespondence = build_method(cfg, device, None)
     build_caches(cfg, (pairs,), method, accelerator)
     images, points, targets = _list_points(cfg, pairs, device, args.pairs)
-    plain = _build_plain(method, cfg)
+    finder = method.finder
+    plain = PlainPoints(
+        *(finder.unet, finder.latents.vae, finder.scheduler, finder.latents.scaling_factor),
+        *(finder.rule.side, finder.rule.margin),
+        *(finder.layers, finder.heads, finder.token, finder.uniform_noise),
+    )
 
     def run() -> Tensor:
-        method.finder.latents._found.clear()  # no crop is known yet
+        finder.latents._found.clear()  # no crop is known yet
         return method.read(images, targets, points, method.find(images, points))
 
     def run_plainly() -> None:
@@ -62,7 +68,7 @@ def compare_points(cfg, args: argparse.Namespace) -> Comparison:
 
 def count_point(cfg) -> dict[str, tuple[int, int, int]]:
     """Operations of a step of finding, of a pass of reading, and of the VAE in each; ours has kept all crops."""
-    configs = flops.require_configs(**find_stable_diffusion(cfg))
+    configs = find_configs(**find_stable_diffusion(cfg))
     with torch.device(flops.META):
         unet = UNet2DConditionModel.from_config(configs["unet"]).requires_grad_(False)
         vae = AutoencoderKL.from_config(configs["vae"]).requires_grad_(False)
@@ -100,22 +106,6 @@ def _start(method: LDMCorrespondence, point: Point, number: int) -> tuple[int, T
     seed = identifier_seed(point.key, f"{point.xy} {number}")
     shape, device = (method.tokens, method.finder.width), method.finder.device
     return seed, draw_noise(derive_seeds(torch.tensor([seed]), 0), shape, device)[0]
-
-
-def _build_plain(method: LDMCorrespondence, cfg) -> PlainPoints:
-    finder = method.finder
-    return PlainPoints(
-        finder.unet,
-        finder.latents.vae,
-        finder.scheduler,
-        finder.latents.scaling_factor,
-        side=finder.rule.side,
-        margin=finder.rule.margin,
-        layers=finder.layers,
-        heads=finder.heads,
-        token=finder.token,
-        uniform_noise=finder.uniform_noise,
-    )
 
 
 def _compare(method, plain: PlainPoints, images, points, targets) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +79,6 @@ def draw_image_noise(seed: int, ensemble: int, shape: Sequence[int], device: tor
     """(1 + ensemble, *shape): the draws that this repository's matcher makes for an image with this seed."""
     seeds = torch.tensor([seed])
     return torch.cat([draw_noise(derive_seeds(seeds, draw), shape, device) for draw in range(ensemble + 1)])
-
-
-class DictCache:
-    """All features of a data set in one file, read into memory as a whole."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._tensors: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-
-    def __contains__(self, identifier: object) -> bool:
-        return identifier in self._tensors
-
-    def get(self, identifier: str) -> Tensor:
-        return self._tensors[identifier]
 
 
 def read_annotations(root: Path, splits: Iterable[str]) -> list[dict]:

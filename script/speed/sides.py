@@ -1,4 +1,4 @@
-"""What script/benchmark.py times: for each mode this repository's way and the plain one, on the same inputs."""
+"""What script/benchmark.py times: SD4Match and its parts, here and the plain way, on the same inputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,25 +23,31 @@ from dataset.pair_dataset import PairDataset, collate, drop_padding
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.correspondence import build_protocol
-from engine.evaluate import Protocol, Share, evaluate, extract_images
+from engine.evaluate import Share, evaluate, extract_images
 from engine.learner import Learner, build_schedule
 from engine.precompute import build_caches, unique_images
 from engine.transfer import build_loader, move_batch
 from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index, write_spair
 from model.backbone.device import resolve_device, resolve_dtype
-from model.backbone.facts import condition_facts
+from model.backbone.facts import condition_facts, find_configs
 from model.backbone.load import load_stable_diffusion
 from model.source import condition_source, find_condition, find_stable_diffusion
 from script.speed import flops, reference
 from utils.cache import FeatureCache
 from utils.localise import FeatureSimilarity, localise
 from utils.noise import identifier_seed
-from utils.pck import PCKEvaluator, alpha_key, summarise
+from utils.pck import PCKEvaluator, alpha_key
 
 NETWORKS = {  # --network -> config file, settings
     "mini": ("config/mini/base.yaml", {}),
     "sd2-1-random": (None, {"NETWORK.INIT": "random", "NETWORK.ARCHITECTURE": "sd2-1"}),
     "sd1-5-random": ("config/spair/dift_sd1-5.yaml", {"NETWORK.INIT": "random"}),
+}
+UNTRAINED = {  # mode that trains nothing -> stem of the mini world's config file, settings
+    "features": ("base", {"PROMPT.TYPE": "empty"}),
+    "layers": ("geoaware_zero_shot", {"FEATURES.PROMPT": ""}),
+    "rank": ("dsd", {"DATASET.NAME": "manifest", "METHOD.NAME": "dsd"}),
+    "points": ("ldm_correspondence", {"METHOD.NAME": "ldm_correspondence"}),
 }
 CATEGORIES = ("bicycle", "car", "dog", "person")
 SPLIT = "trn"
@@ -82,19 +89,15 @@ def make_config(args: argparse.Namespace, root: str):
     """The checked config of --network and the settings, which trains a CPM prompt; all files below `root`."""
     config_file, settings = NETWORKS.get(args.network, (None, {"NETWORK.FOLDER": args.network}))
     overrides = {**settings, "DATASET.NAME": "spair", "DATASET.ROOT": root, "OUTPUT_ROOT": f"{root}/output"}
-    if args.mode == "features":
-        overrides["PROMPT.TYPE"] = "empty"
-    if args.mode == "layers":
-        config_file = f"config/{'mini' if args.network == 'mini' else 'spair'}/geoaware_zero_shot.yaml"
-        overrides["FEATURES.PROMPT"] = ""
-    if args.mode == "rank":
-        config_file = config_file and "config/mini/dsd.yaml"
-        overrides |= {"DATASET.NAME": "manifest", "METHOD.NAME": "dsd"}
-    if args.mode == "points":
-        config_file = config_file and "config/mini/ldm_correspondence.yaml"
-        overrides["METHOD.NAME"] = "ldm_correspondence"
+    if args.mode in UNTRAINED:
+        stem, more = UNTRAINED[args.mode]
+        overrides |= more
+        if args.network == "mini":
+            config_file = f"config/mini/{stem}.yaml"
+        elif args.mode == "layers":
+            config_file = "config/spair/geoaware_zero_shot.yaml"
     cfg = load_config(config_file, args.opts, overrides)
-    check_config(cfg, training=args.mode not in ("features", "layers", "rank", "points"))
+    check_config(cfg, training=args.mode not in UNTRAINED)
     if cfg.PROMPT.KIND != "CPM":
         raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg
@@ -102,7 +105,7 @@ def make_config(args: argparse.Namespace, root: str):
 
 def make_work(cfg, ensemble: int = 1) -> flops.Work:
     """The sizes of a config's arithmetic; reads JSON files only."""
-    configs = flops.require_configs(**find_stable_diffusion(cfg))
+    configs = find_configs(**find_stable_diffusion(cfg))
     known = condition_facts("DINO-Feat", **find_condition(cfg, "DINO-Feat"))
     shape = known or condition_source(cfg, "DINO-Feat").shape
     return flops.Work(configs, tuple(cfg.DATASET.IMAGE_SIZE), shape, cfg.METHOD.LAYER, cfg.PROMPT.CPM, ensemble)
@@ -193,9 +196,9 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
         "gradient, relative": (relative(flat, plain_flat), GRADIENT[world.dtype]),
     }
     batches, plain_batches = (read_batches(cfg, pairs, count()) for pairs in (world.pairs, world.plain_pairs))
-    work, units = make_work(cfg, world.ensemble), STEPS * size
-    ours = Side(step, units, [method], flops.count_training_pair(work) / flops.TERA)
-    plain = Side(plain_step, units, [world.extractor], flops.count_reference_training_pair(work) / flops.TERA)
+    ours, plain = (count / flops.TERA for count in flops.count_training_pair(make_work(cfg, world.ensemble)))
+    ours = Side(step, STEPS * size, [method], ours)
+    plain = Side(plain_step, STEPS * size, [world.extractor], plain)
     return Comparison("pairs", ours, plain, differences)
 
 
@@ -203,25 +206,23 @@ def compare_testing(cfg, args: argparse.Namespace) -> Comparison:
     world, protocol = World(cfg, args, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE), build_protocol(cfg)
     share, settings = Share(cfg.EVAL.BATCH_SIZE, cfg.DATASET.NUM_WORKERS), (cfg.EVAL.BETA, cfg.EVAL.SIGMA)
 
-    def score() -> dict:
-        found = evaluate(world.method, world.pairs, protocol, cfg.SEED, world.device, share)
-        return share_of_hits(found, protocol)
+    def score() -> pd.DataFrame:
+        return evaluate(world.method, world.pairs, protocol, cfg.SEED, world.device, share)
 
     @torch.no_grad()
-    def score_plainly() -> dict:
+    def score_plainly() -> Counter:
         hits = Counter()
         for batch in build_loader(world.plain_pairs):
             batch = move_batch(batch, world.device)
             maps = world.extract_plainly(batch, 0, world.method.prompt)
-            judge_plainly(
-                hits, batch, 0, reference.localise(*maps, batch["src_kps"][0], world.size, *settings), protocol
-            )
+            found = reference.localise(*maps, batch["src_kps"][0], world.size, *settings)
+            judge_plainly(hits, batch, 0, found, protocol.alphas)
         return hits
 
     differences = world.compare_features() | {"PCK": (compare_hits(score(), score_plainly()), HITS[world.dtype])}
-    work, units = make_work(cfg, world.ensemble), len(world.pairs)
-    ours = Side(score, units, [world.method], flops.count_test_pair(work) / flops.TERA)
-    plain = Side(score_plainly, units, [world.extractor], flops.count_reference_test_pair(work) / flops.TERA)
+    ours, plain = (count / flops.TERA for count in flops.count_test_pair(make_work(cfg, world.ensemble)))
+    ours = Side(score, len(world.pairs), [world.method], ours)
+    plain = Side(score_plainly, len(world.pairs), [world.extractor], plain)
     return Comparison("pairs", ours, plain, differences)
 
 
@@ -238,11 +239,10 @@ def compare_features(cfg, args: argparse.Namespace) -> Comparison:
         for position in range(len(world.plain_pairs)):
             world.extract_plainly(world.take(world.plain_pairs, [position]), 0, world.method.prompt)
 
-    parts = {name: forward / flops.TERA for name, (forward, _) in flops.count_parts(make_work(cfg)).items()}
+    work = make_work(cfg)
+    parts = {name: forward / flops.TERA for name, (forward, _) in flops.count_parts(work).items()}
     plain_tflop = parts["VAE encoder"] + parts["text transformer"] + world.ensemble * parts["whole UNet"]
-    ours = Side(
-        extract, len(world.refs), [world.method], world.ensemble * parts[f"UNet to up-block {cfg.METHOD.LAYER}"]
-    )
+    ours = Side(extract, len(world.refs), [world.method], world.ensemble * parts[flops.name_cut(work)])
     plain = Side(extract_plainly, 2 * len(world.pairs), [world.extractor], plain_tflop)
     return Comparison("images", ours, plain, world.compare_features())
 
@@ -264,20 +264,20 @@ def compare_localisers(cfg, args: argparse.Namespace) -> Comparison:
     }
     settings = {"image_size": work.image_size, "beta": cfg.EVAL.BETA, "sigma": cfg.EVAL.SIGMA}
 
-    def score() -> dict:
+    def score() -> pd.DataFrame:
         evaluator = PCKEvaluator(protocol.localisers, protocol.alphas)
         for first in range(0, n_pairs, cfg.EVAL.BATCH_SIZE):
             part = slice(first, first + cfg.EVAL.BATCH_SIZE)
             batch = drop_padding({key: value[part] for key, value in whole.items()})
             similarity = FeatureSimilarity(source[part], target[part])
             evaluator.update(batch, localise(similarity, batch["src_kps"], names=protocol.localisers, **settings))
-        return share_of_hits(evaluator.scores(), protocol)
+        return evaluator.scores()
 
-    def score_plainly() -> dict:
+    def score_plainly() -> Counter:
         hits = Counter()
         for b in range(n_pairs):
             found = reference.localise(source[b : b + 1], target[b : b + 1], whole["src_kps"][b], **settings)
-            judge_plainly(hits, whole, b, found, protocol)
+            judge_plainly(hits, whole, b, found, protocol.alphas)
         return hits
 
     differences = {"PCK": (compare_hits(score(), score_plainly()), 1e-9)}
@@ -337,7 +337,7 @@ def compare_caches(cfg, args: argparse.Namespace) -> Comparison:
     names = [str(i) for i in torch.randperm(n_images, generator=generator).tolist()]
     features = {name: torch.randn(shape, generator=generator).half() for name in names}
     open_ours = partial(FeatureCache, root, {"what": "benchmark"}, shape)
-    open_plain, cache = partial(reference.DictCache, root / "features.pt"), open_ours()
+    open_plain, cache = partial(torch.load, root / "features.pt"), open_ours()
     for name, feature in features.items():
         cache.put(name, "0", feature)
     torch.save(features, root / "features.pt")
@@ -352,17 +352,6 @@ def compare_caches(cfg, args: argparse.Namespace) -> Comparison:
     return Comparison("images", ours, plain, {"arrays that differ": (float(wrong), 0.0)})
 
 
-COMPARISONS: dict[str, Callable[..., Comparison]] = {
-    "train": compare_training,
-    "test": compare_testing,
-    "features": compare_features,
-    "localise": compare_localisers,
-    "loader": compare_loaders,
-    "index": compare_index,
-    "cache": compare_caches,
-}
-
-
 def render_pairs(cfg, n_pairs: int) -> PairDataset:
     """A rendered benchmark of about so many pairs."""
     per_category = -(-n_pairs // len(CATEGORIES))
@@ -375,7 +364,7 @@ def with_images(pairs: PairDataset, path: Path) -> PairDataset:
     caches = {}
     if (cache := pairs.caches.get("condition")) is not None:
         torch.save({ref.identifier: cache.get(ref.identifier) for ref in unique_images([pairs])}, path)
-        caches["condition"] = reference.DictCache(path)
+        caches["condition"] = torch.load(path)
     return PairDataset(pairs.benchmark, pairs.frame, caches, with_images=True)
 
 
@@ -386,24 +375,18 @@ def read_batches(cfg, pairs: PairDataset, numbers: Iterable[int]) -> Iterator[di
     return iter(build_loader(pairs, cfg.DATASET.NUM_WORKERS, batches=batches))
 
 
-def share_of_hits(scores, protocol: Protocol) -> dict:
-    """(localiser, alpha) -> share of correct keypoints."""
-    pck = summarise(scores, protocol.localisers, protocol.alphas, by="point")["pck"]
-    return {(name, alpha): pck[name][alpha_key(alpha)]["all"] for name in pck for alpha in protocol.alphas}
-
-
-def judge_plainly(hits: Counter, batch: Mapping, b: int, found: Mapping[str, Tensor], protocol: Protocol) -> None:
-    """Count the points of the b-th pair, and by (localiser, alpha) those that were found."""
+def judge_plainly(hits: Counter, batch: Mapping, b: int, found: Mapping[str, Tensor], alphas: Sequence[float]) -> None:
+    """Count the points of the b-th pair, and by localiser and alpha those that were found."""
     n_points, threshold = int(batch["kps_mask"][b].sum()), float(batch["pck_threshold"][b])
-    hits["points"] += n_points
+    hits["n_points"] += n_points
     for name, pred in found.items():
-        counts = reference.count_hits(pred, batch["trg_kps"][b], n_points, threshold, protocol.alphas)
-        hits.update({(name, alpha): count for alpha, count in zip(protocol.alphas, counts, strict=True)})
+        counts = reference.count_hits(pred, batch["trg_kps"][b], n_points, threshold, alphas)
+        hits.update({f"{name}@{alpha_key(alpha)}": count for alpha, count in zip(alphas, counts, strict=True)})
 
 
-def compare_hits(ours: Mapping, hits: Counter) -> float:
+def compare_hits(scores: pd.DataFrame, hits: Counter) -> float:
     """The largest difference of a share of correct keypoints."""
-    return max(abs(share - hits[key] / hits["points"]) for key, share in ours.items())
+    return max(abs(scores[key].sum() - count) for key, count in hits.items()) / hits["n_points"]
 
 
 def relative(a: Tensor, b: Tensor) -> float:
