@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-Main = Callable[..., int]
+Main = Callable[..., int | None]
 Errors = tuple[type[Exception], ...]
 
 
@@ -14,16 +14,16 @@ def entry_point(
 ) -> Callable[[Main], Main]:
     """Decorates a command's main(): errors that its user can mend become a line of `tell` and an exit status.
 
-    2 for a wrong setting (ConfigError, and the types `wrong`), `status` for the other engine.errors.USER_ERRORS and the
-    types `mendable`, 130 for Ctrl-C, after which `interrupted` says what becomes of the work. Anything else is a bug
-    and keeps its traceback.
+    0 if it returns None; 2 for a wrong setting (ConfigError, and the types `wrong`), `status` for the other
+    engine.errors.USER_ERRORS and the types `mendable`, 130 for Ctrl-C, after which `interrupted` says what becomes of
+    the work. Anything else is a bug and keeps its traceback.
     """
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def run(*args, **kwargs) -> int:
             try:
-                return main(*args, **kwargs)
+                return main(*args, **kwargs) or 0
             except KeyboardInterrupt:
                 if interrupted:
                     tell(f"interrupted; {interrupted}")

@@ -79,21 +79,20 @@ def analyse(scores, measure, draws: int) -> dict:
     return {"groups": rows.where(rows.notna(), None).to_dict("records"), "curve": curve, "sensitivity": change}
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Print everything; the numbers by file, in percent."""
+@entry_point(mendable=(ValueError,))
+def main() -> None:
+    args = parse_args()
     from utils.metrics import choose
     from utils.pck import find_inequality
     from utils.statistics import Measure, compare
+    from utils.store import write_json
 
     measure = Measure(args.localiser, args.alpha, args.by, args.average, args.points, args.dagger)
     tables = read_common(args.files)
     first = next(iter(tables.values()))
     rule = f"error {find_inequality(first)} alpha x threshold, {first['protocol'].iloc[0]} frame"
-    print(
-        f"{measure.title}@{args.alpha:g} per {args.by}, {args.localiser}: {rule}, averaged over {args.average}s; ",
-        end="",
-    )
-    print("intervals over pairs\n")
+    title = f"{measure.title}@{args.alpha:g} per {args.by}, {args.localiser}"
+    print(f"{title}: {rule}, averaged over {args.average}s; intervals over pairs\n")
     tables = {file: choose(scores, args.points, args.dagger) for file, scores in tables.items()}
     if args.only:
         tables = {file: find_group(scores, *args.only) for file, scores in tables.items()}
@@ -110,18 +109,8 @@ def run(args: argparse.Namespace) -> dict:
         print(f"{file}\n  minus {first}:")
         print(f"  {value:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}] (paired bootstrap over {found.pairs} pairs),")
         print(f"  p = {found.p_value:.2g} (two-sided sign-flip permutation test)\n")
-    return content
-
-
-@entry_point(mendable=(ValueError,))
-def main() -> int:
-    args = parse_args()
-    content = run(args)
     if args.json:
-        from utils.store import write_json
-
         write_json(args.json, content)
-    return 0
 
 
 if __name__ == "__main__":

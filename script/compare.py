@@ -70,7 +70,7 @@ def draw_comparison(configs: dict, n_pairs: int, folder: Path) -> None:
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     args = parse_args()
     configs = {name: load_config(args.config_file, args.opts, {"PROMPT.TYPE": name}) for name in args.prompts}
     for cfg in configs.values():
@@ -79,7 +79,6 @@ def main() -> int:
     output = args.output or f"{resolve_path(configs[args.prompts[0]].OUTPUT_ROOT)}/figure"
     draw_comparison(configs, args.pairs, Path(output))
     print(table)
-    return 0
 
 
 if __name__ == "__main__":

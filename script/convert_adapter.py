@@ -16,7 +16,7 @@ from engine.entry import entry_point  # noqa: E402
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the file, or its folder")
     parser.add_argument("folder", type=Path, help="that receives it, below OUTPUT_ROOT/prompt")
@@ -30,7 +30,6 @@ def main() -> int:
     write_tensors(args.folder / WEIGHTS_FILE, tensors, {"imported": args.source.name})
     export_adapter(args.folder, tensors, "")
     print(f"{len(tensors)} matrices, {sum(value.numel() for value in tensors.values()):,} numbers: {args.folder}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,24 +22,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert(checkpoint: str | Path, output: str | Path) -> None:
-    from model.backbone.captioner import read_captioner
-    from utils.store import write_tensors
-
-    tensors = read_captioner(checkpoint)
-    write_tensors(output, tensors, {"made_of": Path(checkpoint).name})
-    for name, value in tensors.items():
-        print(f"{name:<45} {tuple(value.shape)}")
-    print(f"written: {output}")
-
-
 @entry_point()
-def main() -> int:
+def main() -> None:
     args = parse_args()
     if not args.output.endswith(".safetensors"):
         raise SystemExit("the output must end in .safetensors")
-    convert(args.checkpoint, args.output)
-    return 0
+    from model.backbone.captioner import read_captioner
+    from utils.store import write_tensors
+
+    tensors = read_captioner(args.checkpoint)
+    write_tensors(args.output, tensors, {"made_of": Path(args.checkpoint).name})
+    for name, value in tensors.items():
+        print(f"{name:<45} {tuple(value.shape)}")
+    print(f"written: {args.output}")
 
 
 if __name__ == "__main__":

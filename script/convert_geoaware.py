@@ -96,7 +96,7 @@ def to_release(folder: Path, output: Path) -> None:
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     args = parse_args()
     root = Path(resolve_path(load_config(args.config_file).OUTPUT_ROOT)) / "prompt"
     source = Path(args.weights)
@@ -106,7 +106,6 @@ def main() -> int:
         to_folder(source, root / (args.name or f"geoaware_{source.stem}"))
     else:
         raise ConfigError(f"{source}: no such file; --output FILE.PTH goes from a folder to a file")
-    return 0
 
 
 if __name__ == "__main__":

@@ -53,14 +53,13 @@ def convert(source: Path, output: Path, form: str, name: str | None) -> Path:
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     args = parse_args()
     root = Path(resolve_path(load_config(args.config_file).OUTPUT_ROOT))
     source = Path(args.prompt)
     source = source if source.is_dir() else root / "prompt" / args.prompt
     output = Path(args.output) if args.output else root / "export"
     convert(source, output, args.to, args.name)
-    return 0
 
 
 if __name__ == "__main__":

@@ -74,14 +74,13 @@ def write(path: str, content: object) -> None:
 
 
 @entry_point("what is written is kept")
-def main() -> int:
+def main() -> None:
     args = parse_args()
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg, training=False)
     if not 3 <= len(cfg.FEATURES.TAPS) <= len(NAMES):
         raise ConfigError(f"FEATURES.TAPS {cfg.FEATURES.TAPS}: the layout has three or four layers, {', '.join(NAMES)}")
     print(f"{export(cfg, args.splits, args.mirrored, args.half, args.output)} images")
-    return 0
 
 
 if __name__ == "__main__":

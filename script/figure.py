@@ -248,7 +248,7 @@ def find_output(args: argparse.Namespace, cfg) -> str:
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     args = parse_args()
     from utils.draw import save_figure
 
@@ -257,7 +257,6 @@ def main() -> int:
     draw, _ = FIGURES[args.kind]
     save_figure(path, draw(args, columns))
     print(f"written: {path}")
-    return 0
 
 
 if __name__ == "__main__":

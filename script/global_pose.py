@@ -58,8 +58,9 @@ def list_templates(folder: Path, category: str) -> dict:
     return found
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Print the accuracies, in percent, beside the paper's."""
+@entry_point(mendable=(ValueError,))
+def main() -> None:
+    args = parse_args()
     from config import load_config
     from dataset import ImageRef
     from dataset.pair_dataset import PairDataset
@@ -97,18 +98,10 @@ def run(args: argparse.Namespace) -> dict:
         for (colour, direction), template in templates.items():
             distance = template_distance(maps[ref.identifier], maps[template.identifier], mask.to(accelerator.device))
             found.setdefault(name, {}).setdefault(colour, {})[direction] = distance
-    accuracy = measure_accuracy(found, labels)
     print(f"{len(photos)} photos, {len(templates)} templates; the paper's: DINOv2, SD, SD+DINO")
-    for metric, value in accuracy.items():
+    for metric, value in measure_accuracy(found, labels).items():
         paper = " / ".join(f"{number:.1f}" for number in REPORTED[metric])
         print(f"{metric:<12}{'-' if value is None else f'{100 * value:.1f}':<8}(paper: {paper})")
-    return accuracy
-
-
-@entry_point(mendable=(ValueError,))
-def main() -> int:
-    run(parse_args())
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 @entry_point("masks written so far are kept")
-def main() -> int:
+def main() -> None:
     args = parse_args()
     from config import load_config
     from engine.build import build_pairs
@@ -39,7 +39,6 @@ def main() -> int:
     segment = load_sam(args.sam, resolve_device(cfg.DEVICE))
     images = progress(benchmark.images(), "masks", unit=" images")
     print(f"{make_masks(images, find_boxes(benchmark), args.out, segment)} masks written to {args.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from engine.entry import entry_point  # noqa: E402
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the manifest, .jsonl; images are named as paths from its folder")
     parser.add_argument("--config_file", required=True)
@@ -34,7 +34,6 @@ def main() -> int:
         raise ConfigError(f"DATASET.NAME {cfg.DATASET.NAME} has pairs, not items of texts and images")
     write_manifest(args.output, benchmark)
     print(f"{len(benchmark)} items: {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

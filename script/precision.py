@@ -69,7 +69,7 @@ def format_row(precision: str, found: tuple, first: tuple, measure) -> str:
 
 
 @entry_point()
-def main() -> int:
+def main() -> None:
     args, configs = parse_args(), {}
     for precision in args.precisions:
         overrides = {"PROMPT.TYPE": args.prompt_type, "PRECISION": precision}
@@ -89,7 +89,6 @@ def main() -> int:
         f"{pairs} pairs | features against {against} | PCK@{measure.alpha:g}, {measure.localiser} | against {against}"
     )
     print(f"\n{args.prompt_type}\n\n| {head} |\n|---|---|---|---|", *rows, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def review(args: argparse.Namespace) -> None:
+@entry_point()
+def main() -> None:
+    args = parse_args()
     from app.review import Review
     from app.serve import serve_page
 
@@ -41,12 +43,6 @@ def review(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output {args.output}: the name must end in .html")
     page.write(Path(args.output))
     print(f"written: {args.output} ({len(page.images)} images)")
-
-
-@entry_point()
-def main() -> int:
-    review(parse_args())
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ script/view_results.py and script/compare.py read them. config/default.py explai
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -49,8 +50,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """Score the file, or write the template."""
+@entry_point(mendable=(ValueError,))
+def main() -> None:
+    args = parse_args()
     from config import ConfigError, load_config
     from dataset import BENCHMARKS
     from engine.build import build_pairs
@@ -74,16 +76,8 @@ def run(args: argparse.Namespace) -> None:
     points = read_points(args.file, pairs.benchmark, args.localiser)
     report_points(cfg, points, pairs, args.file, args.name or args.file.stem, args.called)
     if args.release:
-        import json
-
         write_text(args.release, json.dumps(to_release(points, pairs.benchmark)))
         print(f"written: {args.release}")
-
-
-@entry_point(mendable=(ValueError,))
-def main() -> int:
-    run(parse_args())
-    return 0
 
 
 if __name__ == "__main__":

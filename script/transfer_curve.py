@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace):
 
 
 @entry_point(wrong=(OutputError,))
-def main() -> int:
+def main() -> None:
     args = parse_args()
     from utils.draw import save_figure
     from utils.plot import plot_curves
@@ -109,7 +109,6 @@ def main() -> int:
         }
         save_figure(args.output, plot_curves(curves, "references per category", f"PCK@{alpha:g} (%)"))
         print(f"written: {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def view(args: argparse.Namespace) -> None:
+@entry_point(mendable=(ValueError,))
+def main() -> None:
+    args = parse_args()
     from app.serve import serve_page
     from app.viewer import build_pages, find_results
     from engine.predictions import LOCALISER as PREDICTED
@@ -52,12 +54,6 @@ def view(args: argparse.Namespace) -> None:
         path = folder / f"viewer_{page.name}.html"
         page.write(path)
         print(f"written: {path} ({len(page.results)} results, {path.stat().st_size / 1e6:.1f} MB)")
-
-
-@entry_point(mendable=(ValueError,))
-def main() -> int:
-    view(parse_args())
-    return 0
 
 
 if __name__ == "__main__":

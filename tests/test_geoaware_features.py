@@ -303,11 +303,11 @@ def test_time_offset_is_added_after_the_timestep_s_mlp(text, clip):
 
 
 def test_captioner_from_odise_and_from_the_converted_file(tmp_path):
-    from script.convert_captioner import convert
+    from tests.command import call
 
     tensors = captioner_tensors()
     checkpoint = write_odise(tmp_path / "odise.pth", tensors)
-    convert(checkpoint, tmp_path / "captioner.safetensors")
+    assert call("script/convert_captioner.py", checkpoint, tmp_path / "captioner.safetensors") == 0
     for path in (checkpoint, tmp_path / "captioner.safetensors"):
         found = read_captioner(path)
         assert list(found) == list(TENSORS) and all(torch.equal(found[name], tensors[name]) for name in TENSORS)
