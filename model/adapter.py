@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from utils.noise import seeded
-from utils.store import StoreError, read_released, read_tensors, write_tensors, write_text
+from utils.store import StoreError, read_released, read_tensors, require_finite, write_tensors, write_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -77,9 +77,11 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         path = found[0]
     tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_released(path)
     try:
-        return {_rename(str(name)): value.float() for name, value in tensors.items()}
-    except (ValueError, AttributeError) as error:  # other names, or no table of tensors at all
-        raise StoreError(f"{path} is no adapter ({error})") from error
+        named = {_rename(str(name)): value.float() for name, value in tensors.items()}
+        require_finite(named)
+    except (ValueError, AttributeError, RuntimeError) as error:  # other names, or no table of dense tensors at all
+        raise StoreError(f"{path} is no adapter ({' '.join(str(error).split())[:200]})") from error
+    return named
 
 
 def _rename(name: str) -> str:

@@ -102,6 +102,8 @@ def test_a_prompt_that_is_not_finite_does_not_replace_a_good_one(text, tmp_path)
     [
         {},
         {"dataset": torch.tensor(1.0)},
+        {"dataset": torch.zeros(1, 77, 32, dtype=torch.int64)},
+        {"dataset": torch.zeros(1, 77, 32).to_sparse()},
         {"dataset": 3},
         {3: torch.zeros(1)},
         [],

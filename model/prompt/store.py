@@ -260,10 +260,13 @@ def _read_tensors(path: Path, name: PromptName) -> dict[str, Tensor]:
         raise PromptError(f"{path} holds no table of tensors, so it is no {name.kind} prompt")
     # the authors' files may hold a buffer of the text model; a prompt without global tokens an empty tensor
     kept = {
-        str(key): value.float()
+        str(key): value
         for key, value in tensors.items()
         if not (str(key).startswith(_TEXT_MODEL) or (key == "global_embeds" and value.numel() == 0))
     }
+    if odd := [key for key, value in kept.items() if value.layout != torch.strided or not value.is_floating_point()]:
+        raise PromptError(f"{path}: {odd[0]!r} is no dense tensor of floating-point numbers; {_REMEDY}")
+    kept = {key: value.float() for key, value in kept.items()}
     with _naming(path):
         require_finite(kept)
     return kept
