@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from utils.error import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError, ValueError):
     """A file of the data set holds something it should not."""
 
 

@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 Main = Callable[..., int | None]
-Errors = tuple[type[Exception], ...]
 
 
 def entry_point(
-    interrupted: str = "", *, wrong: Errors = (), mendable: Errors = (), status: int = 1
+    interrupted: str = "", *, mendable: tuple[type[Exception], ...] = (), status: int = 1
 ) -> Callable[[Main], Main]:
     """Decorates a command's main(): errors that its user can mend become a line of `tell` and an exit status.
 
-    0 if it returns None; 2 for a wrong setting (ConfigError, and the types `wrong`), `status` for the other
-    engine.errors.USER_ERRORS and the types `mendable`, 130 for Ctrl-C, after which `interrupted` says what becomes of
-    the work. Anything else is a bug and keeps its traceback.
+    0 if it returns None; 2 for a wrong setting (ConfigError), `status` for the other engine.errors.USER_ERRORS and the
+    types `mendable`, 130 for Ctrl-C, after which `interrupted` says what becomes of the work. Anything else is a bug
+    and keeps its traceback.
     """
 
     def decorate(main: Main) -> Main:
@@ -31,7 +30,7 @@ def entry_point(
             except Exception as error:
                 from config import ConfigError
 
-                if isinstance(error, (ConfigError, *wrong)):
+                if isinstance(error, ConfigError):
                     tell(str(error))
                     return 2
 

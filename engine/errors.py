@@ -5,31 +5,10 @@ import errno
 import torch
 
 from config import ConfigError
-from dataset import DatasetError, MissingDataError
-from engine.monitor import DivergedError
-from engine.transfer import LoaderError
-from model.error import NetworkError, NetworkNotFoundError, PromptError, PromptNotFoundError
-from utils.image import ImageError
-from utils.pck import PredictionError
-from utils.store import StoreError
+from utils.error import UserError
 
-USER_ERRORS = (
-    OSError,  # a folder that cannot be written, a full disk
-    MemoryError,
-    torch.OutOfMemoryError,
-    ConfigError,
-    DatasetError,
-    DivergedError,
-    ImageError,
-    LoaderError,
-    MissingDataError,
-    NetworkError,
-    NetworkNotFoundError,
-    PromptError,
-    PredictionError,
-    PromptNotFoundError,
-    StoreError,
-)
+# OSError: a folder that cannot be written, a full disk, a file that is not there
+USER_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError, ConfigError, UserError)
 
 
 def explain(error: Exception) -> str:

@@ -1,83 +1,59 @@
-"""What tensorboard shows of a training run. Only the main process writes."""
+"""What a training run shows: tensorboard, and metrics.jsonl with a line for each validation."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from utils.draw import render
-
-
-class DivergedError(RuntimeError):
-    """Training that has run into inf or nan."""
+from utils.store import write_text
 
 
 class Monitor:
-    """Scalars of every step, written in groups so that a step never waits for the GPU; pictures of validations."""
+    """Of the main process alone."""
 
-    def __init__(self, folder: str | Path, active: bool, log_every: int, first_step: int = 1):
+    def __init__(self, folder: Path, first_step: int):
         """first_step: steps from here on that a stopped run has already written are replaced."""
-        self.log_every = log_every
-        self._pending: list[tuple[int, float, torch.Tensor]] = []
-        self._clock: tuple[int, float] | None = None
-        self._writer = None
-        if active:
-            from torch.utils.tensorboard import SummaryWriter
+        self.folder = folder
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._clock: tuple[int, float] | None = None  # step and time from which the next rate is counted
 
-            self._writer = SummaryWriter(str(folder), purge_step=first_step)
-
-    def add_step(self, step: int, lr: float, loss: torch.Tensor, now: float) -> str | None:
-        """Note a step's loss (a scalar tensor on its device) and lr; every log_every steps, a line to print."""
-        if self._writer is None:
-            return None
-        self._pending.append((step, lr, loss.detach()))
-        if self._clock is None:
-            self._clock = (step, now)
-        return self.flush(now) if step % self.log_every == 0 else None
-
-    def flush(self, now: float) -> str | None:
-        """Write the noted steps."""
-        if self._writer is None or not self._pending:
-            return None
-        losses = torch.stack([loss for _, _, loss in self._pending]).float().tolist()
-        if not all(map(math.isfinite, losses)):
-            raise DivergedError(
-                f"the loss is not finite at step {self._pending[-1][0]}; lower TRAIN.LR, or try PRECISION fp32; "
-                "the same command with other settings and --overwrite starts anew"
-            )
-        for (step, lr, _), loss in zip(self._pending, losses, strict=True):
+    def add_steps(self, steps: Sequence[tuple[int, float, float]], losses: Sequence[float]) -> str:
+        """Write (step, lr, time) and the loss of each; a line to print about them."""
+        for (step, lr, _), loss in zip(steps, losses, strict=True):
             self._writer.add_scalar("train/loss", loss, step)
             self._writer.add_scalar("train/lr", lr, step)
-        begin, then = self._clock
+        (first, _, then), (step, lr, now) = steps[0], steps[-1]
+        begin, then = self._clock or (first, then)
         line = f"loss {sum(losses) / len(losses):.4f}  lr {lr:.2e}"
         if step > begin and now > then:
             rate = (step - begin) / (now - then)
             self._writer.add_scalar("train/steps_per_second", rate, step)
             line += f"  {rate:.2f} steps/s"
-        self._pending, self._clock = [], (step, now)
+        self._clock = (step, now)
         self._writer.flush()
         return line
 
-    def add_validation(self, step: int, numbers: Mapping[str, float]) -> None:
-        """What a validation measured, by tag (engine.task.Task.list_numbers)."""
-        if self._writer is None:
-            return
+    def add_validation(
+        self, entry: Mapping[str, Any], numbers: Mapping[str, float], pictures: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """What a validation measured and drew: a line of metrics.jsonl; numbers by tag; figures of each pair or item, by kind.
+
+        Lines of the same or a later step, of a run that was stopped, are replaced.
+        """
         self._clock = None  # the time of a validation is no time of steps
         for tag, value in numbers.items():
-            self._writer.add_scalar(f"val_{tag}", value, step)
-        self._writer.flush()
-
-    def add_pictures(self, step: int, pictures: Sequence[dict]) -> None:
-        """Figures of each drawn pair or item by kind (engine.task.Task.draw)."""
-        if self._writer is None:
-            return
+            self._writer.add_scalar(f"val_{tag}", value, entry["step"])
         for number, picture in enumerate(pictures):
             for kind, figure in picture.items():
-                self._writer.add_image(f"val_{kind}/{number}", render(figure), step, dataformats="HWC")
+                self._writer.add_image(f"val_{kind}/{number}", render(figure), entry["step"], dataformats="HWC")
         self._writer.flush()
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < entry["step"]]
+        write_text(path, "\n".join([*kept, json.dumps(entry)]) + "\n")
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()

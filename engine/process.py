@@ -1,6 +1,5 @@
 """The process that runs: accelerator, where results go, what made them, and how it is asked to stop."""
 
-import json
 import os
 import platform
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -18,7 +16,6 @@ from accelerate.utils import AutocastKwargs, gather_object
 from config import ROOT
 from model.backbone.device import resolve_device
 from utils.pck import merge_scores
-from utils.store import write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
@@ -62,12 +59,6 @@ def describe_repository() -> str:
     """The commit that runs, and whether it was changed."""
     changed = " with uncommitted changes" if _git("status", "--porcelain") else ""
     return f"Commit {_git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
-
-
-def write_provenance(folder: str | Path, config_text: str, device: torch.device) -> None:
-    """config.yaml and env.json beside the results in a folder."""
-    write_text(Path(folder) / "config.yaml", config_text)
-    write_text(Path(folder) / "env.json", json.dumps(describe_environment(device), indent=2) + "\n")
 
 
 class StopRequest:

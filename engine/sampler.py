@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from config import ConfigError
+
 
 class StepBatches:
     """Batch sampler: this process's part of every step's batch.
@@ -27,28 +29,28 @@ class StepBatches:
         reshuffle: bool = True,  # every epoch has its own order, else that of the first
     ):
         if batch_size < accumulation * world:
-            raise ValueError(
+            raise ConfigError(
                 f"TRAIN.BATCH_SIZE {batch_size} is smaller than processes x TRAIN.ACCUMULATION = "
                 f"{world} x {accumulation}; change one of the three"
             )
         if n_pairs < batch_size:
-            raise ValueError(f"TRAIN.BATCH_SIZE {batch_size} is larger than the {n_pairs} training pairs there are")
+            raise ConfigError(f"TRAIN.BATCH_SIZE {batch_size} is larger than the {n_pairs} training pairs there are")
         self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
         self.reshuffle = reshuffle
+        # what a share's summed loss is multiplied with, so that the mean over shares is the mean over the batch
+        self.weight = accumulation * world / batch_size
         self.steps = range(0)
-
-    @property
-    def weight(self) -> float:
-        """What a share's summed loss is multiplied with, so that the mean over shares is the mean over the batch."""
-        return self.accumulation * self.world / self.batch_size
 
     def end_of_epoch(self, epoch: int) -> int:
         """How many steps have begun before the epoch (from 0) has given its last whole batch."""
         return (epoch + 1) * self.n_pairs // self.batch_size
 
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulation
+    def next_boundary(self, position: int, every: int) -> int:
+        """The first multiple of `every` steps from this position on; every = 0: the first end of an epoch."""
+        if every:
+            return -(-position // every) * every
+        return self.end_of_epoch(-(-position * self.batch_size // self.n_pairs) - 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shares = self.accumulation * self.world

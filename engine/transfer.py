@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 
 from dataset.pair_dataset import collate
 from engine.process import StopRequest
+from utils.error import UserError
 
 AHEAD = 2  # batches that each thread reads ahead
 PATIENCE = 300.0  # seconds to wait for a batch
 GRACE = 5  # seconds in which a batch may still come after a signal
 
 
-class LoaderError(RuntimeError):
+class LoaderError(UserError, RuntimeError):
     """A batch that does not come."""
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.entry import entry_point, tell  # noqa: E402
 from sd4match.command import add_settings, check_output, check_picture, load_matcher  # noqa: E402
-from sd4match.error import CategoryError, OutputError, in_flags  # noqa: E402
+from sd4match.error import OutputError, in_flags  # noqa: E402
 
 SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
 
@@ -106,7 +106,7 @@ def join(pictures):
     return np.concatenate([part for picture in scaled for part in (np.asarray(picture), gap)][:-1], axis=1)
 
 
-@entry_point("what was written is kept", wrong=(CategoryError, OutputError))
+@entry_point("what was written is kept")
 def main() -> int:
     args = parse_args()
     with in_flags(args):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.argument import positive  # noqa: E402
 from engine.entry import entry_point  # noqa: E402
 from sd4match.command import add_settings, check_picture, load_matcher  # noqa: E402
-from sd4match.error import OutputError, in_flags  # noqa: E402
+from sd4match.error import in_flags  # noqa: E402
 
 COMBINED = ("confident", "vote")  # choices of TRANSFER.COMBINE
 
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace):
     return pd.DataFrame(rows, columns=columns), job.alpha, len(targets)
 
 
-@entry_point(wrong=(OutputError,))
+@entry_point()
 def main() -> None:
     args = parse_args()
     from utils.draw import save_figure

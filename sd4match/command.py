@@ -23,7 +23,7 @@ from pathlib import Path
 
 from engine.argument import positive
 from engine.entry import entry_point
-from sd4match.error import CategoryError, OutputError, PointError, build_parser, in_flags
+from sd4match.error import OutputError, build_parser, in_flags
 
 SETTINGS = ("method", "weights", "timestep", "ensemble", "layer", "localiser", "image_size")
 
@@ -182,7 +182,7 @@ def format_table(found) -> str:
     return "\n".join(lines)
 
 
-@entry_point(wrong=(PointError, CategoryError, OutputError))
+@entry_point()
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     with in_flags(args):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.argument import positive
 from engine.entry import entry_point, tell
-from sd4match.error import CategoryError, build_parser, in_flags
+from sd4match.error import build_parser, in_flags
 
 INSTALL = "the app needs the package gradio: pip install gradio"
 PATIENCE = 2  # seconds that a page which is still open may hold up the end
@@ -118,7 +118,7 @@ def serve(args: argparse.Namespace) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-@entry_point(wrong=(CategoryError,))
+@entry_point()
 def main() -> int:
     args = parse_args()
     if importlib.util.find_spec("gradio") is None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from config import ConfigError
+
 KEYS = {  # argument of Matcher.from_pretrained, and flag of the commands -> key of config/default.py
     "network": "NETWORK.FOLDER",
     "method": "METHOD.NAME",
@@ -21,15 +23,15 @@ KEYS = {  # argument of Matcher.from_pretrained, and flag of the commands -> key
 }
 
 
-class PointError(ValueError):
+class PointError(ConfigError):
     """Points that are not (x, y) inside the image."""
 
 
-class CategoryError(ValueError):
+class CategoryError(ConfigError):
     """A category that the prompt cannot use."""
 
 
-class OutputError(ValueError):
+class OutputError(ConfigError):
     """A file that the picture cannot be written to."""
 
 

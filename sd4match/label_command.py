@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine.entry import entry_point, tell
 from sd4match.command import add_settings, check_output, load_matcher
-from sd4match.error import CategoryError, OutputError, PointError, build_parser, in_flags
+from sd4match.error import OutputError, build_parser, in_flags
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -88,10 +88,7 @@ def transfer(args: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-@entry_point(
-    "what was labelled is kept, and the same command goes on from it",
-    wrong=(PointError, CategoryError, OutputError),
-)
+@entry_point("what was labelled is kept, and the same command goes on from it")
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     with in_flags(args):

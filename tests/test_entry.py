@@ -36,7 +36,6 @@ def fail(error, **options):
         (MissingDataError("no data"), {}, 1, "no data"),
         (OSError(13, "Permission denied", "/x"), {}, 1, "[Errno 13] Permission denied: '/x'"),
         (MissingDataError("no data"), {"status": 3}, 3, "no data"),
-        (LookupError("x"), {"wrong": (LookupError,)}, 2, "x"),
         (LookupError("x"), {"mendable": (LookupError,)}, 1, "x"),
         (KeyboardInterrupt(), {}, 130, "interrupted; all is kept"),
     ],

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +170,35 @@ def test_killed_in_validation_goes_on_with_the_validation(world, tmp_path, monke
     assert_same_state(
         run(world, tmp_path / "killed", "TRAIN.EPOCHS", "1"), run(world, tmp_path / "whole", "TRAIN.EPOCHS", "1")
     )
+
+
+@pytest.mark.parametrize("kind", ["CPM", "Single"])
+def test_a_step_can_be_read_in_ten_files(world, tmp_path, monkeypatch, kind):
+    """From a batch to the optimiser's step; without what is due every so many steps: log, checkpoint, validation."""
+    from engine.run import TrainingRun
+
+    batches, learn, files = TrainingRun.batches, TrainingRun.learn, set()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and ROOT in path.parents and path != Path(__file__):
+            files.add(str(path.relative_to(ROOT)))
+
+    def watch(self):
+        for batch in batches(self):
+            sys.setprofile(note)
+            yield batch
+
+    def stop_watching(self, losses):
+        stepped = learn(self, losses)
+        sys.setprofile(None)
+        return stepped
+
+    monkeypatch.setattr(TrainingRun, "batches", watch)
+    monkeypatch.setattr(TrainingRun, "learn", stop_watching)
+    run(world, tmp_path, "PROMPT.KIND", kind, "TRAIN.MAX_STEPS", "2")
+    assert {"engine/run.py", "model/method/sd4match.py", "model/backbone/diffusion.py"} <= files
+    assert len(files) <= 10, sorted(files)
 
 
 def test_batch_that_does_not_divide_is_refused(world, tmp_path):

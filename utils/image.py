@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from utils.error import UserError
+
 if TYPE_CHECKING:  # reading files needs no torch
     import torch
 
@@ -25,7 +27,7 @@ MIN_SIDE = 8
 ImageSource = Any  # path, PIL image, array (H, W[, C]), tensor (C, H, W)
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 

@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from utils.error import UserError
 from utils.frame import Frame, as_frame
 from utils.geometry import Size
 
@@ -45,7 +46,7 @@ INEQUALITIES = ("<=", "<")
 TOTAL = "all"  # the name of the mean over everything: no category may bear it
 
 
-class PredictionError(ValueError):
+class PredictionError(UserError, ValueError):
     """A prediction or a threshold that is no number: a score made of it would mean nothing."""
 
 

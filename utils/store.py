@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from utils.error import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,7 +33,7 @@ _TEMPORARY = re.compile(r"\.(\w{6})-(\d+)-\w+\.tmp")
 _DAY, _SETTLED = 86400, 2  # seconds
 
 
-class StoreError(ValueError):
+class StoreError(UserError, ValueError):
     """A file that cannot be used, or values that must not be written; the message names it and what to do."""
 
 

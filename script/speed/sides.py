@@ -24,8 +24,8 @@ from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.correspondence import build_protocol
 from engine.evaluate import Share, evaluate, extract_images
-from engine.learner import Learner, build_schedule
 from engine.precompute import build_caches, unique_images
+from engine.run import Learner, build_schedule
 from engine.transfer import build_loader, move_batch
 from mini.render.write import SPAIR_CLASSES, SPAIR_FULL_PAIRS, write_full_size_spair_index, write_spair
 from model.backbone.device import resolve_device, resolve_dtype
@@ -160,7 +160,7 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
     method, size = world.method, cfg.TRAIN.BATCH_SIZE
     prompt = copy.deepcopy(method.prompt)
     optimizer = method.build_optimizer(cfg.TRAIN.LR, cfg.TRAIN.LINEAR_LR_SCALE)
-    learner = Learner(world.accelerator, method.trainable, optimizer, build_schedule("constant", optimizer, 1), 1)
+    learner = Learner(world.accelerator, method.trainable, optimizer, build_schedule("constant", optimizer, 1))
     plain_optimizer = torch.optim.Adam(prompt.param_groups(cfg.TRAIN.LR, cfg.TRAIN.LINEAR_LR_SCALE))
     settings = {"beta": cfg.LOSS.BETA, "kernel_size": cfg.LOSS.KERNEL_SIZE, "sigma": cfg.LOSS.SIGMA}
 
