@@ -41,10 +41,11 @@ def parse_args() -> argparse.Namespace:
 def test(cfg) -> None:
     """Evaluate the configured method; print its tables and write them beside its weights."""
     from engine.build import build_test
-    from engine.report import evaluate_split, report
+    from engine.report import report
+    from engine.task import task_of
 
     accelerator, pairs, method = build_test(cfg)
-    summary, scores = evaluate_split(cfg, method, pairs, accelerator)
+    summary, scores = task_of(cfg).evaluate(cfg, method, pairs, accelerator)
     if accelerator.is_main_process:
         report(cfg, summary, scores, method, pairs, accelerator.device)
     accelerator.end_training()

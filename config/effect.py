@@ -1,4 +1,4 @@
-"""Which keys cannot change a number: runs and results that differ only in these are the same."""
+"""Which keys, or sections, cannot change a number: runs and results that differ only in these are the same."""
 
 WITHOUT_EFFECT = (
     "DEVICE",  # where PRECISION auto has become fp32, fp16 or bf16 (model.backbone.device.resolve_precision)
@@ -22,16 +22,9 @@ WITHOUT_EFFECT = (
     "VAL.DENSE",
     "VAL.GENERATE",
     "TEST.PICTURES",
-    "GENERATE.STEPS",
-    "GENERATE.GUIDANCE",
+    "GENERATE.",
     "EVAL.BATCH_SIZE",
     "EVAL.PICTURE_LOCALISER",
     "EVAL.PICTURE_ALPHA",
-    "TRANSFER.COMBINE",  # those of TRANSFER act in transfer.py alone, which keeps them with its labels
-    "TRANSFER.RADIUS",
-    "TRANSFER.MIRROR",
-    "TRANSFER.CROP",
-    "TRANSFER.MARGIN",
-    "TRANSFER.VISIBLE",
-    "TRANSFER.OKS_SIGMA",
+    "TRANSFER.",  # transfer.py keeps them with its labels
 )

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-import loss
 from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, fill_command
 from dataset.error import choose
@@ -20,12 +19,14 @@ from engine.align import build_alignment
 from engine.identity import require_training
 from engine.precompute import build_caches, find_caches
 from engine.task import find_task
+from loss import LOSSES
 from model.backbone.device import resolve_device, resolve_dtype
 from model.backbone.generate import Generator
 from model.backbone.load import load_stable_diffusion
 from model.method import METHODS, find_method
 from model.method.base import Method
 from model.source import MIRRORED, find_stable_diffusion
+from utils.pck import TOTAL
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
@@ -79,6 +80,8 @@ def build_pairs(cfg, split: str, per_category: int = 0) -> Dataset:
         raise
     except ValueError as error:  # an unknown name
         raise ConfigError(str(error)) from error
+    if TOTAL in benchmark.categories:
+        raise ConfigError(f'{benchmark.root} has a category called "{TOTAL}", the name of all of them: rename it')
     return find_task(benchmark.task).open(cfg, benchmark)
 
 
@@ -141,6 +144,7 @@ def build_generator(cfg, device: torch.device) -> Generator:
 
 def build_loss(cfg) -> nn.Module:
     """The training objective; (B,) losses. Its parameters are the keys of LOSS in lower case, as many as it takes."""
-    takes = inspect.signature(loss.LOSSES[cfg.LOSS.NAME]).parameters
+    kind = LOSSES[cfg.LOSS.NAME]
+    takes = inspect.signature(kind).parameters
     settings = {key.lower(): value for key, value in cfg.LOSS.items()}
-    return loss.build_loss(cfg.LOSS.NAME, **{name: value for name, value in settings.items() if name in takes})
+    return kind(**{name: value for name, value in settings.items() if name in takes})

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from config import ConfigError, get_default_config
+from config import get_default_config
 from dataset import Benchmark
 from dataset.pair_dataset import PairDataset
 from engine.evaluate import Protocol, Share, evaluate
@@ -63,9 +63,6 @@ class Correspondence(Task):
         return records.hexdigest()[:16]
 
     def evaluate(self, cfg, method, data: PairDataset, accelerator: Accelerator):
-        if TOTAL in data.benchmark.categories:
-            root = data.benchmark.root
-            raise ConfigError(f'{root} has a category called "{TOTAL}", the name of all of them: rename it')
         section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
         share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
         protocol = build_protocol(cfg)

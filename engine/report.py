@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from config import dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
 from engine.correspondence import summarise_scores
-from engine.identity import digest_pairs, place_result, what_makes_result
+from engine.identity import MadeBy, digest_pairs, place_result, what_makes_result
 from engine.predictions import LOCALISER, Points, score_points
 from engine.process import describe_environment
 from engine.result import write_summary
@@ -23,22 +22,12 @@ from utils.store import digest, file_digest, write_text
 LONGEST_STEM = 210  # characters; file systems take names of 255, with suffix and the mark of a temporary file
 
 
-def evaluate_split(cfg, method, data: Dataset, accelerator: Accelerator) -> tuple[dict, pd.DataFrame]:
-    """Summary and scores, a row per pair or item, over all processes; every process must call this and gets both."""
-    return task_of(cfg).evaluate(cfg, method, data, accelerator)
-
-
-def build_result_name(cfg) -> str:
-    """What the results are of: the prompt, or the matcher if it takes none."""
-    return find_method(cfg.METHOD.NAME).name_tested(cfg)
-
-
 def build_result_stem(cfg) -> Path:
     """Where the results of a test go, without suffix: beside the prompt. The release's name comes first.
 
     Results that something else made get another name (engine.identity.place_result).
     """
-    name, (height, width) = build_result_name(cfg), cfg.DATASET.IMAGE_SIZE
+    name, (height, width) = find_method(cfg.METHOD.NAME).name_tested(cfg), cfg.DATASET.IMAGE_SIZE
     words = [cfg.METHOD.NAME] if cfg.METHOD.NAME not in (name, get_default_config().METHOD.NAME) else []
     if METHODS[cfg.METHOD.NAME].takes_prompt:
         words += [f"Layer{cfg.METHOD.LAYER}", f"Timestep{cfg.TEST.TIMESTEP}", f"Ensemble{cfg.TEST.ENSEMBLE}"]
@@ -50,22 +39,15 @@ def build_result_stem(cfg) -> Path:
 
 
 def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, device: torch.device) -> None:
-    """Print the tables; write them as text, the scores as CSV, the summary as JSON, and pictures."""
+    """Print the tables of a test and write its files, and pictures."""
     task = task_of(cfg)
-    table = task.format_table(summary)
-    print(f"\n{table}\n{task.format_overview(summary)}")
-    made_by = what_makes_result(cfg, data)
-    stem = place_result(build_result_stem(cfg), made_by)
-    write_text(f"{stem}.txt", table)
-    task.write_scores(stem, scores)
-    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device), made_by)
-    write_text(f"{stem}.yaml", dump_config(cfg))
-    drawn = task.draw(cfg, method, data, scores, cfg.TEST.PICTURES, build_result_name(cfg), device)
+    stem = _write(cfg, build_result_stem(cfg), what_makes_result(cfg, data), summary, scores, device)
+    drawn = task.draw(cfg, method, data, scores, cfg.TEST.PICTURES, method.name_tested(cfg), device)
     for number, pictures in enumerate(drawn):
         for kind, picture in pictures.items():
             save_figure(f"{stem}_{number}_{kind}.png", picture)
-    count = sum(map(len, drawn))
-    print(f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml" + (f", {count} pictures" if count else ""))
+    if drawn:
+        print(f"and {sum(map(len, drawn))} pictures")
 
 
 def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str, localiser: str = LOCALISER) -> Path:
@@ -73,21 +55,27 @@ def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: s
 
     localiser: whose the tables say that they are.
     """
-    section, task = cfg.EVAL, task_of(cfg)
+    section = cfg.EVAL
     scores = score_points(points, pairs, section.ALPHAS, section.PROTOCOL, section.INEQUALITY, localiser)
     summary = summarise_scores(cfg, scores, pairs, (localiser,))
-    table = task.format_table(summary)
-    print(f"\n{table}\n{task.format_overview(summary)}")
     keys = ("DATASET.FRAME", "DATASET.IMAGE_SIZE", "EVAL.")
     settings = {key: value for key, value in iter_keys(cfg) if key.startswith(keys)}
     made_by = {"predictions": file_digest(source), "test pairs": digest_pairs(pairs), **settings}
-    made_by = json.loads(json.dumps(made_by))
-    words = "-".join(task.name_settings(cfg))
+    words = "-".join(task_of(cfg).name_settings(cfg))
     stem = f"{cfg.DATASET.NAME}_result_{name}_{cfg.DATASET.CATEGORY}_{cfg.TEST.SPLIT}_{words}"
-    stem = place_result(Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem, made_by)
+    stem = Path(resolve_path(cfg.OUTPUT_ROOT)) / "prompt" / name / stem
+    return _write(cfg, stem, json.loads(json.dumps(made_by)), summary, scores, torch.device("cpu"))
+
+
+def _write(cfg, stem: Path, made_by: MadeBy, summary: dict, scores: pd.DataFrame, device: torch.device) -> Path:
+    """Print the tables; write them as text, the scores as CSV, the summary as JSON. The stem of the files' names."""
+    task = task_of(cfg)
+    table = task.format_table(summary)
+    print(f"\n{table}\n{task.format_overview(summary)}")
+    stem = place_result(stem, made_by)
     write_text(f"{stem}.txt", table)
     task.write_scores(stem, scores)
-    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(torch.device("cpu")), made_by)
+    write_summary(f"{stem}.json", summary, dict(iter_keys(cfg)), describe_environment(device), made_by)
     write_text(f"{stem}.yaml", dump_config(cfg))
     print(f"written: {stem}.txt, {', '.join(task.files)}, .json, .yaml")
     return stem

@@ -17,10 +17,10 @@ from engine.task import find_task
 from utils.pck import (
     AWARE,
     AZIMUTH,
+    COMPARE,
     ERROR,
     FLAG,
     IDENTITY,
-    INEQUALITIES,
     INEQUALITY,
     KAP,
     MIRRORED,
@@ -240,7 +240,7 @@ def _check_rows(scores: pd.DataFrame, per_point: Sequence[str], hits: Sequence[s
     refuse("protocol", ~scores["protocol"].isin(PROTOCOLS), f"must be one of {', '.join(PROTOCOLS)}")
     refuse("protocol", scores["protocol"] != scores["protocol"].head(1).squeeze(), "is not that of the first row")
     if INEQUALITY in scores:
-        refuse(INEQUALITY, ~scores[INEQUALITY].isin(INEQUALITIES), f"must be one of {', '.join(INEQUALITIES)}")
+        refuse(INEQUALITY, ~scores[INEQUALITY].isin(COMPARE), f"must be one of {', '.join(COMPARE)}")
         refuse(INEQUALITY, scores[INEQUALITY] != scores[INEQUALITY].head(1).squeeze(), "is not that of the first row")
     for name in per_point:
         what = "an error" if name.startswith(ERROR) else "a number"

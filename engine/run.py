@@ -18,7 +18,6 @@ from engine.build import find_output
 from engine.identity import differences, may_go_on, what_makes_weights
 from engine.monitor import Monitor
 from engine.process import describe_environment
-from engine.report import evaluate_split
 from engine.sampler import EpochPairs, StepBatches
 from engine.task import task_of
 from engine.transfer import build_loader, move_batch
@@ -195,7 +194,7 @@ class TrainingRun:
         """What was learned, and has just been saved, is kept if it is the best so far on the validation split."""
         task, cfg, learner = self.task, self.cfg.VAL, self.learner
         method = self.method.at(cfg.TIMESTEP, cfg.ENSEMBLE)
-        summary, scores = evaluate_split(self.cfg, method, val, self.accelerator)
+        summary, scores = task.evaluate(self.cfg, method, val, self.accelerator)
         score = task.find_score(self.cfg, summary)
         best = score is not None and (learner.best is None or score > learner.best)
         learner.best, learner.validated = score if best else learner.best, learner.step

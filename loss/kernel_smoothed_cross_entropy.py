@@ -47,38 +47,15 @@ class KernelSmoothedCrossEntropy(nn.Module):
     Args:
         beta: softmax temperature.
         kernel_size: odd number of offsets per axis, in cells.
-        sigma: width of the Gaussian in cells; None is half the kernel's reach, (kernel_size // 2) / 2.
-    Raises:
-        ValueError: a parameter out of range.
+        sigma: width of the Gaussian in cells.
     """
 
-    def __init__(
-        self,
-        beta: float = 0.04,
-        kernel_size: int = 7,
-        sigma: float | None = None,
-    ) -> None:
+    def __init__(self, beta: float = 0.04, kernel_size: int = 7, sigma: float = 1.5) -> None:
         super().__init__()
-        if beta <= 0:
-            raise ValueError(f"beta must be positive, got {beta}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        if sigma is not None and sigma <= 0:
-            raise ValueError(f"sigma must be positive or None, got {sigma}")
-        self.beta = beta
-        self.kernel_size = kernel_size
-        self.sigma = (kernel_size // 2) / 2 if sigma is None else sigma
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={getattr(self, k)!r}" for k in ("beta", "kernel_size", "sigma"))
+        self.beta, self.kernel_size, self.sigma = beta, kernel_size, sigma
 
     def forward(
-        self,
-        similarity: Similarity,
-        src_kps: Tensor,
-        trg_kps: Tensor,
-        kps_mask: Tensor,
-        image_size: Size,
+        self, similarity: Similarity, src_kps: Tensor, trg_kps: Tensor, kps_mask: Tensor, image_size: Size
     ) -> Tensor:
         """One loss per pair, (B,), at least float32; 0 for a pair without valid keypoints.
 

@@ -32,8 +32,6 @@ class SoftArgmaxError(nn.Module):
 
     def __init__(self, beta: float = 0.02, window: float = 0) -> None:
         super().__init__()
-        if beta <= 0:
-            raise ValueError(f"beta must be positive, got {beta}")
         self.beta, self.window = beta, window
 
     def forward(

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import build_loss
 from loss.kernel_smoothed_cross_entropy import (
     KernelSmoothedCrossEntropy,
     gaussian_kernel,
@@ -50,7 +49,7 @@ def test_gradient_equals_that_of_the_plain_reference():
     src, trg, src_kps, trg_kps, mask = (v.double() if v.is_floating_point() else v for v in make_pair(n=3))
     src.requires_grad_(), trg.requires_grad_()
     expected = plain_loss(src, trg, src_kps, trg_kps, mask, beta=0.2, kernel_size=5, sigma=1.0).sum()
-    actual = KernelSmoothedCrossEntropy(beta=0.2, kernel_size=5)(
+    actual = KernelSmoothedCrossEntropy(beta=0.2, kernel_size=5, sigma=1.0)(
         FeatureSimilarity(src, trg), src_kps, trg_kps, mask, IMAGE_SIZE
     ).sum()
     for ours, theirs in zip(
@@ -194,23 +193,3 @@ def test_a_gradient_step_lowers_the_loss():
     before = loss(FeatureSimilarity(src, trg), src_kps, trg_kps, mask, IMAGE_SIZE).mean()
     step = src - 1e-2 * torch.autograd.grad(before, src)[0]
     assert loss(FeatureSimilarity(step, trg), src_kps, trg_kps, mask, IMAGE_SIZE).mean() < before
-
-
-def test_build_loss_and_its_errors():
-    loss = build_loss("kernel_smoothed_cross_entropy", beta=0.1, kernel_size=5)
-    assert (loss.beta, loss.kernel_size, loss.sigma) == (0.1, 5, 1.0)
-    with pytest.raises(ValueError, match="unknown loss 'cross'.*kernel_smoothed_cross_entropy"):
-        build_loss("cross")
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"beta": 0.0}, "beta"),
-        ({"kernel_size": 4}, "odd"),
-        ({"sigma": -1.0}, "sigma"),
-    ],
-)
-def test_parameters_out_of_range_are_refused(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        KernelSmoothedCrossEntropy(**kwargs)

@@ -33,8 +33,7 @@ import torch
 from torch import Tensor
 
 from utils.error import UserError
-from utils.frame import Frame, as_frame
-from utils.geometry import Size
+from utils.frame import Frame
 
 PROTOCOLS = ("resized", "original")
 COMPARE = {"<=": operator.le, "<": operator.lt}  # of an error with alpha x threshold
@@ -42,7 +41,6 @@ IDENTITY = ("index", "pair_id", "category", "src_identifier", "trg_identifier", 
 FLAG, ERROR, POINT = "flag:", "error:", "point:"  # what the names of such columns start with
 OTHER, PARTNER, KAP = "other:", "partner:", "kap"
 AWARE, AZIMUTH, INEQUALITY, MIRRORED = "aware", "azimuth", "inequality", "mirrored"
-INEQUALITIES = ("<=", "<")
 TOTAL = "all"  # the name of the mean over everything: no category may bear it
 
 
@@ -60,47 +58,28 @@ def hits_column(localiser: str, alpha: float) -> str:
     return f"{localiser}@{alpha_key(alpha)}"
 
 
-def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} must be one of {list(choices)}, got {value!r}")
-
-
-def _check_protocol(protocol: str, frame: Frame | Size | None) -> None:
-    _check_choice("protocol", protocol, PROTOCOLS)
-    if protocol == "original" and frame is None:
-        raise ValueError('protocol "original" needs the frame that predictions are in')
-
-
 def compute_errors(
-    pred_px: Tensor,
-    batch: Mapping[str, Any],
-    protocol: str = "resized",
-    frame: Frame | Size | None = None,
+    pred_px: Tensor, batch: Mapping[str, Any], protocol: str = "resized", frame: Frame | None = None
 ) -> Tensor:
-    """Distances ||prediction - truth|| in the protocol's frame.
+    """Distances ||prediction - truth||, (B, N) float32 on the CPU, px of the protocol's frame.
 
     Args:
-        pred_px: (B, N, 2) predictions, px of the resized target frame.
+        pred_px: (B, N, 2) predictions, px of the network's frame.
         batch: a pair batch. Protocol "resized" reads trg_kps (B, N, 2); "original" reads trg_kps_orig and
             trg_size (B, 2).
         protocol: "resized" measures in the network's frame (SD4Match); "original" maps the prediction to the
             original target image and measures there (common in the literature).
-        frame: the network's frame, or the (H, W) of a stretched one; needed by "original" only.
-    Returns:
-        (B, N) float32 on the CPU, px.
-    Raises:
-        ValueError: unknown protocol, or "original" without a frame.
+        frame: the network's; "original" needs it.
     """
-    _check_protocol(protocol, frame)
     truth, _ = _read_truth(batch, protocol)
     # Rounded to float32 only after the float64 arithmetic: a point exactly on the threshold stays on it.
     return _distance(_into_frame(pred_px, batch, protocol, frame), truth)
 
 
-def _into_frame(pred_px: Tensor, batch: Mapping[str, Any], protocol: str, frame: Frame | Size | None) -> Tensor:
+def _into_frame(pred_px: Tensor, batch: Mapping[str, Any], protocol: str, frame: Frame | None) -> Tensor:
     """The predictions in px of the protocol's frame, float64 on the CPU."""
     pred = pred_px.detach().cpu().double()
-    return as_frame(frame).to_orig(pred, batch["trg_size"].cpu()) if protocol == "original" else pred
+    return frame.to_orig(pred, batch["trg_size"].cpu()) if protocol == "original" else pred
 
 
 def _distance(points: Tensor, others: Tensor) -> Tensor:
@@ -108,7 +87,7 @@ def _distance(points: Tensor, others: Tensor) -> Tensor:
 
 
 def compute_other_errors(
-    pred_px: Tensor, batch: Mapping[str, Any], protocol: str = "resized", frame: Frame | Size | None = None
+    pred_px: Tensor, batch: Mapping[str, Any], protocol: str = "resized", frame: Frame | None = None
 ) -> tuple[Tensor, Tensor]:
     """How far predictions are from what they could be confused with; args as `compute_errors`.
 
@@ -123,9 +102,8 @@ def compute_other_errors(
         return nearest, torch.full_like(nearest, torch.inf)
     ids, partner = (batch[key].cpu() for key in ("kps_ids", "kps_partner"))
     seen = batch["trg_seen" + ("_orig" if protocol == "original" else "")].cpu()
-    is_partner = (batch["trg_seen_ids"].cpu()[:, None] == partner[..., None]) & ((partner >= 0) & (partner != ids))[
-        ..., None
-    ]
+    has_partner = (partner >= 0) & (partner != ids)
+    is_partner = (batch["trg_seen_ids"].cpu()[:, None] == partner[..., None]) & has_partner[..., None]
     return nearest, _distance(pred[:, :, None], seen[:, None]).masked_fill(~is_partner, torch.inf).amin(dim=-1)
 
 
@@ -151,7 +129,7 @@ def judge(scores: pd.DataFrame, column: str, alphas: Sequence[float]) -> np.ndar
 
 def find_inequality(scores: pd.DataFrame) -> str:
     """What errors were compared with; tables that do not say so are of "<="."""
-    return scores[INEQUALITY].iloc[0] if INEQUALITY in scores and len(scores) else INEQUALITIES[0]
+    return scores[INEQUALITY].iloc[0] if INEQUALITY in scores and len(scores) else "<="
 
 
 def find_localisers(scores: pd.DataFrame) -> list[str]:
@@ -164,14 +142,12 @@ def compute_hits(
     batch: Mapping[str, Any],
     alphas: Sequence[float],
     protocol: str = "resized",
-    frame: Frame | Size | None = None,
+    frame: Frame | None = None,
     inequality: str = "<=",
 ) -> Tensor:
-    """Which predictions count as correct: ||prediction - truth|| <= alpha * threshold.
+    """Which predictions are right at A alphas, (B, N, A) bool on the CPU; False for padded keypoints.
 
-    Args as `compute_errors`, and A alphas; of the batch kps_mask (B, N) and the protocol's pck_threshold or
-    pck_threshold_orig (B,) are read as well.
-    Returns (B, N, A) bool on the CPU; False for padded keypoints.
+    Args as `compute_errors`.
     """
     errors = compute_errors(pred_px, batch, protocol, frame)
     _, threshold = _read_truth(batch, protocol)
@@ -184,7 +160,7 @@ class PCKEvaluator:
     Args:
         localisers: names of the predictions to score.
         alphas: tolerances, relative to the threshold.
-        protocol, frame: see `compute_hits`. Without a frame the predictions are not kept.
+        protocol, frame: see `compute_errors`. Without a frame the predictions are not kept.
         inequality: what an error must be to alpha * threshold, "<=" (SD4Match) or "<" (GeoAware).
     """
 
@@ -193,16 +169,11 @@ class PCKEvaluator:
         localisers: Iterable[str],
         alphas: Iterable[float],
         protocol: str = "resized",
-        frame: Frame | Size | None = None,
+        frame: Frame | None = None,
         inequality: str = "<=",
     ) -> None:
-        _check_protocol(protocol, frame)
-        _check_choice("inequality", inequality, INEQUALITIES)
-        self.inequality = inequality
         self.localisers, self.alphas = tuple(localisers), tuple(alphas)
-        if len({alpha_key(alpha) for alpha in self.alphas}) < len(self.alphas):
-            raise ValueError(f"alphas must differ, got {self.alphas}")
-        self.protocol, self.frame = protocol, None if frame is None else as_frame(frame)
+        self.protocol, self.frame, self.inequality = protocol, frame, inequality
         self._columns: dict[str, list] = {}
 
     def update(
@@ -214,9 +185,6 @@ class PCKEvaluator:
 
         Raises PredictionError for a keypoint whose prediction, or a pair whose threshold, is not finite.
         """
-        missing = [name for name in self.localisers if name not in predictions]
-        if missing:
-            raise ValueError(f"no predictions for {missing}; got {sorted(predictions)}")
         mask = batch["kps_mask"].detach().cpu()
         _, threshold = _read_truth(batch, self.protocol)
         _refuse_not_finite("the threshold", threshold, batch)
@@ -278,7 +246,6 @@ def weigh(scores: pd.DataFrame, columns: Sequence[str], by: str) -> tuple[pd.Dat
     by: "image" is the mean over pairs of each pair's share of correct keypoints (SD4Match); "point" is the share of
     correct keypoints among all keypoints. Every pair must have keypoints.
     """
-    _check_choice("by", by, ("image", "point"))
     if missing := [name for name in columns if name not in scores]:
         raise ValueError(f"the scores hold no {', '.join(missing)}")
     points, hits = scores["n_points"], scores[list(columns)]
@@ -305,15 +272,11 @@ def summarise(
         Pairs without keypoints are counted in "pairs_without_points" and in no mean ("pairs" counts the
         others); a category (or "all") left with no pair is None.
     Raises:
-        ValueError: unknown `by` or `average`, scores of several protocols, scores that lack a localiser or alpha, or
-        a category that is called "all".
+        ValueError: scores of several protocols, or that lack a localiser or alpha.
     """
-    _check_choice("average", average, ("pair", "category"))
     if scores["protocol"].nunique() > 1 or (INEQUALITY in scores and scores[INEQUALITY].nunique() > 1):
         raise ValueError("scores of different PCK protocols cannot be averaged")
     categories = sorted(scores["category"].unique())
-    if TOTAL in categories:
-        raise ValueError(f'a category is called "{TOTAL}", which is the name of the mean over all: rename it')
     columns = [hits_column(name, alpha) for name in localisers for alpha in alphas]
     scored = scores[scores["n_points"] > 0]
     gains, weights = weigh(scored, columns, by)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loss import build_loss
+from loss import KernelSmoothedCrossEntropy
 from model.backbone.diffusion import Diffusion
 from model.backbone.facts import NetworkFacts, compute_facts
 from model.backbone.load import StableDiffusion
@@ -31,7 +31,7 @@ from utils.localise import FeatureSimilarity
 META = torch.device("meta")
 TERA = 1e12
 SEEDS = torch.zeros(1, 2, dtype=torch.int64)
-LOSS = {"name": "kernel_smoothed_cross_entropy", "beta": 0.04, "kernel_size": 7, "sigma": 1.5}
+LOSS = {"beta": 0.04, "kernel_size": 7, "sigma": 1.5}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def name_cut(work: Work) -> str:
 
 def _count_loss(work: Work) -> tuple[int, int]:
     """Of real maps, all ones: it is small enough to be run."""
-    loss, shape = build_loss(**LOSS), work.facts.feature_shape(work.image_size, work.layer)
+    loss, shape = KernelSmoothedCrossEntropy(**LOSS), work.facts.feature_shape(work.image_size, work.layer)
     similarity = FeatureSimilarity(*(torch.ones(1, *shape, requires_grad=True) for _ in range(2)))
     kps, mask = torch.ones(1, work.n_points, 2), torch.ones(1, work.n_points, dtype=torch.bool)
     return count_both(lambda: loss(similarity, kps, kps, mask, work.image_size))

@@ -72,7 +72,7 @@ class Job:
 
     def _learned_alike(self, config: dict[str, Any]) -> bool:
         wanted = json.loads(json.dumps(dict(iter_keys(self.test))))
-        read = [key for key in wanted if key.startswith(OF_TRAINING) and key not in WITHOUT_EFFECT]
+        read = [key for key in wanted if key.startswith(OF_TRAINING) and not key.startswith(WITHOUT_EFFECT)]
         return all(config.get(key) == wanted[key] for key in read)
 
     def list_commands(self) -> list[list[str]]:
