@@ -3,7 +3,7 @@
 Each is a matplotlib figure: `save_figure` writes it in the format that the path's suffix names, `render` gives its
 pixels. Images lie in the frame of the network, `size` (H, W) is what they had before: every panel has that aspect
 ratio. Points are (x, y) pixels of the image given. Colours are Okabe and Ito's, which colour-blind readers can tell
-apart; right and wrong also differ in line and marker. Matplotlib is imported on first use.
+apart; right and wrong also differ in line and marker.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib import colormaps, patheffects, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from utils.geometry import Size, cell_grid, cell_to_px, sample_features
 from utils.store import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
 DPI = 160
 RIGHT, WRONG, QUERY = "#0072B2", "#D55E00", "#F0E442"  # blue, vermillion, yellow
@@ -119,9 +122,7 @@ def plot_matches(rows: Sequence[Mapping[str, MatchedPair]], panel: float = PANEL
         for source, target, pair in zip(axes[::2], axes[1::2], row.values(), strict=True):
             for ends in zip(pair.src_kps, pair.pred_kps, pair.trg_kps, pair.hits, strict=True):
                 _draw_match(source, target, *ends)
-            style = {"fontsize": FONT, "va": "top", "path_effects": _outline(2.2), "zorder": 6}
-            score = f"{int(pair.hits.sum())}/{len(pair.hits)}"
-            target.text(0.03, 0.97, score, transform=target.transAxes, **style)
+            _write_in_corner(target, f"{int(pair.hits.sum())}/{len(pair.hits)}")
     styles = {"correct": _match_style(True), "wrong": _match_style(False), "true position": RING}
     _add_legend(grid.figure, styles, linewidth=1.6)
     return grid.figure
@@ -136,14 +137,10 @@ def plot_correlations(rows: Sequence[Mapping[str, MatchedPair]], points: Sequenc
         _mark(source, _first(row).src_kps[point], STAR)
         _draw_ring(target, _first(row).trg_kps[point])
         for axes, pair in zip(maps, row.values(), strict=True):
-            heat = pair.sim[point]
-            layer = show_heat(axes, pair.trg_img, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
+            layer = show_range(axes, pair.trg_img, pair.sim[point])
             _mark(axes, pair.pred_kps[point], CROSS)
             _draw_ring(axes, pair.trg_kps[point])
-    grid.add_bar(layer, "cosine similarity, each map in its range", {0: "lowest", 1: "highest"}, right=True)
-    styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
-    _add_legend(grid.figure, styles, loc="lower left")
-    return grid.figure
+    return _explain_maps(grid, layer, "cosine similarity")
 
 
 def plot_layer_maps(pair: MatchedPair, point: int, names: Sequence[str], src: Tensor, trg: Tensor) -> Figure:
@@ -152,15 +149,12 @@ def plot_layer_maps(pair: MatchedPair, point: int, names: Sequence[str], src: Te
     grid = Grid(("source", "target"), groups, [[panel] * len(groups) for panel in pair.panels], bottom=0.55)
     for axes, image, maps in zip(grid.axes, (pair.src_img, pair.trg_img), (src, trg), strict=True):
         for panel, heat in zip(axes[1:], maps, strict=True):
-            layer = show_heat(panel, image, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
+            layer = show_range(panel, image, heat)
     (source, *_), (target, *_) = grid.axes
     _mark(source, pair.src_kps[point], STAR)
     _draw_ring(target, pair.trg_kps[point])
     _mark(target, pair.pred_kps[point], CROSS)
-    grid.add_bar(layer, "attention, each map in its range", {0: "lowest", 1: "highest"}, right=True)
-    styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
-    _add_legend(grid.figure, styles, loc="lower left")
-    return grid.figure
+    return _explain_maps(grid, layer, "attention")
 
 
 def plot_token_maps(rows: Sequence[TokenMaps]) -> Figure:
@@ -171,9 +165,8 @@ def plot_token_maps(rows: Sequence[TokenMaps]) -> Figure:
     grid = Grid([""] * len(rows), [("image", 1), ("attention", n_columns)], panels, bottom=0.55)
     for (_, *axes), row in zip(grid.axes, rows, strict=True):
         for panel, name, heat in zip(axes, row.names, row.maps, strict=False):
-            layer = show_heat(panel, row.image, (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12), 1)
-            style = {"fontsize": FONT, "va": "top", "path_effects": _outline(2.2), "zorder": 6}
-            panel.text(0.03, 0.97, name, transform=panel.transAxes, **style)
+            layer = show_range(panel, row.image, heat)
+            _write_in_corner(panel, name)
     grid.add_bar(layer, "attention, each map in its range", {0: "lowest", 1: "highest"})
     return grid.figure
 
@@ -244,9 +237,6 @@ def plot_links(
     The images lie side by side, or above each other if both are wide; points are numbered from 1 unless they are
     many.
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-
     panels = [((image.height, image.width), image) for image in (src, trg)]
     if all(width > 1.3 * height for (height, width), _ in panels):
         grid = Grid(titles, [("", 1)], [[panel] for panel in panels], bottom=0.55, panel=PAGE)
@@ -338,9 +328,6 @@ class Grid:
 
 def new_figure(width: float, height: float, **kwargs: Any) -> Figure:
     """A figure (inches) that belongs to no window system and to no global list."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", **kwargs)
     FigureCanvasAgg(figure)
     return figure
@@ -391,6 +378,12 @@ def show_heat(axes: Axes, image: Picture, heat: Tensor, highest: float) -> AxesI
     layer = axes.imshow(heat.numpy(), **place, **colours)
     axes.set(xlim=xlim, ylim=ylim)
     return layer
+
+
+def show_range(axes: Axes, image: Picture, heat: Tensor) -> AxesImage:
+    """As `show_heat`, any values (h, w) from the lowest of them to the highest."""
+    low, high = heat.min(), heat.max()
+    return show_heat(axes, image, (heat - low) / (high - low).clamp(min=1e-12), 1)
 
 
 def place_colours(points_px: Tensor, box: Tensor) -> Tensor:
@@ -446,7 +439,11 @@ def save_figure(path: str | os.PathLike, picture: Figure | np.ndarray) -> None:
         if isinstance(picture, np.ndarray):
             Image.fromarray(picture).save(temporary, PIXELS[suffix], dpi=(DPI, DPI), quality=92)
         else:
-            _write_figure(picture, temporary, suffix)
+            undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
+            style = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}
+            style["image.composite_image"] = False  # joined images would lose part of their opacity
+            with rc_context(style):
+                picture.savefig(temporary, format=suffix, dpi=DPI, metadata=undated)
 
 
 def find_format(path: str | os.PathLike, pixels_only: bool = False) -> str:
@@ -457,23 +454,24 @@ def find_format(path: str | os.PathLike, pixels_only: bool = False) -> str:
     return suffix
 
 
-def _write_figure(figure: Figure, path: os.PathLike, suffix: str) -> None:
-    import matplotlib
-
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
-    style = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}
-    style["image.composite_image"] = False  # joined images would lose part of their opacity
-    with matplotlib.rc_context(style):
-        figure.savefig(path, format=suffix, dpi=DPI, metadata=undated)
-
-
 def _add_legend(figure: Figure, styles: Mapping[str, Mapping], loc: str = "lower center", **common: Any) -> None:
     """Markers and their meanings in a line below the panels."""
-    from matplotlib.lines import Line2D
-
     common = {"markeredgecolor": "white", **common}
     handles = [Line2D([], [], label=label, **{**common, **style}) for label, style in styles.items()]
     figure.legend(handles=handles, loc=loc, ncols=len(handles), frameon=False, fontsize=FONT, handlelength=3)
+
+
+def _explain_maps(grid: Grid, layer: AxesImage, what: str) -> Figure:
+    """Below maps of `show_range` on which a query, its match and the truth are marked."""
+    grid.add_bar(layer, f"{what}, each map in its range", {0: "lowest", 1: "highest"}, right=True)
+    styles = {"query": STAR | MARK, "true position": RING, "prediction": CROSS | MARK}
+    _add_legend(grid.figure, styles, loc="lower left")
+    return grid.figure
+
+
+def _write_in_corner(axes: Axes, text: str) -> None:
+    style = {"fontsize": FONT, "va": "top", "path_effects": _outline(2.2), "zorder": 6}
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, **style)
 
 
 def _first(row: Mapping[str, Shown]) -> Shown:
@@ -487,8 +485,6 @@ def find_categories(rows: Sequence[Mapping[str, ImagePair]]) -> list[str]:
 
 def _outline(width: float) -> list:
     """Path effects that keep a line of any colour visible on any picture."""
-    from matplotlib import patheffects
-
     return [patheffects.Stroke(linewidth=width, foreground="white"), patheffects.Normal()]
 
 
@@ -513,8 +509,6 @@ def _draw_match(source: Axes, target: Axes, start: Tensor, end: Tensor, truth: T
 
 def _draw_line(source: Axes, target: Axes, start: Any, end: Any, **style: Any) -> None:
     """From a point of one panel to one of another. It belongs to the last panel drawn, as the markers above it do."""
-    from matplotlib.patches import ConnectionPatch
-
     ends = {"xyA": start, "xyB": end, "coordsA": source.transData, "coordsB": target.transData}
     style |= {"linewidth": 1.1, "path_effects": _outline(2.0), "zorder": 3, "clip_on": False}
     target.add_artist(ConnectionPatch(**ends, **style))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import pack, rearrange, unpack
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
 from utils.draw import Grid, ImagePair, find_categories, new_figure, wrap_name
 from utils.geometry import l2_normalise
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
