@@ -1,4 +1,4 @@
-"""From the config to objects: the only place, with report and run, where library code meets config keys."""
+"""From the config to objects."""
 
 import inspect
 import tempfile

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from config import get_default_config
 from dataset import Benchmark
 from dataset.pair_dataset import PairDataset
-from engine.evaluate import Protocol, Share, evaluate
+from engine.evaluate import evaluate
 from engine.identity import what_makes_matches
 from engine.journal import Journal
 from engine.picture import PairGenerator, choose_pairs, draw_pairs, match_pair_densely
@@ -63,11 +63,9 @@ class Correspondence(Task):
         return records.hexdigest()[:16]
 
     def evaluate(self, cfg, method, data: PairDataset, accelerator: Accelerator):
-        section, workers = cfg.EVAL, cfg.DATASET.NUM_WORKERS
-        share = Share(section.BATCH_SIZE, workers, accelerator.process_index, accelerator.num_processes)
-        protocol = build_protocol(cfg)
         journal = build_journal(cfg, method) if method.keeps_pairs else None
-        scores = gather_scores(evaluate(method, data, protocol, cfg.SEED, accelerator.device, share, journal))
+        share = accelerator.process_index, accelerator.num_processes
+        scores = gather_scores(evaluate(cfg, method, data, accelerator.device, *share, journal))
         return summarise_scores(cfg, scores, data), scores
 
     def is_sound(self, summary: Summary) -> bool:
@@ -135,21 +133,6 @@ def build_journal(cfg, method) -> Journal:
     """Of predictions on the configured data set, whatever they are judged by."""
     folder = find_caches(cfg) / "predictions" / cfg.DATASET.NAME
     return Journal(folder, what_makes_matches(cfg, method), cfg.EVAL.LOCALISERS)
-
-
-def build_protocol(cfg) -> Protocol:
-    """How the config wants predictions made and judged."""
-    section = cfg.EVAL
-    return Protocol(
-        section.LOCALISERS,
-        section.ALPHAS,
-        section.BETA,
-        section.SIGMA,
-        section.PROTOCOL,
-        section.WINDOW,
-        section.INEQUALITY,
-        section.KAP,
-    )
 
 
 def summarise_scores(cfg, scores: pd.DataFrame, data: PairDataset, localisers: Sequence[str] = ()) -> dict:

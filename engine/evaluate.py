@@ -1,7 +1,6 @@
 """A method over a benchmark: similarities, predicted points, one record per pair."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -26,76 +25,51 @@ from utils.progress import progress
 HELD = 512  # images whose maps are held at a time
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How predictions are made and judged (config section EVAL)."""
-
-    localisers: tuple[str, ...]
-    alphas: tuple[float, ...]
-    beta: float
-    sigma: float  # feature cells
-    frame: str  # "resized" or "original"
-    window: int = 7  # feature cells
-    inequality: str = "<="
-    kap: str = "none"  # whether to keep what KAP needs, and whose definition
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which pairs this process takes, and how many at a time."""
-
-    batch_size: int = 1
-    num_workers: int = 0
-    rank: int = 0
-    world: int = 1
-
-
 @torch.no_grad()
 def evaluate(
+    cfg,
     method: Method,
     dataset: PairDataset,
-    protocol: Protocol,
-    seed: int,
     device: torch.device,
-    share: Share,
+    rank: int = 0,
+    world: int = 1,
     journal: Journal | None = None,  # of predictions; not of the maps that KAP and aligned poses ask for
 ) -> pd.DataFrame:
-    """The scores of this process's share of the pairs (PCKEvaluator's, in no particular order).
+    """The scores of this process's share of the pairs (PCKEvaluator's, in no particular order), as EVAL says.
 
-    An image's noise depends on `seed` and its identifier alone, so neither batches nor processes change a result.
+    An image's noise depends on SEED and its identifier alone, so neither batches nor processes change a result.
     """
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, dataset.frame, protocol.inequality)
-    if protocol.kap != "none":
+    section = cfg.EVAL
+    evaluator = PCKEvaluator(section.LOCALISERS, section.ALPHAS, section.PROTOCOL, dataset.frame, section.INEQUALITY)
+    if section.KAP != "none":
         require_seen(dataset.benchmark)
-    positions = share_positions(dataset, share.rank, share.world)
-    journal = None if protocol.kap != "none" or dataset.alignment else journal
+    positions = share_positions(dataset, rank, world)
+    journal = None if section.KAP != "none" or dataset.alignment else journal
     done = set()
     for position, batch, found in journal.read(dataset, positions) if journal else ():
         evaluator.update(batch, found)
         done.add(position)
     positions = [position for position in positions if position not in done]
-    with progress(None, "evaluating", len(positions), shown=share.rank == 0, unit="pair") as bar:
-        for batch, similarity in match_pairs(
-            method, dataset, positions, seed, device, share.batch_size, share.num_workers
-        ):
-            src_kps = batch["src_kps"].to(device)
-            find = partial(
-                localise,
-                image_size=dataset.image_size,
-                names=protocol.localisers,
-                beta=protocol.beta,
-                sigma=protocol.sigma,
-                window=protocol.window,
-            )
-            found = find(similarity, src_kps)
-            more = collect_kap(similarity, batch, protocol.alphas, dataset.image_size, protocol.kap, device)
+    find = partial(
+        localise,
+        image_size=dataset.image_size,
+        names=section.LOCALISERS,
+        beta=section.BETA,
+        sigma=section.SIGMA,
+        window=section.WINDOW,
+    )
+    batches = match_pairs(method, dataset, positions, cfg.SEED, device, section.BATCH_SIZE, cfg.DATASET.NUM_WORKERS)
+    with progress(None, "evaluating", len(positions), shown=rank == 0, unit="pair") as bar:
+        for batch, similarity in batches:
+            found = find(similarity, batch["src_kps"].to(device))
+            more = collect_kap(similarity, batch, section.ALPHAS, dataset.image_size, section.KAP, device)
             if dataset.alignment:
                 found, columns = dataset.alignment.predict(batch, similarity, find, found)
                 more |= columns
             evaluator.update(batch, {name: points.cpu() for name, points in found.items()}, more)
             if journal:
                 journal.keep(dataset, batch, found)
-            bar.update(len(src_kps))
+            bar.update(len(batch["index"]))
     return evaluator.scores()
 
 

@@ -6,7 +6,6 @@ x, y in px of the target image as it is on disk, and perhaps score. CSV or JSON 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import pickle
@@ -20,11 +19,10 @@ import torch
 
 from dataset import Benchmark
 from dataset.pair_dataset import PairDataset, collate
-from engine.result import ResultError, read_predictions
+from engine.result import ResultError, read_cells, read_predictions, write_csv
 from utils.frame import Pad
 from utils.pck import POINT, PCKEvaluator
 from utils.progress import progress
-from utils.store import write_text
 
 LOCALISER = "prediction"  # what they are called in tables of scores
 COLUMNS = ("pair_id", "keypoint_id", "x", "y")
@@ -58,17 +56,10 @@ def read_points(path: Path, benchmark: Benchmark, localiser: str = "") -> Points
 
 def read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(file and line, cells) of every row."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            check_columns(header, f"{path}, line 1")
-            for cells in reader:
-                if len(cells) != len(header):
-                    raise csv.Error(f"{len(cells)} cells, but {len(header)} in the header")
-                yield f"{path}, line {reader.line_num}", dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ResultError(f"{path}, line {max(1, reader.line_num)}: {error}") from error
+    table = read_cells(path)
+    check_columns(list(table), f"{path}, line 1")
+    for line, row in zip(table.index, table.to_dict("records"), strict=True):
+        yield f"{path}, line {line}", row
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -95,8 +86,6 @@ def check_columns(names: list[str], where: str) -> None:
         raise ResultError(f"{where}: the columns are {', '.join(names) or 'none'}; there must be {wanted}")
     if unknown := set(names) - {*COLUMNS, *KEYPOINT, *OPTIONAL}:
         raise ResultError(f"{where}: unknown column {min(unknown)!r}")
-    if len(set(names)) < len(names):
-        raise ResultError(f"{where}: a column is there twice")
 
 
 def place_rows(rows: Iterator[tuple[str, Mapping[str, Any]]], benchmark: Benchmark, what: str) -> Points:
@@ -160,13 +149,9 @@ def require_all(points: Points, benchmark: Benchmark, what: str) -> Points:
 
 def write_template(path: Path, benchmark: Benchmark) -> int:
     """A row, without x and y, for every keypoint of every pair; their number."""
-    rows = [f"{_quote(record.pair_id)},{_quote(name)},," for record in benchmark for name in record.kps_ids]
-    write_text(path, "\n".join([",".join(COLUMNS), *rows]) + "\n")
+    rows = [(record.pair_id, name, "", "") for record in benchmark for name in record.kps_ids]
+    write_csv(path, pd.DataFrame(rows, columns=COLUMNS))
     return len(rows)
-
-
-def _quote(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\n') else cell
 
 
 # ---- GeoAware-SC's results -----------------------------------------------------------------------------------------

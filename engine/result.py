@@ -203,13 +203,13 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def read_cells(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+def read_cells(path: str | os.PathLike, columns: Sequence[str] = ()) -> pd.DataFrame:
     """The cells as text, by the line that each row ends on. All rows are as long as the header, which has `columns`."""
     rows: dict[int, list[str]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)  # pandas' own mends rows of another length
         try:
-            header = next(reader, [])
+            header = [name.strip() for name in next(reader, [])]
             for row in reader:
                 if len(row) != len(header):
                     raise csv.Error(f"{len(row)} cells, but {len(header)} in the header")

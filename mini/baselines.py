@@ -18,8 +18,7 @@ from config import load_config, resolve_network
 from dataset.pair_dataset import PairDataset, collate, load_image
 from engine.build import build_test
 from engine.check import check_config
-from engine.correspondence import build_protocol
-from engine.evaluate import Share, evaluate
+from engine.evaluate import evaluate
 from engine.precompute import unique_images
 from engine.result import format_overview
 from model.backbone.facts import network_facts
@@ -57,11 +56,10 @@ def predict_by_box(pairs: PairDataset, position: int) -> torch.Tensor:
 
 def score_box(cfg, pairs: PairDataset) -> pd.DataFrame:
     """Scores of the box guess, the same for every localiser."""
-    protocol = build_protocol(cfg)
-    evaluator = PCKEvaluator(protocol.localisers, protocol.alphas, protocol.frame, pairs.frame)
+    evaluator = PCKEvaluator(cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.PROTOCOL, pairs.frame)
     for position in range(len(pairs)):
         guess = predict_by_box(pairs, position)
-        evaluator.update(collate([pairs[position]]), dict.fromkeys(protocol.localisers, guess))
+        evaluator.update(collate([pairs[position]]), dict.fromkeys(cfg.EVAL.LOCALISERS, guess))
     return evaluator.scores()
 
 
@@ -83,13 +81,12 @@ def main() -> None:
     cfg = load_config(args.config_file, args.opts, {"TEST.SPLIT": args.split, "PROMPT.TYPE": "text"})
     check_config(cfg, training=False)
     accelerator, pairs, method = build_test(cfg)
-    options = build_protocol(cfg), cfg.SEED, accelerator.device, Share(cfg.EVAL.BATCH_SIZE)
 
     scores = {"box": score_box(cfg, pairs)}
     _, *cells = network_facts(resolve_network(cfg.NETWORK.FOLDER)).feature_shape(pairs.image_size, cfg.METHOD.LAYER)
-    scores["colour"] = evaluate(ColourPatches(pairs, tuple(cells)), pairs, *options)
+    scores["colour"] = evaluate(cfg, ColourPatches(pairs, tuple(cells)), pairs, accelerator.device)
     forget_weights(method.diffusion.unet, cfg.SEED)
-    scores["random"] = evaluate(method, pairs, *options)
+    scores["random"] = evaluate(cfg, method, pairs, accelerator.device)
     for name, table in scores.items():
         summary = summarise(table, cfg.EVAL.LOCALISERS, cfg.EVAL.ALPHAS, cfg.EVAL.BY, cfg.EVAL.AVERAGE)
         print(f"{name}\n{format_overview(summary)}")

@@ -38,16 +38,14 @@ def run_precision(cfg, n_pairs: int | None) -> tuple:
     import torch
 
     from engine.build import build_test
-    from engine.correspondence import build_protocol
-    from engine.evaluate import Share, evaluate, match_pairs
+    from engine.evaluate import evaluate, match_pairs
 
     def choose(pairs) -> list[int]:
         count = min(n_pairs or len(pairs), len(pairs))
         return [i * len(pairs) // count for i in range(count)]
 
     accelerator, pairs, method = build_test(cfg, choose)
-    share = Share(cfg.EVAL.BATCH_SIZE, cfg.DATASET.NUM_WORKERS)
-    scores = evaluate(method, pairs, build_protocol(cfg), cfg.SEED, accelerator.device, share)
+    scores = evaluate(cfg, method, pairs, accelerator.device)
     with torch.no_grad():
         found = match_pairs(method, pairs, range(min(FEATURE_PAIRS, len(pairs))), cfg.SEED, accelerator.device)
         maps = [feat.cpu().flatten() for _, pair in found for feat in (pair.src_feat, pair.trg_feat)]

@@ -75,8 +75,7 @@ def test_every_image_goes_through_the_unet_once_per_draw(world, tmp_path, folder
     """Over a whole test split, whatever the number of pairs that an image is in."""
     from config import load_config
     from engine.build import build_accelerator, build_pairs
-    from engine.correspondence import build_protocol
-    from engine.evaluate import Share, evaluate
+    from engine.evaluate import evaluate
     from engine.precompute import build_caches
 
     cfg = load_config(None, world.opts(tmp_path))
@@ -85,7 +84,7 @@ def test_every_image_goes_through_the_unet_once_per_draw(world, tmp_path, folder
     build_caches(cfg, (pairs,), matcher, build_accelerator(cfg))
     matcher.prompt._index = {name: i % 2 for i, name in enumerate(pairs.benchmark.categories)}
     matcher.diffusion.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    records = evaluate(matcher, pairs, build_protocol(cfg), 0, CPU, Share(batch_size=2))
+    records = evaluate(cfg, matcher, pairs, CPU)
     n_images = len({ref.identifier for ref in pairs.benchmark.images()})
     assert len(records) == len(pairs) and 2 * len(pairs) > n_images
     assert sum(rows) == 3 * n_images

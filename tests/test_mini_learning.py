@@ -7,8 +7,7 @@ from torch.utils.data import DataLoader
 from config import load_config
 from dataset.pair_dataset import collate
 from engine.build import build_accelerator, build_method, build_pairs
-from engine.correspondence import build_protocol
-from engine.evaluate import Share, evaluate
+from engine.evaluate import evaluate
 from engine.precompute import build_caches
 from mini.baselines import forget_weights
 from mini.render.write import install
@@ -66,7 +65,7 @@ def test_pretrained_features_beat_random_weights(dogs, setup):
     _, val, method = setup
 
     def score():
-        records = evaluate(method, val, build_protocol(dogs), 0, torch.device("cpu"), Share(batch_size=16))
+        records = evaluate(dogs, method, val, torch.device("cpu"))
         return summarise(records, ("nn",), (0.15,))["pck"]["nn"]["0.15"]["all"]
 
     pretrained = score()

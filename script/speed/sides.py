@@ -22,8 +22,7 @@ from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset, collate, drop_padding
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
-from engine.correspondence import build_protocol
-from engine.evaluate import Share, evaluate, extract_images
+from engine.evaluate import evaluate, extract_images
 from engine.precompute import build_caches, unique_images
 from engine.run import Learner, build_schedule
 from engine.transfer import build_loader, move_batch
@@ -203,11 +202,10 @@ def compare_training(cfg, args: argparse.Namespace) -> Comparison:
 
 
 def compare_testing(cfg, args: argparse.Namespace) -> Comparison:
-    world, protocol = World(cfg, args, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE), build_protocol(cfg)
-    share, settings = Share(cfg.EVAL.BATCH_SIZE, cfg.DATASET.NUM_WORKERS), (cfg.EVAL.BETA, cfg.EVAL.SIGMA)
+    world, settings = World(cfg, args, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE), (cfg.EVAL.BETA, cfg.EVAL.SIGMA)
 
     def score() -> pd.DataFrame:
-        return evaluate(world.method, world.pairs, protocol, cfg.SEED, world.device, share)
+        return evaluate(cfg, world.method, world.pairs, world.device)
 
     @torch.no_grad()
     def score_plainly() -> Counter:
@@ -216,7 +214,7 @@ def compare_testing(cfg, args: argparse.Namespace) -> Comparison:
             batch = move_batch(batch, world.device)
             maps = world.extract_plainly(batch, 0, world.method.prompt)
             found = reference.localise(*maps, batch["src_kps"][0], world.size, *settings)
-            judge_plainly(hits, batch, 0, found, protocol.alphas)
+            judge_plainly(hits, batch, 0, found, cfg.EVAL.ALPHAS)
         return hits
 
     differences = world.compare_features() | {"PCK": (compare_hits(score(), score_plainly()), HITS[world.dtype])}
@@ -249,7 +247,7 @@ def compare_features(cfg, args: argparse.Namespace) -> Comparison:
 
 def compare_localisers(cfg, args: argparse.Namespace) -> Comparison:
     """Random maps of the network's size: the target is the source, shifted, with noise."""
-    protocol, device, work = build_protocol(cfg), resolve_device(cfg.DEVICE), make_work(cfg)
+    section, device, work = cfg.EVAL, resolve_device(cfg.DEVICE), make_work(cfg)
     generator, (height, width), n_pairs = torch.Generator().manual_seed(cfg.SEED), work.image_size, args.pairs
     source = torch.randn(n_pairs, *work.facts.feature_shape(work.image_size, work.layer), generator=generator)
     target = source.roll((2, 3), dims=(2, 3)) + torch.randn(source.shape, generator=generator)
@@ -265,19 +263,19 @@ def compare_localisers(cfg, args: argparse.Namespace) -> Comparison:
     settings = {"image_size": work.image_size, "beta": cfg.EVAL.BETA, "sigma": cfg.EVAL.SIGMA}
 
     def score() -> pd.DataFrame:
-        evaluator = PCKEvaluator(protocol.localisers, protocol.alphas)
+        evaluator = PCKEvaluator(section.LOCALISERS, section.ALPHAS)
         for first in range(0, n_pairs, cfg.EVAL.BATCH_SIZE):
             part = slice(first, first + cfg.EVAL.BATCH_SIZE)
             batch = drop_padding({key: value[part] for key, value in whole.items()})
             similarity = FeatureSimilarity(source[part], target[part])
-            evaluator.update(batch, localise(similarity, batch["src_kps"], names=protocol.localisers, **settings))
+            evaluator.update(batch, localise(similarity, batch["src_kps"], names=section.LOCALISERS, **settings))
         return evaluator.scores()
 
     def score_plainly() -> Counter:
         hits = Counter()
         for b in range(n_pairs):
             found = reference.localise(source[b : b + 1], target[b : b + 1], whole["src_kps"][b], **settings)
-            judge_plainly(hits, whole, b, found, protocol.alphas)
+            judge_plainly(hits, whole, b, found, section.ALPHAS)
         return hits
 
     differences = {"PCK": (compare_hits(score(), score_plainly()), 1e-9)}
