@@ -1,12 +1,14 @@
 """From the config to objects."""
 
 import inspect
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -14,7 +16,6 @@ from config import ConfigError, resolve_path
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark, fill_command
 from dataset.error import choose
 from dataset.pair_dataset import PairDataset
-from engine import process
 from engine.align import build_alignment
 from engine.identity import require_training
 from engine.precompute import build_caches, find_caches
@@ -30,14 +31,26 @@ from utils.pck import TOTAL
 
 
 def build_accelerator(cfg, accumulation: int = 1) -> Accelerator:
-    """The process, or processes, as launched, on the configured device."""
+    """The process, or processes, as launched, on the configured device.
+
+    fp16 brings a gradient scaler on a GPU, but no autocast: what learns is in fp32, frozen networks are cast by their
+    loader.
+    """
     try:
         find_output(cfg).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=find_output(cfg)).close()
     except OSError as error:
         raise ConfigError(f"OUTPUT_ROOT {find_output(cfg)} cannot be written ({error.strerror})") from error
-    dtype = resolve_dtype(cfg.PRECISION, resolve_device(cfg.DEVICE))
-    return process.build_accelerator(cfg.DEVICE, dtype, accumulation)
+    if cfg.DEVICE not in ("auto", "cpu", "cuda"):  # with those, each process finds its own
+        os.environ["ACCELERATE_TORCH_DEVICE"] = cfg.DEVICE
+    device = resolve_device(cfg.DEVICE)
+    scaled = resolve_dtype(cfg.PRECISION, device) == torch.float16 and device.type != "cpu"
+    return Accelerator(
+        cpu=cfg.DEVICE == "cpu",
+        mixed_precision="fp16" if scaled else "no",
+        gradient_accumulation_steps=accumulation,
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+    )
 
 
 def find_folder(cfg) -> Path:

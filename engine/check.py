@@ -12,117 +12,76 @@ from yacs.config import CfgNode as CN
 
 from config import ConfigError, get_default_config, resolve_network, resolve_path
 
-_TIMESTEP, _COUNT, _MANY, _TEMPERATURE = (0, 999), (1, 1024), (1, 10**9), (1e-6, 1e6)
-
-# What one value, or each of several, must be: one of some words, or from the first to the second number.
-RULES: dict[str, tuple] = {
-    "SEED": (0, 2**32 - 1),
+# What one value, or each of several, must be: one of some words ...
+CHOICES = {
     "PRECISION": ("auto", "fp32", "fp16", "bf16"),
     "DATASET.FRAME": ("stretch", "bicubic", "pad"),
     "DATASET.THRESHOLD": ("", "bbox", "image", "kps", "padded_kps", "src_bbox", "bbox_width"),
-    "DATASET.PAIRS": (0, 10**6),
-    "DATASET.IMAGE_SIZE": (1, 8192),
-    "DATASET.NUM_WORKERS": (0, 256),
     "NETWORK.INIT": ("pretrained", "random"),
     "NETWORK.MEMORY_FORMAT": ("contiguous", "channels_last"),
     "NETWORK.COMPILE": ("none", "default"),
     "CONDITION.DINO_POSITIONS": ("scale", "size"),
-    "METHOD.LAYER": (0, 99),
     "METHOD.POSTERIOR": ("sample", "mode"),
-    "METHOD.DINO_SIZE": (1, 8192),
-    "METHOD.DINO_LAYER": (-1, 999),
     "METHOD.DINO_POSITIONS": ("scale", "size"),
     "METHOD.DINO_INPUT": ("normalised", "release"),
-    "DATASET.FEW_SHOT": (0, 1),
     "DSD.TERMS": ("both", "attention", "noise"),
-    "DSD.TIMESTEPS": (1, 1000),
     "DSD.UNCONDITIONAL": ("mean", "none", "subtract"),
-    "DSD.POOL": (1, 10**5),
-    "DSD.TEMPERATURE": _TEMPERATURE,
     "DSD.TOKENS": ("all", "words"),
-    "DSD.LAYER_WEIGHTS": (0, 1e6),
-    "DSD.ROWS": (0, 10**6),
-    "DSD.RANK": (1, 1024),
-    "DSD.MARGIN": (0, 1e6),
-    "DSD.WEIGHT_DECAY": (0, 1e3),
-    "DSD.MAX_GRAD_NORM": (1e-9, 1e9),
-    "METHOD.SD_WEIGHT": (0, 1e3),
-    "METHOD.DINO_WEIGHT": (0, 1e3),
-    "FEATURES.SIZE": (1, 8192),
-    "FEATURES.WINDOW": (1, 8192),
-    "FEATURES.STRIDE": (1, 8192),
-    "FEATURES.TIMESTEP": _TIMESTEP,
-    "FEATURES.NOISE_SEED": (0, 2**32 - 1),
-    "FEATURES.FREEU": (0, 100),
-    "GEOAWARE.WIDTH": (4, 2**16),
-    "GEOAWARE.PROMPT_LR": (0, 1e6),
-    "GEOAWARE.DROPOUT": (0, 0.99),
-    "GEOAWARE.WEIGHT_DECAY": (0, 10),
-    **{f"GEOAWARE.{term}": (0, 1e3) for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")},
-    "LDM.TOKEN": (0, 1023),
-    "LDM.TOKENS": (1, 1024),
-    "LDM.HEADS": (0, 1023),
-    "LDM.STEPS": (1, 10**5),
-    "LDM.LR": (1e-12, 1e3),
-    "LDM.SIGMA": (0.01, 1e4),
-    "LDM.ROUNDS": _COUNT,
-    "LDM.CROP_PERCENT": (1, 100),
-    "LDM.CROP_MARGIN": (0, 0.5),
-    "LDM.FLIP_PROB": (0, 1),
-    "LDM.FIND_TIMESTEP": _TIMESTEP,
-    "LDM.TIMESTEP": _TIMESTEP,
     "LDM.NOISE": ("uniform", "normal"),
-    "LDM.CROPS": _COUNT,
-    "LDM.ROWS_AT_ONCE": (1, 10**5),
-    "LDM.KEPT_CROPS": (1, 10**7),
     "PROMPT.SPACE": ("TokenEmbeds", "HiddenState"),
-    "PROMPT.LENGTH": (1, 75),
-    "LOSS.BETA": _TEMPERATURE,
-    "LOSS.KERNEL_SIZE": (1, 255),
-    "LOSS.SIGMA": (0.01, 1e4),
-    "LOSS.WINDOW": (-1e4, 1e4),
-    "TRAIN.TIMESTEP": _TIMESTEP,
-    "TRAIN.ENSEMBLE": _COUNT,
-    "TRAIN.BATCH_SIZE": (1, 10**5),
-    "TRAIN.ACCUMULATION": (1, 10**5),
-    "TRAIN.EPOCHS": (1, 10**6),
-    "TRAIN.MAX_STEPS": (0, 10**9),
-    "TRAIN.LR": (1e-12, 1e3),
-    "TRAIN.LINEAR_LR_SCALE": (1e-6, 1e3),
     "TRAIN.SCHEDULER": ("constant", "linear", "piecewise_constant", "one_cycle"),
-    "TRAIN.RISE": (0.01, 0.99),
-    "TRAIN.SAVE_EVERY": _MANY,
-    "TRAIN.LOG_EVERY": _MANY,
-    "VAL.EVERY": (0, 10**9),
-    "VAL.TIMESTEP": _TIMESTEP,
-    "VAL.ENSEMBLE": _COUNT,
-    "VAL.PAIRS": (0, 10**9),
-    "VAL.PICTURES": (0, 1000),
-    "VAL.DENSE": (0, 1024),
-    "VAL.GENERATE": (0, 1000),
-    "TEST.TIMESTEP": _TIMESTEP,
-    "TEST.ENSEMBLE": _COUNT,
-    "TEST.PICTURES": (0, 10**6),
     "POSE.ALIGN": ("none", "mask", "mutual_nn"),
-    "POSE.GRID": (1, 512),
-    "GENERATE.STEPS": (1, 1000),
-    "GENERATE.GUIDANCE": (1, 100),
-    "EVAL.BATCH_SIZE": (1, 10**5),
-    "EVAL.ALPHAS": (1e-6, 100),
-    "EVAL.BETA": _TEMPERATURE,
-    "EVAL.SIGMA": (0.01, 1e4),
-    "EVAL.WINDOW": (-8192, 8192),
     "EVAL.INEQUALITY": ("<=", "<"),
     "EVAL.KAP": ("none", "definition", "released"),
     "EVAL.PROTOCOL": ("resized", "original"),
     "EVAL.BY": ("image", "point"),
-    "EVAL.PICTURE_ALPHA": (1e-6, 100),
     "EVAL.AVERAGE": ("pair", "category"),
     "TRANSFER.COMBINE": ("confident", "vote"),
-    "TRANSFER.RADIUS": (1e-3, 10),
-    "TRANSFER.MARGIN": (0, 10),
-    "TRANSFER.VISIBLE": (-1, 1),
-    "TRANSFER.OKS_SIGMA": (1e-3, 10),
+}
+
+# ... or from the first to the second number.
+RANGES = {
+    (0, 2**32 - 1): ("SEED", "FEATURES.NOISE_SEED"),
+    (0, 999): (
+        *("TRAIN.TIMESTEP", "VAL.TIMESTEP", "TEST.TIMESTEP"),
+        *("FEATURES.TIMESTEP", "LDM.FIND_TIMESTEP", "LDM.TIMESTEP"),
+    ),
+    (1, 8192): ("DATASET.IMAGE_SIZE", "METHOD.DINO_SIZE", "FEATURES.SIZE", "FEATURES.WINDOW", "FEATURES.STRIDE"),
+    (1, 10**5): (
+        *("TRAIN.ENSEMBLE", "VAL.ENSEMBLE", "TEST.ENSEMBLE", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATION"),
+        *("EVAL.BATCH_SIZE", "LDM.STEPS", "LDM.ROUNDS", "LDM.CROPS", "LDM.ROWS_AT_ONCE", "DSD.POOL"),
+    ),
+    (1, 10**9): ("TRAIN.EPOCHS", "TRAIN.SAVE_EVERY", "TRAIN.LOG_EVERY", "LDM.KEPT_CROPS"),
+    (0, 10**9): (
+        *("DATASET.PAIRS", "TRAIN.MAX_STEPS", "VAL.EVERY", "VAL.PAIRS", "VAL.PICTURES", "VAL.GENERATE"),
+        *("TEST.PICTURES", "DSD.ROWS"),
+    ),
+    (1, 1024): ("POSE.GRID", "LDM.TOKENS", "DSD.RANK"),
+    (0, 1024): ("VAL.DENSE", "DATASET.NUM_WORKERS", "LDM.TOKEN", "LDM.HEADS"),
+    (1, 1000): ("DSD.TIMESTEPS", "GENERATE.STEPS"),
+    (1, 100): ("GENERATE.GUIDANCE", "LDM.CROP_PERCENT"),
+    (1, 255): ("LOSS.KERNEL_SIZE",),
+    (1, 75): ("PROMPT.LENGTH",),
+    (0, 99): ("METHOD.LAYER",),
+    (-1, 999): ("METHOD.DINO_LAYER",),
+    (4, 2**16): ("GEOAWARE.WIDTH",),
+    (0, 1): ("DATASET.FEW_SHOT", "LDM.FLIP_PROB"),
+    (-1, 1): ("TRANSFER.VISIBLE",),
+    (0, 0.5): ("LDM.CROP_MARGIN",),
+    (0, 0.99): ("GEOAWARE.DROPOUT",),
+    (0.01, 0.99): ("TRAIN.RISE",),
+    (0, 1e3): (
+        *("METHOD.SD_WEIGHT", "METHOD.DINO_WEIGHT", "FEATURES.FREEU", "TRANSFER.MARGIN"),
+        *("DSD.LAYER_WEIGHTS", "DSD.MARGIN", "DSD.WEIGHT_DECAY", "GEOAWARE.PROMPT_LR", "GEOAWARE.WEIGHT_DECAY"),
+        *(f"GEOAWARE.{term}" for term in ("SPARSE", "DENSE", "NOISE", "DOUBLE", "SELF", "SINGLE")),
+    ),
+    (1e-12, 1e3): ("TRAIN.LR", "LDM.LR"),
+    (1e-6, 1e6): (
+        *("EVAL.BETA", "LOSS.BETA", "DSD.TEMPERATURE", "EVAL.ALPHAS", "EVAL.PICTURE_ALPHA", "TRAIN.LINEAR_LR_SCALE"),
+        *("DSD.MAX_GRAD_NORM", "TRANSFER.RADIUS", "TRANSFER.OKS_SIGMA"),
+    ),
+    (0.01, 1e4): ("EVAL.SIGMA", "LOSS.SIGMA", "LDM.SIGMA"),
+    (-1e4, 1e4): ("EVAL.WINDOW", "LOSS.WINDOW"),
 }
 
 # Entries of tables, each "module:table", which is imported for a value that is not the default's.
@@ -138,6 +97,7 @@ TABLES = {
 _SIZE = (lambda value: len(value) == 2, "two numbers (H, W)")
 _EACH_ONCE = (lambda value: 0 < len(value) == len(set(value)), "one or more values, each once")
 _GIVEN = (bool, "given")
+_BELOW = (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt")
 
 # What else must hold of a value, and how it is said.
 FORMS = {
@@ -149,8 +109,8 @@ FORMS = {
         "a word for prompt names, of letters, digits, '.' and '-'",
     ),
     "NETWORK.FOLDER": _GIVEN,
-    "METHOD.WEIGHTS": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
-    "TRAIN.START": (lambda value: ".." not in re.split(r"[/\\]", value), "a name below OUTPUT_ROOT/prompt"),
+    "METHOD.WEIGHTS": _BELOW,
+    "TRAIN.START": _BELOW,
     "METHOD.DINO_SIZE": _SIZE,
     "POSE.MASKS": _GIVEN,
     "POSE.GRID": _SIZE,
@@ -191,10 +151,11 @@ def get_value(cfg: CN, key: str) -> object:
 
 
 def _check_values(cfg: CN) -> Iterator[str]:
-    for key, rule in RULES.items():
+    ranges = {key: limits for limits, keys in RANGES.items() for key in keys}
+    for key, rule in (CHOICES | ranges).items():
         value = get_value(cfg, key)
         values = value if isinstance(value, tuple) else (value,)
-        if isinstance(rule[0], str):
+        if key in CHOICES:
             wrong, what = [item for item in values if item not in rule], f"one of {', '.join(rule)}"
         else:  # nan is in no range
             wrong, what = [item for item in values if not rule[0] <= item <= rule[1]], f"in {rule[0]:g}..{rule[1]:g}"
@@ -413,6 +374,8 @@ def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
 
 
 def _check_training(cfg: CN) -> Iterator[str]:
+    from model.method import find_method
+    from model.method.base import WEIGHTS_FILE
     from model.prompt.name import parse_cpm
 
     if cfg.PROMPT.KIND == "CPM":
@@ -422,22 +385,14 @@ def _check_training(cfg: CN) -> Iterator[str]:
             yield f"PROMPT.CPM: {error}"
         if cfg.PROMPT.INIT != "random":
             yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
-    if cfg.TRAIN.START:
-        yield from _check_start(cfg)
+    if cfg.TRAIN.START and WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
+        yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
     if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
         yield f"VAL.LOCALISER {cfg.VAL.LOCALISER!r} must be among EVAL.LOCALISERS {cfg.EVAL.LOCALISERS}"
     if cfg.VAL.ALPHA not in cfg.EVAL.ALPHAS:
         yield f"VAL.ALPHA {cfg.VAL.ALPHA} must be among EVAL.ALPHAS {cfg.EVAL.ALPHAS}"
-
-
-def _check_start(cfg: CN) -> Iterator[str]:
-    from model.method import find_method
-    from model.method.base import WEIGHTS_FILE
-
-    if WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
-        yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
 
 
 def _are_step_rules(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The process that runs: accelerator, where results go, what made them, and how it is asked to stop."""
+"""The process that runs: what it is, what others found, and how it is asked to stop."""
 
 import os
 import platform
@@ -11,29 +11,12 @@ from importlib import metadata
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, gather_object
+from accelerate.utils import gather_object
 
 from config import ROOT
-from model.backbone.device import resolve_device
 from utils.pck import merge_scores
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
-
-
-def build_accelerator(device: str, dtype: torch.dtype, accumulation: int = 1) -> Accelerator:
-    """One process or many, as launched. fp16 brings a gradient scaler on a GPU, but no autocast: the prompt is in fp32.
-
-    Frozen networks are cast by their loader.
-    """
-    if device not in ("auto", "cpu", "cuda"):  # with those, each process finds its own
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    scaled = dtype == torch.float16 and resolve_device(device).type != "cpu"
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="fp16" if scaled else "no",
-        gradient_accumulation_steps=accumulation,
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
-    )
 
 
 def gather_scores(scores: pd.DataFrame) -> pd.DataFrame:

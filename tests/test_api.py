@@ -18,8 +18,7 @@ from PIL import Image
 from config import ROOT, ConfigError, iter_keys, load_config
 from dataset import BENCHMARKS
 from dataset.pair_dataset import PairDataset, collate
-from engine.build import build_caches, build_method
-from engine.process import build_accelerator
+from engine.build import build_accelerator, build_caches, build_method
 from engine.result import write_summary
 from model.error import NetworkError, PromptNotFoundError
 from model.method.sd4match import SD4Match
@@ -126,7 +125,7 @@ def test_points_and_maps_equal_those_of_the_evaluation(build, world, tmp_path, p
     found = pair.match(record.src_kps)
 
     tested = build_method(cfg, device, pairs.benchmark.categories)
-    build_caches(cfg, (pairs,), tested, build_accelerator("cpu", torch.float32))
+    build_caches(cfg, (pairs,), tested, build_accelerator(cfg))
     batch = collate([pairs[0]])
     with torch.no_grad():
         seeds = torch.tensor([[source.seed, target.seed]])

@@ -53,11 +53,12 @@ def test_compiled_gives_the_same_numbers(folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_prompt_runs_without_autocast_in_every_precision(dtype):
-    from engine.process import build_accelerator
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_prompt_runs_without_autocast_in_every_precision(world, tmp_path, precision):
+    from config import load_config
+    from engine.build import build_accelerator
 
-    accelerator = build_accelerator("cpu", dtype)
+    accelerator = build_accelerator(load_config(None, world.opts(tmp_path, "PRECISION", precision)))
     layer = accelerator.prepare(torch.nn.Linear(3, 3))
     assert layer(torch.ones(1, 3)).dtype == torch.float32
     assert accelerator.autocast_handler.enabled is False and accelerator.scaler is None
