@@ -35,9 +35,6 @@ class Loader:
     ) -> None:
         self.dataset, self.batches, self.num_workers, self.patience = dataset, batches, num_workers, patience
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self.num_workers:
             yield from map(self._read, self.batches)

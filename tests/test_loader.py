@@ -47,7 +47,6 @@ def stuck():
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_the_same_batches_for_any_number_of_threads(num_workers):
     loader = build_loader(Numbers(10), num_workers, batch_size=4)
-    assert len(loader) == 3
     for _ in range(2):
         assert [batch["index"].tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     chosen = build_loader(Numbers(10), num_workers, batches=[[3, 1], [9]])

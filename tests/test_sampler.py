@@ -30,7 +30,7 @@ def make(world=1, accumulation=1, seed=0, of=range(13)):
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (3, 1), (5, 1), (3, 2)])
 def test_a_step_sees_the_same_pairs_for_any_number_of_processes_and_parts(world, accumulation):
     assert steps(make(world, accumulation)) == steps(make())
-    assert all(len(one) == 13 * accumulation for one in make(world, accumulation))
+    assert all(len(list(one)) == 13 * accumulation for one in make(world, accumulation))
     sizes = {len(share) for one in make(world, accumulation) for share in one}
     assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
 
@@ -55,6 +55,15 @@ def test_every_pair_comes_once_in_every_epoch_none_is_left_over():
 def test_epochs_end_with_their_last_whole_batch():
     batches = StepBatches(26, 8, 0)
     assert [batches.end_of_epoch(epoch) for epoch in range(4)] == [3, 6, 9, 13]
+
+
+@pytest.mark.parametrize(("pairs", "size"), [(26, 8), (8, 8), (7, 2), (100, 3)])
+def test_boundaries_are_the_ends_of_epochs_or_every_so_many_steps(pairs, size):
+    batches = StepBatches(pairs, size, 0)
+    ends = [0, *map(batches.end_of_epoch, range(20))]
+    for position in range(ends[-1]):
+        assert batches.next_boundary(position, 0) == min(end for end in ends if end >= position)
+        assert batches.next_boundary(position, 4) == min(step for step in range(0, 999, 4) if step >= position)
 
 
 def test_starting_in_the_middle_gives_the_rest():
