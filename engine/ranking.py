@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from dataset.item_dataset import ItemDataset
 from dataset.ranking import ItemRecord, RankingBenchmark
 from engine.process import gather_scores
-from engine.result import ResultError, read_cells, read_summary, write_csv
+from engine.result import parse_column, read_cells, write_csv
 from engine.task import Summary, Task
 from engine.transfer import build_loader, move_batch
 from utils.draw import plot_item
@@ -24,7 +24,6 @@ from utils.noise import identifier_seed
 from utils.pck import PredictionError
 from utils.progress import progress
 from utils.ranking import IDENTITY, TIES, TOTAL, find_best, margins, summarise
-from utils.store import file_digest
 
 ITEMS = "_items.csv"  # what follows the stem of a result
 SCORE = "score"
@@ -160,32 +159,17 @@ def write_items(path: str | Path, scores: pd.DataFrame) -> None:
 
 
 def read_items(path: str | Path) -> pd.DataFrame:
-    """The scores in a file of `write_items`; ResultError, with the line, for one that was cut or edited."""
-    text = read_cells(path, IDENTITY)
-    table = text[["item_id", "category"]].copy()
-    for name in IDENTITY:
-        if name not in table:
-            table[name] = pd.to_numeric(text[name], errors="coerce")
-            if (wrong := table[name].isna()).any():
-                raise ResultError(f"{path}, line {wrong.idxmax()}, column {name}: not a number")
-    for name in text.columns.difference(IDENTITY, sort=False):
-        table[name] = [_parse_scores(path, line, name, cell) for line, cell in text[name].items()]
-        counts = table["n_texts"] * table["n_images"]
-        if (wrong := table[name].map(len) != counts).any():
-            raise ResultError(f"{path}, line {wrong.idxmax()}, column {name}: not one score per candidate")
-    if (wrong := table["index"] != range(len(table))).any():
-        raise ResultError(f"{path}, line {wrong.idxmax()}: items are missing, or there twice")
-    summary = Path(path).with_name(Path(path).name.removesuffix(ITEMS) + ".json")
-    if summary.is_file() and read_summary(summary).get("tables", {}).get(ITEMS) not in (None, file_digest(path)):
-        raise ResultError(f"{path} is not the table that {summary.name} was written with (its digest differs)")
-    return table.reset_index(drop=True)[list(text.columns)]
+    """The scores in a file of `write_items`; ResultError for one that was cut or edited."""
+    text = read_cells(path, IDENTITY, ITEMS)
+    table = text.copy()
+    for name in text.columns.difference(("item_id", "category"), sort=False):
+        table[name] = parse_column(path, text, name, int if name in IDENTITY else _read_scores)
+    return table.reset_index(drop=True)
 
 
-def _parse_scores(path: str | Path, line: int, column: str, cell: str) -> np.ndarray:
-    try:
-        values = np.array([float(word) for word in cell.split()])
-    except ValueError:
-        values = np.array([np.nan])
+def _read_scores(cell: str) -> np.ndarray:
+    """Finite numbers, separated by spaces."""
+    values = np.array([float(word) for word in cell.split()])
     if not np.isfinite(values).all():
-        raise ResultError(f"{path}, line {line}, column {column}: {cell[:40]!r} is no list of scores")
+        raise ValueError("not finite")
     return values

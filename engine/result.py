@@ -1,12 +1,11 @@
 """The files of a test: tables as text, scores and predicted points as CSV, the summary as JSON.
 
-What is read back is checked, cell by cell: a file that was cut, joined or edited is refused by name, line and column.
+A summary holds the digests of its tables: one that was cut, joined or edited is refused.
 """
 
 import csv
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,21 @@ import pandas as pd
 from engine.task import find_task
 from utils.pck import (
     AWARE,
-    AZIMUTH,
-    COMPARE,
     ERROR,
-    FLAG,
     IDENTITY,
     INEQUALITY,
     KAP,
-    MIRRORED,
     OTHER,
     PARTNER,
     POINT,
-    PROTOCOLS,
     TOTAL,
-    alpha_key,
 )
-from utils.statistics import count_hits
 from utils.store import StoreError, atomic_path, file_digest, read_json, write_json
 
 COLUMN = 12  # characters; the width of the release's tables
 RULE = "-" * 65
 COUNTED = ("pairs", "pairs_without_points", "points")
+TEXTS = ("pair_id", "category", "src_identifier", "trg_identifier", "protocol", INEQUALITY)  # columns of scores
 PAIRS, PREDICTIONS = "_pairs.csv", "_predictions.csv"  # what follows the stem of a result
 
 
@@ -161,31 +154,14 @@ def read_scores(path: str | os.PathLike) -> pd.DataFrame:
 
     Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
-    text = read_cells(path, (*IDENTITY, "threshold"))
-    localisers = [name.removeprefix(ERROR) for name in text if name.startswith(ERROR)]
-    hits = [name for name in text if name.rpartition("@")[0] in localisers and _is_alpha(name.rpartition("@")[2])]
-    flags = [name for name in text if name.startswith(FLAG)]
-    errors = [ERROR + name for name in localisers]
-    azimuths, lists = [f"{side}_{AZIMUTH}" for side in ("src", "trg")], list(filter(_is_list, text))
-    decided = [MIRRORED] if MIRRORED in text else []
-    if unknown := set(text) - {*IDENTITY, "threshold", INEQUALITY, *azimuths, *decided, *hits, *flags, *lists}:
-        raise ResultError(f"{path}, line 1: unknown column {min(unknown)!r}")
-    refuse = partial(_refuse, path, text)
-
+    text = read_cells(path, (*IDENTITY, "threshold"), PAIRS)
     scores = text.copy()
-    unsure = [name for name in (*flags, *azimuths) if name in text]  # -1 = unknown
-    for name in ("index", "n_points", *hits, *unsure, *decided):
-        scores[name] = _parse_counts(path, text, name, least=-1 if name in unsure else 0)
-    for name in ("threshold", *lists):
-        scores[name] = text[name].map(partial(_parse_lengths, infinite=name not in (*errors, "threshold")))
-        refuse(
-            name, scores[name].isna(), "is no length in pixels" if name in (*errors, "threshold") else "is no such list"
-        )
-    refuse("threshold", scores["threshold"].map(len) != 1, "is not one number")
-    scores["threshold"] = np.array([value for (value,) in scores["threshold"]], dtype=np.float32)
-    per_point = [name for name in lists if not name.startswith(KAP)]
-    _check_rows(scores, per_point, hits, refuse)
-    _check_beside(Path(path), PAIRS, text)
+    for name in text.columns.difference(TEXTS, sort=False):
+        read = _read_lengths if _is_list(name) else float if name == "threshold" else int
+        scores[name] = parse_column(path, text, name, read)
+        if _is_list(name) and not name.startswith(KAP) and (scores[name].map(len) != scores["n_points"]).any():
+            raise ResultError(f"{path}: the column {name} has not one number for each of n_points")
+    scores["threshold"] = scores["threshold"].astype(np.float32)
     return scores.reset_index(drop=True)
 
 
@@ -194,17 +170,18 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
 
     Raises ResultError if the file is no such table, or is not as it was written with the summary beside it.
     """
-    text = read_cells(path, ("index", "pair_id"))
-    table = text[["index", "pair_id"]].assign(index=_parse_counts(path, text, "index"))
+    text = read_cells(path, ("index", "pair_id"), PREDICTIONS)
+    table = text[["index", "pair_id"]].assign(index=parse_column(path, text, "index", int))
     for name in text.columns.difference(table.columns, sort=False):
-        table[POINT + name] = text[name].map(_parse_points)
-        _refuse(path, text, name, table[POINT + name].isna(), "is no list of points")
-    _check_beside(Path(path), PREDICTIONS, text)
+        table[POINT + name] = parse_column(path, text, name, _read_points)
     return table.reset_index(drop=True)
 
 
-def read_cells(path: str | os.PathLike, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The cells as text, by the line that each row ends on. All rows are as long as the header, which has `columns`."""
+def read_cells(path: str | os.PathLike, columns: Sequence[str] = (), suffix: str = "") -> pd.DataFrame:
+    """The cells as text, by the line that each row ends on. All rows are as long as the header, which has `columns`.
+
+    suffix: of the tables of a result, which are refused if the summary beside was not written with them.
+    """
     rows: dict[int, list[str]] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)  # pandas' own mends rows of another length
@@ -220,81 +197,42 @@ def read_cells(path: str | os.PathLike, columns: Sequence[str] = ()) -> pd.DataF
         raise ResultError(f"{path} is no such result of test.py: it has no column {', '.join(missing)}")
     if len(set(header)) < len(header):
         raise ResultError(f"{path}, line 1: a column is there twice")
+    summary = Path(path).with_name(Path(path).name.removesuffix(suffix) + ".json")
+    beside = suffix and Path(path).name.endswith(suffix) and summary.is_file()
+    written = read_summary(summary).get("tables", {}).get(suffix) if beside else None
+    if written and written != file_digest(path):
+        raise ResultError(f"{path} is not the table that {summary.name} was written with (its digest differs)")
     return pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=object)
 
 
-def _refuse(path: str | os.PathLike, text: pd.DataFrame, column: str, wrong: pd.Series, reason: str) -> None:
-    """ResultError about the first row that is wrong."""
-    if wrong.any():
-        line = wrong.idxmax()
-        cell = str(text.at[line, column])
-        cell = cell if len(cell) <= 40 else f"{cell[:37]}..."
-        raise ResultError(f"{path}, line {line}, column {column}: {cell!r} {reason}")
+def parse_column(path: str | os.PathLike, text: pd.DataFrame, column: str, read: Callable[[str], Any]) -> list:
+    """What `read` makes of a column's cells; ResultError for the first for which it raises ValueError."""
+    values = []
+    for line, cell in text[column].items():
+        try:
+            values.append(read(cell))
+        except ValueError:
+            cell = cell if len(cell) <= 40 else f"{cell[:37]}..."
+            raise ResultError(f"{path}, line {line}, column {column}: {cell!r} cannot be read") from None
+    return values
 
 
-def _check_rows(scores: pd.DataFrame, per_point: Sequence[str], hits: Sequence[str], refuse: Callable) -> None:
-    """What holds between the cells of a table as it was written."""
-    refuse("index", scores["index"] != range(len(scores)), "is not the next one: pairs are missing, or there twice")
-    refuse("pair_id", scores["pair_id"].duplicated(), "is there twice")
-    refuse("category", scores["category"] == TOTAL, "is the name of the mean over all, so no category may have it")
-    refuse("protocol", ~scores["protocol"].isin(PROTOCOLS), f"must be one of {', '.join(PROTOCOLS)}")
-    refuse("protocol", scores["protocol"] != scores["protocol"].head(1).squeeze(), "is not that of the first row")
-    if INEQUALITY in scores:
-        refuse(INEQUALITY, ~scores[INEQUALITY].isin(COMPARE), f"must be one of {', '.join(COMPARE)}")
-        refuse(INEQUALITY, scores[INEQUALITY] != scores[INEQUALITY].head(1).squeeze(), "is not that of the first row")
-    for name in per_point:
-        what = "an error" if name.startswith(ERROR) else "a number"
-        refuse(name, scores[name].map(len) != scores["n_points"], f"has not {what} for each of n_points")
-    for name in hits:
-        localiser, _, alpha = name.rpartition("@")
-        wrong = scores[name] != count_hits(scores, localiser, [float(alpha)])[name]
-        refuse(name, wrong, "is not the number of hits that the errors give")
+def _read_lengths(cell: str) -> np.ndarray:
+    """Float32 numbers, separated by spaces."""
+    with np.errstate(over="ignore"):
+        values = np.array([float(word) for word in cell.split()]).astype(np.float32)
+    if not (values >= 0).all():
+        raise ValueError("negative, or no number")
+    return values
 
 
-def _check_beside(path: Path, suffix: str, text: pd.DataFrame) -> None:
-    """The summary beside a table is of as many pairs, and was written with this very table."""
-    summary = path.with_name(path.name.removesuffix(suffix) + ".json")
-    if path.name.endswith(suffix) and summary.is_file():
-        content = read_summary(summary)
-        said = content["summary"]
-        if len(text) != (expected := said["pairs"] + said["pairs_without_points"]):
-            line = text.index[-1] if len(text) else 1
-            raise ResultError(f"{path} ends at line {line} with {len(text)} pairs, but {summary.name} is of {expected}")
-        if content.get("tables", {}).get(suffix, digest := file_digest(path)) != digest:
-            raise ResultError(f"{path} is not the table that {summary.name} was written with (its digest differs)")
-
-
-def _parse_counts(path: str | os.PathLike, text: pd.DataFrame, column: str, least: int = 0) -> pd.Series:
-    number = pd.to_numeric(text[column], errors="coerce")
-    _refuse(path, text, column, ~(number.between(least, 2**31) & (number % 1 == 0)), "is no number of things")
-    return number.astype(int)
-
-
-def _is_alpha(text: str) -> bool:
-    try:
-        return alpha_key(float(text)) == text and 0 < float(text) < np.inf
-    except ValueError:
-        return False
-
-
-def _parse_lengths(cell: str, infinite: bool = False) -> np.ndarray | None:
-    """Float32 numbers, separated by spaces; None if they are none, or negative, or infinite where that may not be."""
-    try:
-        with np.errstate(over="ignore"):
-            values = np.array([float(word) for word in cell.split()]).astype(np.float32)
-    except ValueError:
-        return None
-    return values if ((values >= 0) & (infinite | np.isfinite(values))).all() else None
-
-
-def _parse_points(cell: str) -> np.ndarray | None:
-    """(n, 2) finite numbers; None if they are none."""
-    try:
-        points = [[float(value) for value in point.split(" ")] for point in cell.split(";") if point]
-        values = np.array(points, dtype=np.float64).reshape(len(points), 2)
-    except ValueError:
-        return None
-    return values if np.isfinite(values).all() else None
+def _read_points(cell: str) -> np.ndarray:
+    """(n, 2) finite numbers."""
+    points = [[float(value) for value in point.split(" ")] for point in cell.split(";") if point]
+    values = np.array(points, dtype=np.float64).reshape(len(points), 2)
+    if not np.isfinite(values).all():
+        raise ValueError("not finite")
+    return values
 
 
 # ---- the summary -------------------------------------------------------------------------------------------------
