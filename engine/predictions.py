@@ -26,6 +26,7 @@ from utils.progress import progress
 
 LOCALISER = "prediction"  # what they are called in tables of scores
 COLUMNS = ("pair_id", "keypoint_id", "x", "y")
+RELEASE_SIDE = 840  # px of the square in which GeoAware-SC predicts
 KEYPOINT, OPTIONAL = ("keypoint_id", "keypoint_index"), ("score",)
 Points = dict[str, np.ndarray]  # pair id -> (N, 2), px of the original target
 PLAIN = {  # what arrays and numbers of numpy are pickled by
@@ -211,15 +212,15 @@ def _name(path: str) -> tuple[str, ...]:
     return PurePosixPath(path.replace("\\", "/")).parts[-2:]
 
 
-def to_release(points: Points, benchmark: Benchmark, side: int = 840) -> list[dict[str, Any]]:
+def to_release(points: Points, benchmark: Benchmark) -> list[dict[str, Any]]:
     """The inverse of `convert_release`, as JSON values."""
     rows = []
     for record in benchmark:
         table = np.zeros((benchmark.max_kps, 2))
-        placed = Pad((side, side)).to_px(torch.from_numpy(np.asarray(points[record.pair_id])), record.trg.size)
+        placed = Pad((RELEASE_SIDE,) * 2).to_px(torch.from_numpy(np.asarray(points[record.pair_id])), record.trg.size)
         table[[int(name) for name in record.kps_ids]] = placed.numpy()
         names = {"src_fn": "/".join(_name(record.src.path)), "trg_fn": "/".join(_name(record.trg.path))}
-        rows.append({**names, "src_kpts_pred": table.tolist(), "resize_resolution": side})
+        rows.append({**names, "src_kpts_pred": table.tolist(), "resize_resolution": RELEASE_SIDE})
     return rows
 
 
@@ -232,7 +233,7 @@ def score_points(
     alphas: Sequence[float],
     protocol: str,
     inequality: str,
-    localiser: str = LOCALISER,
+    localiser: str,
 ) -> pd.DataFrame:
     """The scores of predictions, under the name of a localiser."""
     evaluator = PCKEvaluator((localiser,), alphas, protocol, data.frame, inequality)

@@ -11,7 +11,7 @@ from config import dump_config, get_default_config, iter_keys, resolve_path
 from dataset.pair_dataset import PairDataset
 from engine.correspondence import summarise_scores
 from engine.identity import MadeBy, digest_pairs, place_result, what_makes_result
-from engine.predictions import LOCALISER, Points, score_points
+from engine.predictions import Points, score_points
 from engine.process import describe_environment
 from engine.result import write_summary
 from engine.task import task_of
@@ -50,7 +50,7 @@ def report(cfg, summary: dict, scores: pd.DataFrame, method, data: Dataset, devi
         print(f"and {sum(map(len, drawn))} pictures")
 
 
-def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str, localiser: str = LOCALISER) -> Path:
+def report_points(cfg, points: Points, pairs: PairDataset, source: Path, name: str, localiser: str) -> Path:
     """Print and write the tables of predictions that a file, `source`, holds; the stem of the files written.
 
     localiser: whose the tables say that they are.

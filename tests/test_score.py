@@ -10,7 +10,7 @@ import pytest
 
 from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset
-from engine.predictions import read_points, score_points, to_release, write_template
+from engine.predictions import LOCALISER, read_points, score_points, to_release, write_template
 from engine.result import ResultError, read_predictions, read_scores
 from script import score, view_results
 from tests.fixtures_dataset import tiny_spair
@@ -57,7 +57,7 @@ def test_rows_in_any_order_come_to_their_places(spair, tmp_path, name, key):
 @pytest.mark.parametrize("protocol", ["original", "resized"])
 def test_scores_against_a_loop(spair, protocol):
     data = PairDataset(spair, (96, 80))
-    scores = score_points(truths(spair, 4), data, (0.1,), protocol, "<")
+    scores = score_points(truths(spair, 4), data, (0.1,), protocol, "<", LOCALISER)
     for record, (_, row) in zip(spair, scores.iterrows(), strict=True):
         height, width = record.trg.size
         factor = (80 / width, 96 / height) if protocol == "resized" else (1, 1)

@@ -23,7 +23,6 @@ def draw_noise(
     seeds: Tensor,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     uniform: bool = False,  # in [0, 1) instead
 ) -> Tensor:
     """Standard normal noise (n, *shape), row i drawn from seeds[i] alone; seeds: (n,) int64.
@@ -35,7 +34,7 @@ def draw_noise(
     for row, seed in zip(noise, seeds.tolist(), strict=True):
         generator.manual_seed(seed)
         row.uniform_(generator=generator) if uniform else row.normal_(generator=generator)
-    return noise.to(device=device, dtype=dtype, non_blocking=True)
+    return noise.to(device, non_blocking=True)
 
 
 def drop_elements(x: Tensor, share: float, seeds: Tensor) -> Tensor:

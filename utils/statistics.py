@@ -22,7 +22,7 @@ LEVELS = {  # what SPair's flags mean
     "occlusion": ("none", "source", "target", "both"),
 }
 VIEWS = 8  # azimuth ids, steps of 45 degrees
-DRAWS = 2000
+DRAWS, LEVEL, SEED = 2000, 0.95, 0  # of bootstrap and permutations
 BATCH = 200  # draws held at a time
 
 
@@ -139,9 +139,7 @@ def break_down(scores: pd.DataFrame, measure: Measure, draws: int = DRAWS) -> pd
     return table
 
 
-def bootstrap(
-    scores: pd.DataFrame, measure: Measure, level: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> Interval | None:
+def bootstrap(scores: pd.DataFrame, measure: Measure, draws: int = DRAWS) -> Interval | None:
     """PCK with its percentile bootstrap interval over pairs; None without a scored pair.
 
     Pairs are drawn with replacement from all, or from each category if the categories are averaged.
@@ -151,18 +149,11 @@ def bootstrap(
         return None
     scored = scores[scores["n_points"] > 0]
     gains, weights = weigh(scored, [measure.column], measure.by)
-    bounds = _resample(gains[measure.column], weights, _group(scored, measure), level, draws, seed)
+    bounds = _resample(gains[measure.column], weights, _group(scored, measure), draws)
     return Interval(value, *bounds)
 
 
-def compare(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    measure: Measure,
-    level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Comparison:
+def compare(first: pd.DataFrame, second: pd.DataFrame, measure: Measure, draws: int = DRAWS) -> Comparison:
     """Does the second method differ from the first, on the same pairs? See `select_common`.
 
     The interval resamples pairs as `bootstrap` does, keeping both methods' results of a pair together; the test swaps
@@ -176,8 +167,8 @@ def compare(
     (before, weights), (after, _) = (weigh(table, [measure.column], measure.by) for table in (first, second))
     gains, groups = (after - before)[measure.column], _group(first, measure)
     value = compute_pck(second, measure) - compute_pck(first, measure)
-    bounds = _resample(gains, weights, groups, level, draws, seed)
-    return Comparison(Interval(value, *bounds), _test_signs(gains, weights, groups, draws, seed), len(first))
+    bounds = _resample(gains, weights, groups, draws)
+    return Comparison(Interval(value, *bounds), _test_signs(gains, weights, groups, draws), len(first))
 
 
 def select_common(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -208,14 +199,14 @@ class Spread:
     count: int
 
 
-def spread(values: Sequence[float], level: float = 0.95) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation (n - 1) and Student's t interval of the mean over seeds."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Spread(mean, None, None, count)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.5 + level / 2, count - 1)) * std / count**0.5
-    return Spread(mean, std, Interval(mean, mean - half, mean + half), count)
+    low, high = stats.t.interval(LEVEL, count - 1, mean, std / count**0.5)
+    return Spread(mean, std, Interval(mean, float(low), float(high)), count)
 
 
 def _group(scores: pd.DataFrame, measure: Measure) -> list[np.ndarray]:
@@ -225,9 +216,7 @@ def _group(scores: pd.DataFrame, measure: Measure) -> list[np.ndarray]:
     return list(scores.groupby("category").indices.values())
 
 
-def _resample(
-    gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], level: float, draws: int, seed: int
-) -> tuple[float, float]:
+def _resample(gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], draws: int) -> tuple[float, float]:
     """Bounds of the mean over groups of (sum of gains) / (sum of weights); a group of one pair stays as it is."""
     gain, weight = gains.to_numpy(np.float64), weights.to_numpy(np.float64)
     drawn = [group for group in groups if len(group) > 1]
@@ -244,14 +233,14 @@ def _resample(
         n_resamples=draws,
         batch=BATCH,
         vectorized=True,
-        confidence_level=level,
+        confidence_level=LEVEL,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(SEED),
     ).confidence_interval
     return float(found.low), float(found.high)
 
 
-def _test_signs(gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], draws: int, seed: int) -> float:
+def _test_signs(gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarray], draws: int) -> float:
     """Two-sided p-value of the sum of gains under random signs; pairs without a difference change nothing."""
     parts = np.empty(len(gains))
     for group in groups:
@@ -266,6 +255,6 @@ def _test_signs(gains: pd.Series, weights: pd.Series, groups: Sequence[np.ndarra
         vectorized=True,
         n_resamples=draws,
         batch=BATCH,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(SEED),
     )
     return float(found.pvalue)
