@@ -205,8 +205,8 @@ def spread(values: Sequence[float]) -> Spread:
     if count < 2:
         return Spread(mean, None, None, count)
     std = float(np.std(values, ddof=1))
-    low, high = stats.t.interval(LEVEL, count - 1, mean, std / count**0.5)
-    return Spread(mean, std, Interval(mean, float(low), float(high)), count)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * std / count**0.5
+    return Spread(mean, std, Interval(mean, mean - half, mean + half), count)
 
 
 def _group(scores: pd.DataFrame, measure: Measure) -> list[np.ndarray]:
