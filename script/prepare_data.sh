@@ -9,7 +9,7 @@ export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 venv=${VENV:-$repository-venv}
 
 is_enough() {
-    "$1" -c 'import dataset.prepare, huggingface_hub, psutil, scipy.io' 2>/dev/null
+    "$1" -c 'import dataset.prepare, huggingface_hub, scipy.io' 2>/dev/null
 }
 
 for candidate in "${PYTHON:-}" python python3 "$venv/bin/python"; do
@@ -18,5 +18,5 @@ done
 echo "prepare_data: installing the packages that it needs (about 200 MB) into $venv" >&2
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 grep -E '^(numpy|scipy|pillow|tqdm|huggingface_hub|pandas|safetensors)\b' "$repository/requirements.txt" >"$venv/data.txt"
-"$venv/bin/python" -m pip install --disable-pip-version-check -r "$venv/data.txt" psutil
+"$venv/bin/python" -m pip install --disable-pip-version-check -r "$venv/data.txt"
 exec "$venv/bin/python" -m dataset.prepare "$@"

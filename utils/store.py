@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 import os
-import platform
-import re
 import secrets
 import time
 import zipfile
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 DIGEST = "digest"  # the entry of a JSON file, or of a tensor file's metadata, that holds its digest
 REMEMBERED = 16 << 20  # bytes from which on a file's hash is kept for the next process
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-_TEMPORARY = re.compile(r"\.(\w{6})-(\d+)-\w+\.tmp")
 _DAY, _SETTLED = 86400, 2  # seconds
 
 
@@ -42,10 +38,10 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
     """Yield a temporary name beside `path`; on success it replaces `path`, on any error it is removed.
 
     A reader therefore sees the old file or the whole new one. durable: also after the machine itself has stopped.
-    Missing parent folders are made; what killed processes left there is removed. An OSError names `path`.
+    Missing parent folders are made; what killed processes left there is removed after a day. An OSError names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left_over(path.parent)
@@ -66,15 +62,10 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
 
 @functools.cache
 def remove_left_over(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose process is gone; once per process, for it takes a listing."""
-    import psutil
-
-    for path in folder.glob(".*.tmp"):
-        if not (match := _TEMPORARY.fullmatch(path.name)):
-            continue
+    """Remove the temporary files in `folder` of yesterday; once per process, for it takes a listing."""
+    for path in folder.glob(f".{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):
-            old = path.stat().st_mtime < time.time() - _DAY
-            if old or (match[1] == _HOST and not psutil.pid_exists(int(match[2]))):
+            if path.stat().st_mtime < time.time() - _DAY:
                 path.unlink()
 
 
