@@ -62,7 +62,9 @@ def what_makes_weights(cfg, trn: Dataset, val: Dataset) -> MadeBy:
 
 def what_makes_result(cfg, pairs: Dataset, download: bool = True) -> MadeBy:
     """All that decides the numbers of a test; not download: without networks if one is not on this machine."""
-    content = {"test pairs": digest_pairs(pairs), "weights": digest_learned(cfg)}
+    prompted = METHODS[cfg.METHOD.NAME].takes_prompt and not cfg.METHOD.WEIGHTS
+    weights = _digest_prompt(cfg) if prompted else digest_weights(cfg, cfg.METHOD.WEIGHTS)
+    content = {"test pairs": digest_pairs(pairs), "weights": weights}
     if masks := getattr(getattr(pairs, "alignment", None), "masks", None):
         content["masks"] = masks.digest()
     prompt, condition = _describe_prompt(cfg, training=False)
@@ -79,13 +81,6 @@ def what_makes_matches(cfg, method: Method) -> MadeBy:
     if METHODS[cfg.METHOD.NAME].takes_taps:  # beside the prompt it may have other weights
         content["weights of the prompt"] = digest({}, method.prompt.state_dict())
     return content
-
-
-def digest_learned(cfg) -> str:
-    """Of the learned weights, or prompt, that the config tests; "" if there are none."""
-    if METHODS[cfg.METHOD.NAME].takes_prompt and not cfg.METHOD.WEIGHTS:
-        return _digest_prompt(cfg)
-    return digest_weights(cfg, cfg.METHOD.WEIGHTS)
 
 
 def _digest_prompt(cfg) -> str:

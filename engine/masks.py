@@ -126,12 +126,6 @@ def unpad(mask: np.ndarray, ref: ImageRef) -> np.ndarray:
     return np.array(inner.resize(ref.size[::-1], Image.Resampling.NEAREST))
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """A mask (H, W) bool as a PNG of 0 and 255."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
-
-
 def make_masks(refs: Iterable[ImageRef], boxes: dict[str, np.ndarray], folder: Path, segment: Segment) -> int:
     """Write the mask of every image that has none yet; their number.
 
@@ -144,7 +138,8 @@ def make_masks(refs: Iterable[ImageRef], boxes: dict[str, np.ndarray], folder: P
             square = frame.fit(load_pil(ref)).add(1).mul(127.5).round().byte()
             box = frame.box_to_px(torch.from_numpy(boxes[ref.identifier]), ref.size)
             mask = segment(Image.fromarray(square.permute(1, 2, 0).numpy()), box.tolist())
-            write_mask(path, unpad(mask, ref) > 0)
+            with atomic_path(path) as temporary:
+                Image.fromarray(unpad(mask, ref)).save(temporary, format="PNG")
             made += 1
     return made
 
