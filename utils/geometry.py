@@ -32,24 +32,11 @@ def cell_to_px(kps_cell: Tensor, feat_size: Size, image_size: Size) -> Tensor:
     return _change_grid(kps_cell, feat_size, image_size)
 
 
-def px_to_patch(kps_px: Tensor, image_size: Size, feat_size: Size) -> Tensor:
-    """Image pixels (..., 2) -> patches (..., 2): cell (i, j) is the square from (i, j) to (i + 1, j + 1)."""
-    return kps_px * _patches_per_px(kps_px, image_size, feat_size)
-
-
-def patch_to_px(kps_patch: Tensor, feat_size: Size, image_size: Size) -> Tensor:
-    """The inverse of `px_to_patch`."""
-    return kps_patch / _patches_per_px(kps_patch, image_size, feat_size)
-
-
-def _patches_per_px(like: Tensor, image_size: Size, feat_size: Size) -> Tensor:
-    return like.new_tensor([cells / px for cells, px in zip(feat_size, image_size, strict=True)]).flip(-1)
-
-
 def rescale_kps(kps: Tensor, from_size: Size | Tensor, to_size: Size | Tensor) -> Tensor:
     """Keypoints (B, N, 2) of an image of `from_size` -> of its copy resized to `to_size`: x W'/W, y H'/H.
 
-    Sizes are (H, W), or int tensors (B, 2) with one size per image.
+    Sizes are (H, W), or int tensors (B, 2) with one size per image. To a feature map's size: the position in patches,
+    where cell (i, j) is the square from (i, j) to (i + 1, j + 1).
     """
     from_hw = torch.as_tensor(from_size, device=kps.device)
     to_hw = torch.as_tensor(to_size, device=kps.device)

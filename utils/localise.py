@@ -21,9 +21,8 @@ from utils.geometry import (
     cell_to_px,
     l2_norm,
     l2_normalise,
-    patch_to_px,
     px_to_cell,
-    px_to_patch,
+    rescale_kps,
     sample_features,
 )
 
@@ -161,7 +160,7 @@ def window(query: Query) -> Tensor:
     src_size, image_size = query.similarity.src_size, query.image_size
     patch = query.query_cell + 0.5
     if image_size:
-        patch = px_to_patch(cell_to_px(query.query_cell, src_size, image_size), image_size, src_size)
+        patch = rescale_kps(cell_to_px(query.query_cell, src_size, image_size), image_size, src_size)
     last = patch.new_tensor(src_size).flip(-1) - 1
     cell = (patch + PATCH_EPS).floor().clamp(min=0).minimum(last)
     sim = query.similarity(cell)
@@ -169,7 +168,7 @@ def window(query: Query) -> Tensor:
     if not image_size:
         return found
     trg_size = sim.shape[-2:]
-    return px_to_cell(patch_to_px(found + 0.5, trg_size, image_size), image_size, trg_size)
+    return px_to_cell(rescale_kps(found + 0.5, trg_size, image_size), image_size, trg_size)
 
 
 def keep_near(sim: Tensor, centre_cell: Tensor, window: float) -> Tensor:
