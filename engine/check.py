@@ -11,6 +11,19 @@ from collections.abc import Iterator
 from yacs.config import CfgNode as CN
 
 from config import ConfigError, get_default_config, resolve_network, resolve_path
+from model.backbone.architecture import HUB_IDS, STABLE_DIFFUSION
+from model.backbone.device import resolve_device
+from model.backbone.facts import (
+    differing_unet_entries,
+    dino_facts,
+    find_unet,
+    is_hub_id,
+    network_facts,
+    read_config,
+    split_hub_file,
+)
+from model.method import METHODS, find_method
+from model.prompt.name import parse_cpm, parse_prompt_name
 
 # What one value, or each of several, must be: one of some words ...
 CHOICES = {
@@ -180,8 +193,6 @@ def _check_names(cfg: CN) -> Iterator[str]:
 def _check_device(cfg: CN) -> Iterator[str]:
     """Devices that this machine lacks."""
     if cfg.DEVICE not in ("auto", "cpu"):
-        from model.backbone.device import resolve_device
-
         try:
             resolve_device(cfg.DEVICE)
         except ConfigError as error:
@@ -192,8 +203,6 @@ def _check_device(cfg: CN) -> Iterator[str]:
 
 def _check_method(cfg: CN, training: bool) -> Iterator[str]:
     """What the method needs, and what it cannot use."""
-    from model.method import METHODS
-
     entry = METHODS[cfg.METHOD.NAME]
     yield from _check_task(cfg, entry)
     if entry.takes_prompt or entry.runs_diffusion or "posterior" in entry.reads:
@@ -221,7 +230,6 @@ def _check_method(cfg: CN, training: bool) -> Iterator[str]:
 def _check_task(cfg: CN, entry) -> Iterator[str]:
     """A method answers the questions of one kind of benchmark."""
     from dataset import BENCHMARKS
-    from model.method import METHODS
 
     if entry.task != (task := BENCHMARKS[cfg.DATASET.NAME].task):
         known = ", ".join(name for name, other in METHODS.items() if other.task == task)
@@ -231,9 +239,6 @@ def _check_task(cfg: CN, entry) -> Iterator[str]:
 
 def _check_dino(cfg: CN) -> Iterator[str]:
     """What the method's DINOv2 rules out; a hub id that is not on disk yet is checked after its download."""
-    from model.backbone.architecture import HUB_IDS
-    from model.backbone.facts import dino_facts, is_hub_id
-
     section, folder = cfg.METHOD, resolve_network(cfg.METHOD.DINO_FOLDER)
     try:
         facts = dino_facts(folder, init=cfg.NETWORK.INIT, architecture=HUB_IDS.get(folder, "dinov2-base"))
@@ -292,8 +297,6 @@ def _check_size(key: str, size: tuple[int, int], divisor: int, who: str) -> Iter
 
 def _find_facts(cfg: CN):
     """The network's sizes, None if they are not known yet, and what rules it out."""
-    from model.backbone.facts import is_hub_id, network_facts
-
     folder = resolve_network(cfg.NETWORK.FOLDER)
     try:
         facts = network_facts(folder, init=cfg.NETWORK.INIT, architecture=cfg.NETWORK.ARCHITECTURE)
@@ -320,9 +323,6 @@ def _check_network(cfg: CN) -> Iterator[str]:
 
 def _check_backbone_name(cfg: CN, facts) -> Iterator[str]:
     """A released backbone's name must not stand for another network: prompts carry the name."""
-    from model.backbone.architecture import STABLE_DIFFUSION
-    from model.backbone.facts import network_facts
-
     if cfg.NETWORK.NAME not in STABLE_DIFFUSION:
         return
     named = network_facts("", init="random", architecture=cfg.NETWORK.NAME)
@@ -337,16 +337,6 @@ def _check_backbone_name(cfg: CN, facts) -> Iterator[str]:
 
 def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
     """A UNet in place of the network's own: that it is there, fits, and does not go by a released name in training."""
-    from model.backbone.architecture import STABLE_DIFFUSION
-    from model.backbone.facts import (
-        differing_unet_entries,
-        find_unet,
-        is_hub_id,
-        network_facts,
-        read_config,
-        split_hub_file,
-    )
-
     if not (unet := cfg.NETWORK.UNET):
         return
     if cfg.NETWORK.INIT == "random":
@@ -374,10 +364,6 @@ def _check_unet(cfg: CN, training: bool) -> Iterator[str]:
 
 
 def _check_training(cfg: CN) -> Iterator[str]:
-    from model.method import find_method
-    from model.method.base import WEIGHTS_FILE
-    from model.prompt.name import parse_cpm
-
     if cfg.PROMPT.KIND == "CPM":
         try:
             parse_cpm(cfg.PROMPT.CPM)
@@ -385,8 +371,11 @@ def _check_training(cfg: CN) -> Iterator[str]:
             yield f"PROMPT.CPM: {error}"
         if cfg.PROMPT.INIT != "random":
             yield f"PROMPT.INIT {cfg.PROMPT.INIT!r} is for Single and Class; CPM starts random"
-    if cfg.TRAIN.START and WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
-        yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
+    if cfg.TRAIN.START:
+        from model.method.base import WEIGHTS_FILE
+
+        if WEIGHTS_FILE not in find_method(cfg.METHOD.NAME).FILES:
+            yield f"TRAIN.START is not for METHOD.NAME {cfg.METHOD.NAME}, which learns a prompt"
     if (cfg.TRAIN.SCHEDULER == "piecewise_constant") != bool(cfg.TRAIN.STEP_RULES):
         yield "TRAIN.STEP_RULES and TRAIN.SCHEDULER piecewise_constant go together; set both or neither"
     if cfg.VAL.LOCALISER not in cfg.EVAL.LOCALISERS:
@@ -405,8 +394,6 @@ def _are_step_rules(text: str) -> bool:
 
 
 def _check_tested_prompt(cfg: CN) -> Iterator[str]:
-    from model.prompt.name import parse_prompt_name
-
     if cfg.PROMPT.TYPE in ("text", "empty"):
         if cfg.PROMPT.TYPE == "text" and "{category}" not in cfg.PROMPT.TEMPLATE:
             yield f"PROMPT.TEMPLATE must contain {{category}}; got {cfg.PROMPT.TEMPLATE!r}"
