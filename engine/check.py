@@ -97,6 +97,8 @@ RANGES = {
     (-1e4, 1e4): ("EVAL.WINDOW", "LOSS.WINDOW"),
 }
 
+RULES: dict[str, tuple] = CHOICES | {key: limits for limits, keys in RANGES.items() for key in keys}
+
 # Entries of tables, each "module:table", which is imported for a value that is not the default's.
 TABLES = {
     "DATASET.NAME": "dataset:BENCHMARKS",
@@ -164,8 +166,7 @@ def get_value(cfg: CN, key: str) -> object:
 
 
 def _check_values(cfg: CN) -> Iterator[str]:
-    ranges = {key: limits for limits, keys in RANGES.items() for key in keys}
-    for key, rule in (CHOICES | ranges).items():
+    for key, rule in RULES.items():
         value = get_value(cfg, key)
         values = value if isinstance(value, tuple) else (value,)
         if key in CHOICES:
