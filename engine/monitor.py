@@ -39,7 +39,7 @@ class Monitor:
     def add_validation(
         self, entry: Mapping[str, Any], numbers: Mapping[str, float], pictures: Sequence[Mapping[str, Any]]
     ) -> None:
-        """What a validation measured and drew: a line of metrics.jsonl; numbers by tag; figures of each pair or item, by kind.
+        """What a validation measured and drew: a line of metrics.jsonl, numbers by tag, figures of each record by kind.
 
         Lines of the same or a later step, of a run that was stopped, are replaced.
         """
