@@ -240,7 +240,8 @@ class TrainingRun:
             raise self._diverged(f"the loss is not finite at step {self.learner.step}")
         if self.accelerator.is_main_process:
             line = self.monitor.add_steps(steps, losses)
-            tqdm.write(f"step {self.learner.step}/{self.total_steps}  {line}")
+            if self.learner.step % self.cfg.TRAIN.LOG_EVERY == 0:
+                tqdm.write(f"step {self.learner.step}/{self.total_steps}  {line}")
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
