@@ -117,7 +117,7 @@ def test_pairs_without_a_threshold_are_left_out_and_counted_in_the_result(world,
     summary = evaluate(world, tmp_path, "text", "DATASET.ROOT", str(tmp_path / "data"))["summary"]
     assert (summary["pairs"], summary["pairs_left_out"]) == (3, 1)
     assert "3 pairs" in (printed := capsys.readouterr().out) and "(1 more left out)" in printed
-    assert f"1 of 4 pairs are left out, for they have no threshold; the first is {path}" in caplog.text
+    assert f"1 of 4 pairs are left out; the first is {path}: " in caplog.text
 
 
 def test_prompt_trained_on_one_benchmark_runs_on_another(world, tmp_path):
