@@ -302,6 +302,7 @@ def test_texts_are_compared_with_bars_and_maps_of_words(open_page):
     page.get_by_role("button", name="Compare").click()
     page.get_by_text("Choose a source and a target image").last.wait_for()
     page.locator("#examples button").first.click()
+    page.locator(".stage[data-ready=true]").wait_for(state="attached")  # on another tab
     page.get_by_role("button", name="Compare").click()
     page.locator("#scores table").wait_for()
     assert page.locator("#scores th").all_inner_texts() == ["text", "score", "attention", "gain in noise prediction"]
