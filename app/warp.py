@@ -35,9 +35,7 @@ def show_overlay(pair: Any) -> dict[str, Any]:
 
 def show_painting(pair: Any) -> dict[str, Any]:
     """What app/static/painting.js shows of a sd4match.Pair before anything is painted."""
-    small = _shrink(pair)
-    urls = {"source": to_data_url(small.src.image), "target": to_data_url(small.trg.image)}
-    return {**urls, **_describe_size(small), "message": PAINT}
+    return _describe_painting(_shrink(pair))
 
 
 def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]:
@@ -46,10 +44,10 @@ def carry_painting(pair: Any, data: Any, warp: Any, seen: Any) -> dict[str, Any]
     seen: the source's URL on which it was painted. ValueError for anything that the page does not send. All is done in
     the size that is shown.
     """
-    shown = show_painting(pair)
+    small = _shrink(pair)
+    shown = _describe_painting(small)
     if seen != shown["source"]:
         raise ImageError("the images have changed; choose this tab again and paint anew")
-    small = _shrink(pair)
     try:
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
             if image.size != small.src.image.size:
@@ -71,6 +69,11 @@ def _shrink(pair: Any) -> Any:
     return replace(
         pair, **{name: Picture(image, image.size[::-1], getattr(pair, name).name) for name, image in images.items()}
     )
+
+
+def _describe_painting(small: Any) -> dict[str, Any]:
+    urls = {"source": to_data_url(small.src.image), "target": to_data_url(small.trg.image)}
+    return {**urls, **_describe_size(small), "message": PAINT}
 
 
 def _describe_size(pair: Any) -> dict[str, int]:

@@ -33,7 +33,7 @@ from model.backbone.layers import LayerExtractor
 from model.backbone.load import StableDiffusion, load_stable_diffusion, load_vision
 from model.backbone.text import PromptEncoder
 from model.backbone.vision import compute_condition, compute_dino_map
-from model.prompt.text_prompt import category_word
+from model.prompt.text_prompt import fill_template
 from utils.frame import Frame, build_frame
 from utils.store import digest
 
@@ -209,7 +209,8 @@ def layers_source(cfg) -> Source:
         )
 
         def compute(images: Sequence[Image], categories: Sequence[str | None]) -> Iterator[dict[str, Tensor]]:
-            maps = extract(_fit(images, frame), [_say(cfg, category) for category in categories])
+            say = partial(fill_template, section.PROMPT, without=cfg.PROMPT.WITHOUT_CATEGORY)
+            maps = extract(_fit(images, frame), list(map(say, categories)))
             return ({tap: value[i] for tap, value in maps.items()} for i in range(len(images)))
 
         return compute
@@ -232,14 +233,6 @@ def clip_source(cfg) -> Source:
         return lambda images, categories: clip.embed_images(images)
 
     return Source("CLIP-embedding", stamp, (int(read_config(root / "config.json")["projection_dim"]),), load)
-
-
-def _say(cfg, category: str | None) -> str:
-    """The prompt under which the layers of an image of this category are read."""
-    prompt = cfg.FEATURES.PROMPT
-    if "{category}" not in prompt:
-        return prompt
-    return cfg.PROMPT.WITHOUT_CATEGORY if category is None else prompt.replace("{category}", category_word(category))
 
 
 def image_source(cfg) -> Source:

@@ -103,7 +103,7 @@ def main() -> None:
     jobs, impossible = make_jobs(list_rows(groups), world, args.seeds, args.opts)
     if args.commands:
         print_commands(jobs, impossible, args.launcher)
-        return 0
+        return
     found = {group: {row.key.split("/")[0]: [] for row in list_rows((group,))} for group in groups}
     for job in jobs:
         if job.scores is not None:

@@ -107,7 +107,7 @@ def main() -> None:
     tables, rows = choose_tables(args, world)
     if not (args.commands or args.pictures):
         print_tables(args, world, tables)
-        return 0
+        return
     from script.tables.results import list_pictures, make_jobs, print_commands
 
     jobs, impossible = make_jobs(rows, world, args.seeds, args.opts)

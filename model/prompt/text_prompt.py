@@ -18,6 +18,13 @@ def category_word(name: str) -> str:
     return re.sub(r"\([^()]*\)$", "", name)
 
 
+def fill_template(template: str, category: str | None, without: str = "") -> str:
+    """What is said of an image; without: of one that has no category, if the template has the field {category}."""
+    if "{category}" not in template:
+        return template
+    return without if category is None else template.replace("{category}", category_word(category))
+
+
 def build(name: PromptName, text: PromptEncoder, *, categories, template, **_: Any) -> TextPrompt:
     """See model.prompt.new_prompt."""
     return TextPrompt(template if name.kind == "text" else "", text, categories)
@@ -37,8 +44,8 @@ class TextPrompt(Prompt):
         if self.depends_on == "category" and not categories:
             raise ValueError(f"the text prompt {template!r} needs the data set's categories")
         self._index = {category: i for i, category in enumerate(categories)}
-        sentences = [template.replace("{category}", category_word(category)) for category in self._index]
-        ids = text.token_ids(sentences if self.depends_on == "category" else [template])
+        rows = self._index if self.depends_on == "category" else [None]
+        ids = text.token_ids([fill_template(template, category) for category in rows])
         self.register_buffer("tokens", text.embed_ids(ids).float().cpu(), persistent=False)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
@@ -67,7 +74,7 @@ class OpenTextPrompt(Prompt):
 
     def sentence(self, category: str | None) -> str:
         """What is said of an image of this category."""
-        return self.without if category is None else self.template.replace("{category}", category_word(category))
+        return fill_template(self.template, category, self.without)
 
     def find_ids(self, categories: Sequence[str | None]) -> Tensor:
         """Token ids (n, L) of the sentences of n categories; ValueError if one is too long."""
