@@ -30,8 +30,7 @@ def compute(config_file: str | None, opts: list[str], names: list[str] | None, c
     from model.source import condition_source
 
     for name in names or find_datasets(load_config(config_file, opts)):
-        cfg = load_config(config_file, opts, {"DATASET.NAME": name})
-        check_config(cfg, training=False)
+        cfg = check_config(load_config(config_file, opts, {"DATASET.NAME": name}), training=False)
         refs = unique_images(build_all_splits(cfg))
         source = condition_source(cfg, condition)
         cache = fill_from_source(cfg, source, refs, build_accelerator(cfg))

@@ -55,8 +55,7 @@ def test(cfg) -> None:
 def main() -> int:
     args = parse_args()
     overrides = {key: getattr(args, flag) for flag, key in FLAGS.items()}
-    cfg = load_config(args.config_file, args.opts, overrides)
-    check_config(cfg, training=False)
+    cfg = check_config(load_config(args.config_file, args.opts, overrides), training=False)
     if int(os.environ.get("RANK", 0)) == 0 and not args.quiet:
         print(dump_config(cfg))
     test(cfg)

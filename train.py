@@ -58,8 +58,7 @@ def train(cfg, overwrite: bool) -> int:
 @entry_point("the caches and checkpoints written so far are kept")
 def main() -> int:
     args = parse_args()
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg, training=True)
+    cfg = check_config(load_config(args.config_file, args.opts), training=True)
     if int(os.environ.get("RANK", 0)) == 0:
         print(dump_config(cfg))
     return 0 if args.dry_run else train(cfg, args.overwrite)

@@ -148,14 +148,15 @@ FORMS = {
 }
 
 
-def check_config(cfg: CN, training: bool) -> None:
-    """Raise ConfigError with every problem found; `training` also checks the prompt that is to be learned."""
+def check_config(cfg: CN, training: bool) -> CN:
+    """The config itself, or ConfigError with every problem; `training` also checks the prompt that is to be learned."""
     problems = [*_check_values(cfg), *_check_names(cfg)]
     if not problems:  # the rest takes values for what they should be
         problems += [*_check_device(cfg), *_check_method(cfg, training)]
         problems += _check_training(cfg) if training else _check_tested_prompt(cfg)
     if problems:
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  - {line}" for line in problems))
+    return cfg
 
 
 def get_value(cfg: CN, key: str) -> object:

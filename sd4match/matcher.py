@@ -172,8 +172,7 @@ class Matcher:
 
     def _copy(self, values: dict[str, Any]) -> Matcher:
         """This matcher with other values in its config."""
-        cfg = change_config(self.config, values)
-        check_config(cfg, training=False)
+        cfg = check_config(change_config(self.config, values), training=False)
         other = copy.copy(self)
         other.config = cfg
         other._setting = replace(self._setting, localiser=cfg.EVAL.PICTURE_LOCALISER)

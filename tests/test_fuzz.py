@@ -118,9 +118,7 @@ def read_options(folder: Path) -> Any:
     from engine.check import check_config
 
     words = (folder / "options.txt").read_text(errors="replace").split("\n")
-    cfg = load_config(None, words)
-    check_config(cfg, training=False)
-    return cfg
+    return check_config(load_config(None, words), training=False)
 
 
 KINDS["options"] = Kind(write_options, read_options, "options.txt", (damage_text,), named=False)

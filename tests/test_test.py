@@ -23,8 +23,7 @@ ALPHAS = ("0.01", "0.05", "0.1", "0.15")
 def evaluate(world, output, prompt, *more, dataset="spair"):
     """Run the test in this process; the JSON summary it wrote."""
     overrides = {"PROMPT.TYPE": prompt, "DATASET.NAME": dataset}
-    cfg = load_config(None, world.opts(output, *more), overrides)
-    check_config(cfg, training=False)
+    cfg = check_config(load_config(None, world.opts(output, *more), overrides), training=False)
     test_script.test(cfg)
     path = max((output / "prompt" / prompt).glob(f"{dataset}_result_*.json"), key=lambda path: path.stat().st_mtime_ns)
     return json.loads(path.read_text())
