@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import ConfigError, load_config
 from engine.check import RULES, check_config
 from model.backbone.architecture import HUB_IDS, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype
-from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior
+from model.backbone.diffusion import encode_posterior
 from model.backbone.load import load_stable_diffusion, load_transformer
-from model.backbone.text import PromptEncoder
 from model.backbone.vision import compute_layer_maps, name_layers
-from model.method.sd4match import expand_prompt
-from model.prompt.build import build_prompt, load_diffusion
+from model.method.sd4match import SD4Match
+from model.prompt.build import build_prompt
 from model.prompt.name import BASELINES, parse_prompt_name
 from model.source import find_stable_diffusion
 from sd4match.source import MINI_NOTE, find_settings
 from utils.frame import Frame, Pad, Stretch, as_size
 from utils.geometry import Size, cell_to_px, px_to_cell
 from utils.image import ImageSource, read_image
-from utils.noise import derive_seeds, draw_noise, identifier_seed
+from utils.noise import identifier_seed
 
 FITS = ("stretch", "pad", "keep")
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v"}
@@ -170,49 +169,36 @@ class _StableDiffusion:
             raise ConfigError(f'prompt takes the words themselves, such as "" or "a photo of a dog"; got {prompt!r}')
         found = find_settings(name, prompt if learned else None)
         learned = learned or found.settings["PROMPT.TYPE"] not in BASELINES
-        cfg = load_config(found.config_file, overrides={**found.settings, **given})
-        check_config(cfg, training=False)
+        cfg = check_config(load_config(found.config_file, overrides={**found.settings, **given}), training=False)
         if cfg.NETWORK.NAME == "mini":
             logging.getLogger("sd4match").warning(MINI_NOTE)
-        self.layers, self.words = tuple(layers), prompt
-        self.image_size, self.timestep, self.ensemble = cfg.DATASET.IMAGE_SIZE, cfg.TEST.TIMESTEP, cfg.TEST.ENSEMBLE
-        self.posterior = cfg.METHOD.POSTERIOR
-        self.prompt = build_prompt(cfg, None, False, found.prompt_folder).to(device) if learned else None
-        if self.prompt and self.prompt.condition:
-            raise ConfigError(f"the prompt {self.prompt.name} is made from images: use Matcher for it")
-        networks = load_diffusion(cfg, device)
+        self.layers, self.words, self.image_size = tuple(layers), prompt, cfg.DATASET.IMAGE_SIZE
+        self.learned = build_prompt(cfg, None, False, found.prompt_folder) if learned else None
+        if self.learned and self.learned.condition:
+            raise ConfigError(f"the prompt {self.learned.name} is made from images: use Matcher for it")
         self.taps = {layer: find_path(layer) for layer in layers}
-        self.diffusion = Diffusion(networks.unet, networks.scheduler, tuple(dict.fromkeys(self.taps.values())))
-        self.text = PromptEncoder(networks.text_encoder, networks.tokenizer)
-        where = find_stable_diffusion(cfg)
-        self.vae = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **where).vae
-        self.stride, self.scaling_factor = networks.facts.image_divisor, networks.facts.scaling_factor
+        taps = tuple(dict.fromkeys(self.taps.values()))
+        self.method = SD4Match.build_under(self.learned or nn.Identity(), cfg, device, False, taps)
+        networks = load_stable_diffusion(parts=("vae",), device=device, seed=cfg.SEED, **find_stable_diffusion(cfg))
+        self.vae, self.stride = networks.vae, networks.facts.image_divisor
 
     def compute(
         self, pixels: Tensor, seeds: Tensor, words: Sequence[str | None], categories: Sequence[str | None]
     ) -> dict[str, Tensor]:
-        """Of pixels (n, 3, H, W) in [0, 1], the mean over the ensemble, as model.method.sd4match has it."""
-        posterior = encode_posterior(self.vae, pixels * 2 - 1)
-        shape = (posterior.shape[1] // 2, *posterior.shape[2:])
-        eps = draw_noise(derive_seeds(seeds, 0), shape, pixels.device) if self.posterior == "sample" else None
-        z, condition = draw_latents(posterior, self.scaling_factor, eps), self.embed(words, categories)
-        total = dict.fromkeys(self.layers, 0.0)
-        for draw in range(1, self.ensemble + 1):
-            noise = draw_noise(derive_seeds(seeds, draw), shape, pixels.device)
-            maps = self.diffusion.features(z, self.timestep, condition, noise)
+        """Of pixels (n, 3, H, W) in [0, 1], the mean over the ensemble."""
+        posterior, total = encode_posterior(self.vae, pixels * 2 - 1), dict.fromkeys(self.layers, 0.0)
+        for maps in self.method.run(posterior, self.embed(words, categories), seeds):
             for layer, tap in self.taps.items():
-                total[layer] = total[layer] + _as_map(maps[tap], z.shape[-2:]).float()
-        return {layer: value / self.ensemble for layer, value in total.items()}
+                total[layer] = total[layer] + _as_map(maps[tap], posterior.shape[-2:]).float()
+        return {layer: value / self.method.ensemble for layer, value in total.items()}
 
     def embed(self, words: Sequence[str | None], categories: Sequence[str | None]) -> Tensor:
-        """The UNet's text condition (n, L, D)."""
-        if self.prompt is None or any(word is not None for word in words):
-            texts = [self.words if word is None else word for word in words]
-            rows = {text: self.text.encode_text([text]) for text in dict.fromkeys(texts)}
-            return torch.cat([rows[text] for text in texts])
-        tokens = self.prompt({"category": list(categories)})
-        tokens = tokens if self.prompt.space == "hidden" else self.text.encode_tokens(tokens)
-        return expand_prompt(tokens, len(words))
+        """The UNet's text condition (1 or n, L, D)."""
+        if self.learned and all(word is None for word in words):
+            return self.method.embed({"category": list(categories)})
+        texts = [self.words if word is None else word for word in words]
+        rows = {text: self.method.text.encode_text([text]) for text in dict.fromkeys(texts)}
+        return torch.cat([rows[text] for text in texts])
 
 
 class _Dino:

@@ -182,7 +182,7 @@ def test_gradients_reach_the_pixels(make, pictures):
     assert not featurizer(tensor)["up1"].requires_grad
     featurizer(tensor, grad=True)["up1"].square().mean().backward()
     assert tensor.grad.isfinite().all() and (tensor.grad != 0).float().mean() > 0.9
-    assert all(parameter.grad is None for parameter in featurizer._network.diffusion.parameters())
+    assert all(parameter.grad is None for parameter in featurizer._network.method.diffusion.parameters())
 
 
 @pytest.mark.parametrize(

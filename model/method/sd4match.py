@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,16 @@ class SD4Match(FeatureMethod):
 
     def extract(self, images: Batch, prompt_embeds: Tensor, seeds: Tensor) -> Tensor:
         """Feature maps (n, C, h, w), float32, of the `inputs` of n images under embeddings (P, L, D). Eq. (3)"""
-        posterior, prompt_embeds = images["posterior"], expand_prompt(prompt_embeds, len(seeds))
-        shape = (posterior.shape[1] // 2, *posterior.shape[2:])
+        draws = self.run(images["posterior"], prompt_embeds, seeds)
+        return sum(self.join(maps).float() for maps in draws) / self.ensemble
+
+    def run(self, posterior: Tensor, prompt_embeds: Tensor, seeds: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The UNet's maps of n images, for each draw of the noise."""
+        prompt_embeds, shape = expand_prompt(prompt_embeds, len(seeds)), (posterior.shape[1] // 2, *posterior.shape[2:])
         eps = draw_noise(derive_seeds(seeds, 0), shape, posterior.device) if self.posterior == "sample" else None
         z = draw_latents(posterior, self.scaling_factor, eps)
-        total: Tensor | float = 0.0
         for draw in range(1, self.ensemble + 1):
-            maps = self.diffusion.features(z, self.timestep, prompt_embeds, self.noise(z, seeds, draw))
-            total = total + self.join(maps).float()
-        return total / self.ensemble
+            yield self.diffusion.features(z, self.timestep, prompt_embeds, self.noise(z, seeds, draw))
 
     def join(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The feature map of the UNet's maps, of which there is one here."""
