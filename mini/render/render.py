@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -98,20 +99,30 @@ def random_size(seed: np.random.SeedSequence) -> tuple[int, int]:
     return tuple(int(n) for n in sides.integers(96, 161, 2))
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a scene."""
+
+    categories: tuple[str, ...]
+    size: tuple[int, int]
+    clutter: bool = True  # distractors in the background
+    occlude: float = 0.12  # probability of a foreground occluder (True/False: always/never)
+    truncate: float = 0.1  # probability that the first object crosses the image border
+    azimuth: tuple[float, float] | None = None  # degrees before mirroring; None: the category's views
+    scale: tuple[float, float] = (0.7, 1.0)  # long side of a single object, fraction of the image
+    colours: tuple[str | None, ...] = (None, None)  # of the objects; None: a random one
+    relation: str | None = None  # one of RELATIONS: how the first of two objects stands to the second
+    steady: bool = False  # what is said of one thing changes no other thing: each is drawn by itself
+
+
 def render_scene(
     seed: int | np.random.SeedSequence,
     categories: Sequence[str],  # one or two names; the second object stands beside or behind
     size: tuple[int, int] = (96, 96),  # (H, W)
-    clutter: bool = True,  # distractors in the background
-    occlude: float = 0.12,  # probability of a foreground occluder (True/False: always/never)
-    truncate: float = 0.1,  # probability that the first object crosses the image border
+    *,
     mirror: bool | None = None,  # None: one half of the scenes
-    azimuth: tuple[float, float] | None = None,  # degrees before mirroring; None: the category's views
-    scale: tuple[float, float] = (0.7, 1.0),  # long side of a single object, fraction of the image
-    colours: Sequence[str | None] = (None, None),  # of the objects; None: a random one
-    relation: str | None = None,  # one of RELATIONS: how the first of two objects stands to the second
-    steady: bool = False,  # what is said of one thing changes no other thing: each is drawn by itself
     attempts: int = 100,
+    **options: Any,  # others of Options
 ) -> Scene:
     """Render one scene. The same arguments give the same bytes.
 
@@ -124,32 +135,14 @@ def render_scene(
     for name in categories:
         _require_category(name)
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    chances = float(occlude), float(truncate)
-    options = _Options(
-        tuple(categories), tuple(size), clutter, *chances, azimuth, scale, tuple(colours), relation, steady
-    )
+    asked = Options(tuple(categories), tuple(size), **options)
     for attempt in range(attempts):
         draws = Draws(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, attempt)))
         coin = draws.chance(0.5)
-        flip = coin if mirror is None else mirror
-        scene = _attempt(draws, options, flip)
+        scene = _attempt(draws, asked, coin if mirror is None else mirror)
         if scene is not None:
             return scene
-    raise ValueError(f"no usable scene in {attempts} attempts for {options}; ask for a larger size or scale")
-
-
-@dataclass(frozen=True)
-class _Options:
-    categories: tuple[str, ...]
-    size: tuple[int, int]
-    clutter: bool
-    occlude: float
-    truncate: float
-    azimuth: tuple[float, float] | None
-    scale: tuple[float, float]
-    colours: tuple[str | None, ...]
-    relation: str | None
-    steady: bool
+    raise ValueError(f"no usable scene in {attempts} attempts for {asked}; ask for a larger size or scale")
 
 
 def _require_category(name: str) -> None:
@@ -157,7 +150,7 @@ def _require_category(name: str) -> None:
         raise ValueError(f"unknown mini category {name!r}; choose from {tuple(KNOWN)}")
 
 
-def _attempt(draws: Draws, options: _Options, flip: bool) -> Scene | None:
+def _attempt(draws: Draws, options: Options, flip: bool) -> Scene | None:
     """One try; None when an object is hidden too much."""
     h, w = (_SUPER * s for s in options.size)
     layout, first, second, rest = [draws.branch(n) for n in range(4)] if options.steady else [draws] * 4
@@ -181,7 +174,7 @@ def _mirrored(relation: str, flip: bool) -> str:
 
 
 def _place(
-    draws: Draws, name: str, order: int, options: _Options, plan: Arrangement | None, size: tuple[int, int]
+    draws: Draws, name: str, order: int, options: Options, plan: Arrangement | None, size: tuple[int, int]
 ) -> _Layer:
     """Random instance, camera and position of object `order` (0: in front)."""
     category = KNOWN[name]

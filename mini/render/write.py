@@ -59,9 +59,9 @@ class Picture:
         return self.scene.objects[0]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.scene.part.shape
+    def record(self) -> dict:
+        """SPair-71k's."""
+        return _image_record(self.name, self.scene.part.shape, self.object)
 
 
 Pair = tuple[Picture, Picture, tuple[str, ...]]  # source, target, ids of the common keypoints
@@ -293,7 +293,7 @@ def _write_spair_image(base: Path, picture: Picture) -> None:
     mask = Image.fromarray((picture.scene.instance > 0).astype(np.uint8) * (PASCAL_CLASSES.index(category) + 1))
     mask.putpalette(_palette())
     save(mask, base / "Segmentation" / category / f"{picture.name}.png")
-    write_json(base / "ImageAnnotation" / category / f"{picture.name}.json", _image_record(picture))
+    write_json(base / "ImageAnnotation" / category / f"{picture.name}.json", picture.record)
 
 
 def _palette() -> list[int]:
@@ -305,14 +305,13 @@ def _palette() -> list[int]:
     ]
 
 
-def _image_record(picture: Picture) -> dict:
-    thing, (height, width) = picture.object, picture.size
-    kps = {k: None if point is None else [round(v) for v in point] for k, point in thing.kps.items()}
+def _image_record(name: str, size: tuple[int, int], thing: SceneObject) -> dict:
+    """SPair-71k's record of an image of a size (H, W)."""
     return {
-        "filename": f"{picture.name}.jpg",
+        "filename": f"{name}.jpg",
         "src_database": "mini",
-        "image_width": width,
-        "image_height": height,
+        "image_width": size[1],
+        "image_height": size[0],
         "image_depth": 3,
         "category": thing.category,
         "pose": thing.pose,
@@ -320,14 +319,14 @@ def _image_record(picture: Picture) -> dict:
         "occluded": thing.occluded,
         "difficult": 0,
         "bndbox": list(thing.bbox),
-        "kps": kps,
+        "kps": {k: None if point is None else [round(v) for v in point] for k, point in thing.kps.items()},
         "azimuth_id": thing.azimuth_id,
     }
 
 
 def _write_spair_pair(base: Path, split: str, number: int, pair: Pair) -> str:
     """Write pair `number` of the split and return its line of the layout file."""
-    record = _pair_of_records(number, *(_image_record(picture) for picture in pair[:2]))
+    record = _pair_of_records(number, *(picture.record for picture in pair[:2]))
     write_json(base / "PairAnnotation" / split / f"{record['filename']}.json", record)
     return record["filename"]
 
@@ -412,21 +411,9 @@ def _random_record(rng: np.random.Generator, category: str, name: str) -> dict:
     width, height = (int(v) for v in rng.integers(300, 501, 2))
     points = rng.integers(0, (width, height), (RANDOM_POINTS, 2)).tolist()
     kps = {str(k): point if k < 4 or point[0] % 3 else None for k, point in enumerate(points)}
-    return {
-        "filename": f"{name}.jpg",
-        "src_database": "mini",
-        "image_width": width,
-        "image_height": height,
-        "image_depth": 3,
-        "category": category,
-        "pose": "Left",
-        "truncated": points[0][0] % 2,
-        "occluded": points[0][1] % 2,
-        "difficult": 0,
-        "bndbox": [20, 20, width - 20, height - 20],
-        "kps": kps,
-        "azimuth_id": points[1][0] % 8,
-    }
+    box, cut, hidden, view = (20, 20, width - 20, height - 20), points[0][0] % 2, points[0][1] % 2, points[1][0] % 8
+    thing = SceneObject(category, "", "left", 45.0 * view, view, "Left", False, cut, hidden, box, kps)
+    return _image_record(name, (height, width), thing)
 
 
 def _spread(count: int, images: int) -> Iterator[tuple[str, int, int]]:
