@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.entry import entry_point  # noqa: E402
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:

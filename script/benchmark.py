@@ -31,9 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError  # noqa: E402
-from engine.argument import positive  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError
+from engine.argument import positive
+from engine.entry import entry_point
 
 MODES = {  # what compares the two sides of each
     "train": "sides:compare_training",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.entry import entry_point, tell  # noqa: E402
-from sd4match.command import add_settings, check_output, check_picture, load_matcher  # noqa: E402
-from sd4match.error import OutputError, in_flags  # noqa: E402
+from engine.entry import entry_point, tell
+from sd4match.command import add_settings, check_output, check_picture, load_matcher
+from sd4match.error import OutputError, in_flags
 
 SHOWN, SHEET_HEIGHT, GAP = 5, 240, 8  # of --sheet: targets, px, px between them
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config, resolve_path  # noqa: E402
-from engine.argument import file_name  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config, resolve_path
+from engine.argument import file_name
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,11 +31,14 @@ def parse_args() -> argparse.Namespace:
 
 def read_head(path: Path) -> dict:
     """The 48 tensors of the authors' file; StoreError in one line if they are others."""
+    from torch import Tensor
+
     from model.head import AggregationNetwork
     from utils.store import StoreError, read_released, require_finite
 
     content = read_released(path)
-    found = {name: value.float() for name, value in content.items()} if is_state(content) else {}
+    is_state = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
+    found = {name: value.float() for name, value in content.items()} if is_state else {}
     wanted = AggregationNetwork().state_dict()
     wrong = [f"it lacks {name}" for name in wanted if name not in found]
     wrong += [f"{name} is unknown" for name in found if name not in wanted]
@@ -52,12 +55,6 @@ def read_head(path: Path) -> dict:
         )
     require_finite(found)
     return found
-
-
-def is_state(content: object) -> bool:
-    from torch import Tensor
-
-    return isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
 
 
 def to_folder(path: Path, folder: Path) -> None:

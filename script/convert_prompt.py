@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config, resolve_path  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config, resolve_path
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:

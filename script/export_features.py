@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config  # noqa: E402
-from engine.check import check_config  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config
+from engine.check import check_config
+from engine.entry import entry_point
 
 NAMES = ("s3", "s4", "s5", "s2")  # of FEATURES.TAPS, in this order
 
@@ -76,8 +76,7 @@ def write(path: str, content: object) -> None:
 @entry_point("what is written is kept")
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg, training=False)
+    cfg = check_config(load_config(args.config_file, args.opts), training=False)
     if not 3 <= len(cfg.FEATURES.TAPS) <= len(NAMES):
         raise ConfigError(f"FEATURES.TAPS {cfg.FEATURES.TAPS}: the layout has three or four layers, {', '.join(NAMES)}")
     print(f"{export(cfg, args.splits, args.mirrored, args.half, args.output)} images")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config, resolve_path  # noqa: E402
-from engine.argument import positive  # noqa: E402
-from engine.check import check_config  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config, resolve_path
+from engine.argument import positive
+from engine.check import check_config
+from engine.entry import entry_point
 
 EXAMPLE = str(Path(__file__).resolve().parents[1] / "app" / "static" / "example" / "dog_source.jpg")
 
@@ -93,7 +93,7 @@ def draw_timestep(args: argparse.Namespace, columns: dict):
         if timestep in curve or result.split != where:
             raise ConfigError(f"{result.stem}: another result of {result.name} at t = {timestep}, or of another split")
         curve[timestep] = 100 * (compute_pck(result.scores, measure) or 0)
-    label = args.y_label or f"PCK@{measure.alpha:g}, {measure.localiser}, {' '.join(where)} (%)"
+    label = f"PCK@{measure.alpha:g}, {measure.localiser}, {' '.join(where)} (%)"
     return plot_curves({name: dict(sorted(curve.items())) for name, curve in curves.items()}, "timestep", label)
 
 
@@ -107,8 +107,7 @@ def draw_attention(args: argparse.Namespace, columns: dict):
     images, rows = [read_image(path).image for path in args.images], []
     for name in [None] * bool(args.words) + args.learned:
         opts = ["PROMPT.TYPE", name] if name else []
-        cfg = load_config(args.config_file, [*args.opts, *opts])
-        check_config(cfg, training=False)
+        cfg = check_config(load_config(args.config_file, [*args.opts, *opts]), training=False)
         reader = WordReader(cfg, resolve_device(cfg.DEVICE), args.layers)
         for image in images:
             rows += [reader.read_words(image, text) for text in args.words] if name is None else []
@@ -157,7 +156,6 @@ def parse_args() -> argparse.Namespace:
             kind.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help=text)
         elif name == "timestep":
             kind.add_argument("results", nargs="+", help="folders, or *_pairs.csv files of test.py")
-            kind.add_argument("--y_label", help="default: the measure of config section EVAL")
         elif name == "losses":
             kind.add_argument("results", nargs="+", help="folders LDM-embedding/DATASET/cached_output.KEY")
         elif name == "attention":

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import ConfigError, load_config
+from engine.entry import entry_point
 
 
 @entry_point()
@@ -27,8 +27,7 @@ def main() -> None:
     from engine.build import build_pairs
     from engine.check import check_config
 
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg, training=False)
+    cfg = check_config(load_config(args.config_file, args.opts), training=False)
     benchmark = build_pairs(cfg, cfg.TEST.SPLIT).benchmark
     if not isinstance(benchmark, RankingBenchmark):
         raise ConfigError(f"DATASET.NAME {cfg.DATASET.NAME} has pairs, not items of texts and images")

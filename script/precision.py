@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import load_config  # noqa: E402
-from engine.argument import positive  # noqa: E402
-from engine.check import check_config  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from config import load_config
+from engine.argument import positive
+from engine.check import check_config
+from engine.entry import entry_point
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 FEATURE_PAIRS = 16  # whose feature maps are compared
@@ -71,8 +71,7 @@ def main() -> None:
     args, configs = parse_args(), {}
     for precision in args.precisions:
         overrides = {"PROMPT.TYPE": args.prompt_type, "PRECISION": precision}
-        configs[precision] = load_config(args.config_file, args.opts, overrides)
-        check_config(configs[precision], training=False)
+        configs[precision] = check_config(load_config(args.config_file, args.opts, overrides), training=False)
     from utils.statistics import Measure
 
     section = configs[args.precisions[0]].EVAL

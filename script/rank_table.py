@@ -11,16 +11,15 @@ they could not be checked.
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import resolve_path  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
-from script.table import add_row_arguments  # noqa: E402
-from script.tables.rows import MINI, REAL, Row  # noqa: E402
+from config import resolve_path
+from engine.entry import entry_point
+from script.table import add_row_arguments, choose_world
+from script.tables.rows import Row
 
 GROUPS = ("comvg", "refcocog", "vqa_binary", "vqa_other", "winoground")
 LEARNED = ("comvg", "refcocog", "vqa_other")  # the groups that have something to learn from
@@ -97,9 +96,7 @@ def main() -> None:
     from script.tables.results import make_jobs, print_commands
     from utils.store import write_text
 
-    world = MINI if args.mini else REAL
-    world = replace(world, root=args.output or world.root)
-    groups = GROUPS[:1] if args.mini else GROUPS
+    world, groups = choose_world(args), GROUPS[:1] if args.mini else GROUPS
     jobs, impossible = make_jobs(list_rows(groups), world, args.seeds, args.opts)
     if args.commands:
         print_commands(jobs, impossible, args.launcher)

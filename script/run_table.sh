@@ -1,5 +1,6 @@
-# Sourced: run_table NAME ... [arguments of script/table.py] runs the unfinished rows of tables, one after the other, and
-# prints the tables. Stopping is safe: the same command goes on. With --commands the list is all that is printed.
+# Sourced: run_table NAME ... runs the unfinished rows of tables, one after the other, and prints the tables. Stopping is
+# safe: the same command goes on. Arguments, as of the scripts that call it: --mini for the mini world; others as in
+# script/table.py: --seeds 0 1 2, --opts KEY VALUE ...; with --commands the list is all that is printed.
 here=$(dirname "$0")
 [ -f "$here/setup.sh" ] || here=$here/..
 . "$here/setup.sh"

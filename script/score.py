@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.argument import file_name  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
+from engine.argument import file_name
+from engine.entry import entry_point
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,15 +30,9 @@ def parse_args() -> argparse.Namespace:
     add("--split", help="sets TEST.SPLIT")
     add("--name", type=file_name, help="what the results are called; default: the file's name")
     add("--localiser", default="", help="of a _predictions.csv of test.py: which of its predictions")
-    add(
-        "--as",
-        dest="called",
-        type=file_name,
-        default="prediction",
-        metavar="LOCALISER",
-        help="name of its column in tables: one of a "
-        "method's, such as kernelsoftmax, so that analyse.py and view_results.py show both; default: %(default)s",
-    )
+    text = "name of its column in tables: one of a method's, such as kernelsoftmax, so that analyse.py and "
+    text += "view_results.py show both; default: %(default)s"
+    add("--as", dest="called", type=file_name, default="prediction", metavar="LOCALISER", help=text)
     add("--template", type=Path, metavar="FILE", help="write this file and end")
     add("--release", type=Path, metavar="FILE", help="also write the predictions as JSON in GeoAware-SC's format")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings, such as EVAL.BY point")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import ConfigError, load_config, resolve_path  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
-from script.tables.rows import MINI, REAL, SMOKE, Row, Table, World, build_tables, unique_rows  # noqa: E402
+from config import ConfigError, load_config, resolve_path
+from engine.entry import entry_point
+from script.tables.rows import MINI, REAL, SMOKE, Row, Table, World, build_tables, unique_rows
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,10 +51,10 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     add("--launcher", default="python", help="with --commands: what runs train.py and test.py; default: %(default)s")
 
 
-def choose_world(args: argparse.Namespace) -> World:
-    if args.smoke and not args.mini:
+def choose_world(args: argparse.Namespace, smoke: bool = False) -> World:
+    if smoke and not args.mini:
         raise ConfigError("--smoke is a short form of --mini; give both")
-    world = SMOKE if args.smoke else MINI if args.mini else REAL
+    world = SMOKE if smoke else MINI if args.mini else REAL
     return replace(world, root=args.output or world.root)
 
 
@@ -102,7 +102,7 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
 @entry_point(mendable=(ValueError,))
 def main() -> None:
     args = parse_args()
-    world = choose_world(args)
+    world = choose_world(args, args.smoke)
     load_config(None, args.opts)  # a mistyped setting stops here
     tables, rows = choose_tables(args, world)
     if not (args.commands or args.pictures):

@@ -1,5 +1,4 @@
 #!/bin/sh
 # Table 4 of the paper, the ablation of the conditional prompting module: runs the rows that are missing, then prints it.
-# --mini for the mini world; other arguments as in script/table.py: --seeds 0 1 2, --opts KEY VALUE ...
 . "$(dirname "$0")/run_table.sh"
 run_table table4 "$@"

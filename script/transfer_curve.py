@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.argument import positive  # noqa: E402
-from engine.entry import entry_point  # noqa: E402
-from sd4match.command import add_settings, check_picture, load_matcher  # noqa: E402
-from sd4match.error import in_flags  # noqa: E402
+from engine.argument import positive
+from engine.entry import entry_point
+from sd4match.command import add_settings, check_picture, load_matcher
+from sd4match.error import in_flags
 
 COMBINED = ("confident", "vote")  # choices of TRANSFER.COMBINE
 

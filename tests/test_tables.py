@@ -19,7 +19,7 @@ from config import ROOT
 from engine.build import find_caches
 from engine.report import build_result_stem
 from engine.result import read_scores, write_scores
-from script import analyse, figure, table
+from script import table
 from script.tables.layout import PAPER, fill, write_csv, write_latex, write_markdown
 from script.tables.report import write_report
 from script.tables.results import list_lines, make_jobs
@@ -183,12 +183,11 @@ def test_rows_that_cannot_run_are_named_with_the_reason():
     assert "/nowhere/SPair-71k is not there" in impossible["cpm-Img-CLIP-Feat-G25-C50/spair"]
 
 
-def test_the_listed_lines_parse_and_paths_are_quoted(small, capsys, monkeypatch, tmp_path):
+def test_the_listed_lines_parse_and_paths_are_quoted(small, capsys, tmp_path):
     root = str(tmp_path / "a folder")
     opts = ["--opts", *small[1]]
     flags = ["table3", "--output", root, "--commands", "--launcher", "accelerate launch", *opts]
-    monkeypatch.setattr(sys, "argv", ["table.py", *flags])
-    assert table.main() == 0
+    assert call("script/table.py", *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     for line in lines:
@@ -198,18 +197,16 @@ def test_the_listed_lines_parse_and_paths_are_quoted(small, capsys, monkeypatch,
         assert all(root in shlex.split(test) for test in tests)
 
 
-def test_the_pictures_are_of_the_prompts_that_were_tested(small, capsys, monkeypatch):
+def test_the_pictures_are_of_the_prompts_that_were_tested(small, capsys):
     world, opts = small
     run_lines(small, "text/spair")
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["table.py", "--output", world.root, "--pictures", "--opts", *opts])
-    assert table.main() == 0
+    assert call("script/table.py", "--output", world.root, "--pictures", "--opts", *opts) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[1:3] for line in lines] == [
         ["script/figure.py", kind] for kind in ("matches", "correlation")
     ]
-    monkeypatch.setattr(sys, "argv", shlex.split(lines[0])[1:])
-    assert figure.main() == 0 and (Path(world.root) / "figure" / "matches.png").is_file()
+    assert call(*shlex.split(lines[0])[1:]) == 0 and (Path(world.root) / "figure" / "matches.png").is_file()
 
 
 def fake_python(tmp_path):
@@ -357,21 +354,17 @@ def test_choices_are_checked(monkeypatch, capsys):
         (["table4", "--only", "x"], "no row x in these tables; known: cpm-spair/spair"),
         (["--smoke"], "--smoke is a short form of --mini; give both"),
     ):
-        monkeypatch.setattr(sys, "argv", ["table.py", *flags])
-        assert table.main() == 2 and message in capsys.readouterr().err
+        assert call("script/table.py", *flags) == 2 and message in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["table.py", "table1", "--mini", "--smoke"])
     args = table.parse_args()
-    assert [row.key for row in table.choose_tables(args, table.choose_world(args))[1]] == [
+    assert [row.key for row in table.choose_tables(args, table.choose_world(args, smoke=True))[1]] == [
         "text/spair",
         "cpm-spair/spair",
     ]
 
 
-def test_a_mistyped_setting_stops_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["x", "table1", "--mini", "--output", str(tmp_path), "--opts", "TEST.ENSEMBEL", "1"]
-    )
-    assert table.main() == 2
+def test_a_mistyped_setting_stops_before_anything_is_written(tmp_path, capsys):
+    assert call("script/table.py", "table1", "--mini", "--output", tmp_path, "--opts", "TEST.ENSEMBEL", "1") == 2
     assert "unknown key TEST.ENSEMBEL; did you mean TEST.ENSEMBLE" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -379,17 +372,16 @@ def test_a_mistyped_setting_stops_before_anything_is_written(tmp_path, monkeypat
 # ---- analyse.py -----------------------------------------------------------------------------------------------------
 
 
-def run_analysis(monkeypatch, *argv):
-    monkeypatch.setattr(sys, "argv", ["analyse.py", *map(str, argv), "--localiser", "nn", "--draws", "50"])
-    return analyse.main()
+def run_analysis(*arguments):
+    return call("script/analyse.py", *arguments, "--localiser", "nn", "--draws", "50")
 
 
-def test_two_files_are_compared_over_the_pairs_that_both_have(tmp_path, monkeypatch, capsys):
+def test_two_files_are_compared_over_the_pairs_that_both_have(tmp_path, capsys):
     a, b = make_scores(40, seed=1), make_scores(12, seed=2, scale=3.0)
     write_scores(tmp_path / "a_pairs.csv", a)
     write_scores(tmp_path / "b_pairs.csv", b)
     files = [tmp_path / "a_pairs.csv", tmp_path / "b_pairs.csv"]
-    assert run_analysis(monkeypatch, *files, "--json", tmp_path / "x.json") == 0
+    assert run_analysis(*files, "--json", tmp_path / "x.json") == 0
     printed = capsys.readouterr().out
     assert "THE FILES HOLD DIFFERENT PAIRS; everything below is over the 12 pairs that all have." in printed
     assert f"40 pairs: {files[0]}" in printed and "paired bootstrap over 12 pairs" in printed
@@ -398,10 +390,10 @@ def test_two_files_are_compared_over_the_pairs_that_both_have(tmp_path, monkeypa
     expected = summarise(a[:12], ["nn"], [0.1])["pck"]["nn"]["0.1"]["all"]
     assert total["pairs"] == 12 and total["value"] == pytest.approx(100 * expected)
     assert content["comparisons"][str(files[1])]["pairs"] == 12
-    assert run_analysis(monkeypatch, files[0]) == 0 and "DIFFERENT" not in capsys.readouterr().out
+    assert run_analysis(files[0]) == 0 and "DIFFERENT" not in capsys.readouterr().out
 
 
-def test_files_that_cannot_be_analysed_are_answered_in_one_line(tmp_path, monkeypatch, capsys):
+def test_files_that_cannot_be_analysed_are_answered_in_one_line(tmp_path, capsys):
     write_scores(tmp_path / "none_pairs.csv", make_scores(2, empty=(0, 1)))
     (tmp_path / "bad_pairs.csv").write_text("a,b\n")
     for name, message in (
@@ -409,6 +401,6 @@ def test_files_that_cannot_be_analysed_are_answered_in_one_line(tmp_path, monkey
         ("bad", "it has no column index"),
         ("x", "No such"),
     ):
-        assert run_analysis(monkeypatch, tmp_path / f"{name}_pairs.csv") == 1
+        assert run_analysis(tmp_path / f"{name}_pairs.csv") == 1
         error = capsys.readouterr().err
         assert message in error and f"{name}_pairs.csv" in error and error.count("\n") == 1

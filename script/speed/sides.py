@@ -95,8 +95,7 @@ def make_config(args: argparse.Namespace, root: str):
             config_file = f"config/mini/{stem}.yaml"
         elif args.mode == "layers":
             config_file = "config/spair/geoaware_zero_shot.yaml"
-    cfg = load_config(config_file, args.opts, overrides)
-    check_config(cfg, training=args.mode not in UNTRAINED)
+    cfg = check_config(load_config(config_file, args.opts, overrides), training=args.mode not in UNTRAINED)
     if cfg.PROMPT.KIND != "CPM":
         raise ConfigError("the benchmark trains PROMPT.KIND CPM; leave the key at its default")
     return cfg

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -128,26 +128,23 @@ def _page(title: str, intro: str, filled: Sequence[Filled], figures: Sequence[Fi
     sections = [(table.name, table.title, _show_table(table.as_text(), table.notes)) for table in filled]
     sections.append(("differences", "Differences between methods", _show_table(comparisons, [COMPARISON_NOTE], False)))
     sections.append(("figures", "Figures", "".join(map(_show_figure, figures))))
-    links = "".join(f'<a href="#{name}">{_escape(text)}</a>' for name, text, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{_escape(text)}</h2>{part}</section>' for name, text, part in sections)
+    links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text, _ in sections)
+    body = "".join(f'<section id="{name}"><h2>{escape(text)}</h2>{part}</section>' for name, text, part in sections)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body><header><h1>{_escape(title)}</h1><p>{_escape(intro)}</p><nav>{links}</nav></header>"
+        f"<body><header><h1>{escape(title)}</h1><p>{escape(intro)}</p><nav>{links}</nav></header>"
         f"<main>{body}</main></body></html>\n"
     )
 
 
 def _show_table(table: pd.DataFrame, notes: Sequence[str], index: bool = True) -> str:
     text = table.to_html(border=0, index=index, classes=("wide" if table.shape[1] > 12 else "") if index else "plain")
-    return f'<div class="scroll">{text}</div>' + "".join(f"<p class=note>{_escape(note)}</p>" for note in notes)
+    return f'<div class="scroll">{text}</div>' + "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
 
 
 def _show_figure(figure: Figure) -> str:
     kind = {"svg": "image/svg+xml", "png": "image/png"}[figure.kind]
-    data, caption = base64.b64encode(figure.content).decode(), _escape(figure.caption)
+    data, caption = base64.b64encode(figure.content).decode(), escape(figure.caption)
     return f'<figure><img src="data:{kind};base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-
-
-_escape = html.escape
