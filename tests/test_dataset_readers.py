@@ -247,7 +247,13 @@ def test_missing_annotation_folder(spair):
         build_benchmark("spair", spair, "trn")
 
 
-@pytest.mark.parametrize("line", ["000001-a-b", "a:bird", "000001-a-b:bird/x", "../../x-1-2:bird"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("000001-a-b", "a:bird", "000001-a-b:bird/x", "../../x-1-2:bird"),
+        *("000001-a-b:..", "000001-a\x0b-b:bird", "000001-a\\c-b:bird"),  # names of files only
+    ],
+)
 def test_bad_layout_line_is_numbered(spair, line):
     layout = spair / "Layout/large/trn.txt"
     lines = layout.read_text().splitlines()
@@ -369,7 +375,11 @@ def test_csv_without_the_columns(pfpascal, pfwillow):
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("", "is '', expected a path"), ("../x/y.jpg", "below the root"), ("y.jpg", "below")]
+    ("value", "message"),
+    [("", "is '', expected a path"), ("y.jpg", "below")]
+    + [
+        (path, "below the root") for path in ("../x/y.jpg", "/etc/a/b.jpg", "C:\\a\\b.jpg", "a/..\\b.jpg", "a/../b.jpg")
+    ],
 )
 def test_wrong_image_path(pfpascal, value, message):
     header = ["source_image", "target_image", "class"]
@@ -457,14 +467,6 @@ def test_image_removed_after_indexing(pfwillow):
 # What cannot be true, and what is told apart
 
 
-@pytest.mark.parametrize("line", ["000001-a-b:..", "000001-a\x0b-b:bird", "000001-a\\\\c-b:bird"])
-def test_layout_lines_are_file_names(spair, line):
-    layout = spair / "Layout/large/trn.txt"
-    layout.write_text(layout.read_text() + line.replace("\\\\", "\\"))
-    with pytest.raises(DatasetError, match=r"trn.txt, line 7: .*not of the form"):
-        build_benchmark("spair", spair, "trn")
-
-
 def test_repeated_layout_line_is_refused(spair):
     layout = spair / "Layout/large/trn.txt"
     lines = layout.read_text().splitlines()
@@ -547,14 +549,6 @@ def test_unknown_and_doubled_columns_are_refused(pfpascal):
     path.write_text(text.replace("flip", "class"))
     with pytest.raises(DatasetError, match="trn_pairs.csv: a column stands twice"):
         build_benchmark("pfpascal", pfpascal, "trn")
-
-
-@pytest.mark.parametrize("path", ["/etc/a/b.jpg", "C:\\a\\b.jpg", "a/..\\b.jpg", "a/../b.jpg"])
-def test_image_paths_stay_below_the_root(pfpascal, path):
-    header = ["source_image", "target_image", "class"]
-    write_csv(pfpascal / "val_pairs.csv", header, [[path, "PF-dataset-PASCAL/JPEGImages/2009_000000.jpg", 8]])
-    with pytest.raises(DatasetError, match="val_pairs.csv, line 2: 'source_image' .*below the root"):
-        build_benchmark("pfpascal", pfpascal, "val")
 
 
 def test_two_images_under_one_identifier_are_refused(pfpascal):

@@ -302,7 +302,7 @@ def test_command_says_in_one_line_that_a_folder_is_not_its_own(tmp_path):
     command = [sys.executable, "-m", "mini.render", "--root", str(tmp_path), "--only", "spair"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert f"{tmp_path / 'SPair-71k'} exists but mini.json is missing" in done.stderr
+    assert f"{tmp_path / 'SPair-71k'} exists but mini.json is missing" in done.stderr and "Move it away" in done.stderr
 
 
 def test_too_many_pairs_are_refused(tmp_path):

@@ -48,16 +48,26 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
+def copy(folders, tmp_path):
+    """A Stable Diffusion of the test's own, to be damaged."""
+    return shutil.copytree(folders["sd"], tmp_path / "sd")
+
+
+@pytest.fixture
 def tiny_architecture(monkeypatch):
     monkeypatch.setitem(STABLE_DIFFUSION, "tiny", tiny.SD_CONFIG)
 
 
-def count_parameters(build) -> float:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build().parameters()) / 1e6
-
-
 # ---- architectures ---------------------------------------------------------------------------------------
+
+
+BUILDERS = {
+    "unet": lambda config: UNet2DConditionModel(**config),
+    "vae": lambda config: AutoencoderKL(**config),
+    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+    "dinov2": lambda config: Dinov2Model(Dinov2Config(**config)),
+    "clip": lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)),
+}
 
 
 @pytest.mark.parametrize(
@@ -68,31 +78,19 @@ def count_parameters(build) -> float:
         ("sd2-1", "vae", 83.7),
         ("sd1-5", "unet", 859.5),
         ("sd1-5", "text_encoder", 123.1),
+        ("dinov2-small", "dinov2", 22.1),
+        ("dinov2-base", "dinov2", 86.6),
+        ("dinov2-large", "dinov2", 304.4),
+        ("dinov2-giant", "dinov2", 1136.5),
+        ("clip-vit-h", "clip", 632.1),
     ],
 )
 def test_architectures_have_the_released_parameter_counts(name, part, millions):
-    builders = {
-        "unet": lambda config: UNet2DConditionModel(**config),
-        "vae": lambda config: AutoencoderKL(**config),
-        "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
-    }
-    config = STABLE_DIFFUSION[name][part]
-    assert count_parameters(lambda: builders[part](config)) == pytest.approx(millions, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("name", "build", "millions"),
-    [
-        ("dinov2-small", lambda config: Dinov2Model(Dinov2Config(**config)), 22.1),
-        ("dinov2-base", lambda config: Dinov2Model(Dinov2Config(**config)), 86.6),
-        ("dinov2-large", lambda config: Dinov2Model(Dinov2Config(**config)), 304.4),
-        ("dinov2-giant", lambda config: Dinov2Model(Dinov2Config(**config)), 1136.5),
-        ("clip-vit-h", lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), 632.1),
-    ],
-)
-def test_vision_architectures_have_the_released_parameter_counts(name, build, millions):
-    config = {key: value for key, value in VISION[name]["config"].items() if key != "model_type"}
-    assert count_parameters(lambda: build(config)) == pytest.approx(millions, abs=0.06)
+    config = STABLE_DIFFUSION[name][part] if name in STABLE_DIFFUSION else VISION[name]["config"]
+    config = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in BUILDERS[part](config).parameters()) / 1e6
+    assert count == pytest.approx(millions, abs=0.06)
 
 
 def test_facts_predict_the_feature_shapes_of_sd21():
@@ -140,24 +138,23 @@ def test_facts_of_a_folder_agree_with_its_networks(folders):
         condition_facts("DINO", folders["DINO"])
 
 
-def test_broken_configurations_are_named(tmp_path, folders):
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    config = tmp_path / "sd" / "unet" / "config.json"
+def test_broken_configurations_are_named(copy):
+    config = copy / "unet" / "config.json"
     values = json.loads(config.read_text())
     config.write_text("{")
     with pytest.raises(NetworkError, match="unet/config.json is corrupt"):
-        network_facts(str(tmp_path / "sd"))
+        network_facts(str(copy))
     config.write_text(json.dumps({**values, "block_out_channels": "many"}))
     with pytest.raises(NetworkError, match="holds an entry of the wrong kind"):
-        network_facts(str(tmp_path / "sd"))
+        network_facts(str(copy))
     for wrong in ({"layers_per_block": 10**6}, {"block_out_channels": [2**31, 24, 32]}, {"sample_size": 1e300}):
         config.write_text(json.dumps({**values, **wrong}))
         with pytest.raises(NetworkError, match=f"config.json is corrupt .{next(iter(wrong))} "):
-            load_stable_diffusion(str(tmp_path / "sd"), parts=("vae",))
+            load_stable_diffusion(str(copy), parts=("vae",))
     del values["block_out_channels"]
     config.write_text(json.dumps(values))
     with pytest.raises(NetworkError, match="lacks the entry 'block_out_channels'"):
-        network_facts(str(tmp_path / "sd"))
+        network_facts(str(copy))
 
 
 # ---- loading ---------------------------------------------------------------------------------------------
@@ -248,48 +245,45 @@ def test_of_a_hub_repository_only_what_is_needed_is_fetched(monkeypatch, tmp_pat
     assert not [name for name in unwanted if (cache / name).exists()]
 
 
-def test_pickled_weights_are_refused(tmp_path, folders):
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    weights = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+def test_pickled_weights_are_refused(copy):
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises(NetworkError, match="Only safetensors files are read"):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",))
+        load_stable_diffusion(str(copy), parts=("unet",))
 
 
 @pytest.mark.parametrize(
     ("part", "file"),
     [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
 )
-def test_incomplete_weights_are_refused(tmp_path, folders, part, file):
+def test_incomplete_weights_are_refused(copy, part, file):
     """The libraries would fill them with random numbers and only log it."""
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    path = tmp_path / "sd" / part / f"{file}.safetensors"
+    path = copy / part / f"{file}.safetensors"
     weights = load_file(path)
     name = next(name for name in sorted(weights) if name.endswith("weight"))
     del weights[name]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(NetworkError, match="lacks weights"):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+        load_stable_diffusion(str(copy), parts=(part,))
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(NetworkError, match="cannot load the network"):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+        load_stable_diffusion(str(copy), parts=(part,))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
-def test_weights_that_are_not_finite_are_refused(tmp_path, folders, value):
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    path = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+def test_weights_that_are_not_finite_are_refused(copy, value):
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     weights["mid_block.resnets.0.conv1.bias"][3] = value
     save_file(weights, path, metadata={"format": "pt"})
-    load_stable_diffusion(str(tmp_path / "sd"), parts=("vae",))
+    load_stable_diffusion(str(copy), parts=("vae",))
     with pytest.raises(
         NetworkError, match=r"unet of .*mid_block.resnets.0.conv1.bias is not finite in .*float16.*fp32"
     ):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",), dtype=torch.float16)
+        load_stable_diffusion(str(copy), parts=("unet",), dtype=torch.float16)
     if value == 1e6:  # which fp16 cannot hold
-        load_stable_diffusion(str(tmp_path / "sd"), parts=("unet",))
+        load_stable_diffusion(str(copy), parts=("unet",))
 
 
 def test_features_that_are_not_finite_are_refused_with_the_image_and_the_way_out():
@@ -304,12 +298,11 @@ def test_features_that_are_not_finite_are_refused_with_the_image_and_the_way_out
         check_finite(features.half(), ["a", "b", "c"], "up1", "fp32")
 
 
-def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, folders):
+def test_a_tokenizer_without_vocabulary_is_refused(copy):
     """The library would answer with an empty tokenizer."""
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    (tmp_path / "sd" / "tokenizer" / "tokenizer.json").unlink()
+    (copy / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(NetworkError, match="vocab"):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=("tokenizer",))
+        load_stable_diffusion(str(copy), parts=("tokenizer",))
 
 
 def test_an_image_network_of_impossible_size_is_refused_before_it_is_made(tmp_path, folders):
@@ -329,20 +322,16 @@ def test_an_image_network_of_impossible_size_is_refused_before_it_is_made(tmp_pa
         ("text_encoder", {"vocab_size": 2**20, "intermediate_size": 2**20}),
     ],
 )
-def test_a_configuration_that_asks_for_more_weights_than_there_are_is_refused_before_they_are_made(
-    tmp_path, folders, part, change
-):
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    config = tmp_path / "sd" / part / "config.json"
+def test_a_configuration_that_asks_for_more_weights_than_there_are_is_refused_before_they_are_made(copy, part, change):
+    config = copy / part / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(NetworkError, match=r"config.json' describes [\d,]+ weights, but the files there hold [\d,]+"):
-        load_stable_diffusion(str(tmp_path / "sd"), parts=(part,))
+        load_stable_diffusion(str(copy), parts=(part,))
 
 
-def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):
+def test_the_released_tokenizer_layout_pads_with_id_0(copy):
     """SD2-1's tokenizer_config.json says <|endoftext|>, its special_tokens_map.json "!", which counts."""
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    folder = tmp_path / "sd" / "tokenizer"
+    folder = copy / "tokenizer"
     vocab = build_byte_tokenizer(514).get_vocab()
     shutil.rmtree(folder)
     folder.mkdir()
@@ -352,39 +341,36 @@ def test_the_released_tokenizer_layout_pads_with_id_0(tmp_path, folders):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"pad_token": "<|endoftext|>", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
     )
-    tokenizer = load_stable_diffusion(str(tmp_path / "sd"), parts=("tokenizer",)).tokenizer
+    tokenizer = load_stable_diffusion(str(copy), parts=("tokenizer",)).tokenizer
     ids = tokenizer("a cat", padding="max_length", max_length=77).input_ids
     assert ids[:6] == [512, 320, 66, 64, 339, 513] and set(ids[6:]) == {0}
 
 
-def test_text_weights_with_the_older_prefix_load(tmp_path, folders):
+def test_text_weights_with_the_older_prefix_load(copy, folders):
     """Released text encoders name their weights text_model.*."""
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    path = tmp_path / "sd" / "text_encoder" / "model.safetensors"
+    path = copy / "text_encoder" / "model.safetensors"
     weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(weights, path, metadata={"format": "pt"})
-    old = load_stable_diffusion(str(tmp_path / "sd"), parts=("text_encoder",)).text_encoder
+    old = load_stable_diffusion(str(copy), parts=("text_encoder",)).text_encoder
     new = load_stable_diffusion(folders["sd"], parts=("text_encoder",)).text_encoder
     ids = torch.arange(77)[None]
     assert torch.equal(old(ids).last_hidden_state, new(ids).last_hidden_state)
 
 
-def test_fingerprint_follows_the_weights(tmp_path, folders):
-    shutil.copytree(folders["sd"], tmp_path / "sd")
-    copy = str(tmp_path / "sd")
-    assert network_fingerprint(copy, ("vae", "unet")) == network_fingerprint(folders["sd"], ("vae", "unet"))
-    path = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not loaded")
-    assert network_fingerprint(copy, ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
+def test_fingerprint_follows_the_weights(copy, folders):
+    assert network_fingerprint(str(copy), ("vae", "unet")) == network_fingerprint(folders["sd"], ("vae", "unet"))
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    (copy / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not loaded")
+    assert network_fingerprint(str(copy), ("vae",)) == network_fingerprint(folders["sd"], ("vae",))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert network_fingerprint(copy, ("vae",)) != network_fingerprint(folders["sd"], ("vae",))
-    assert network_fingerprint(copy, ("unet",)) == network_fingerprint(folders["sd"], ("unet",))
+    assert network_fingerprint(str(copy), ("vae",)) != network_fingerprint(folders["sd"], ("vae",))
+    assert network_fingerprint(str(copy), ("unet",)) == network_fingerprint(folders["sd"], ("unet",))
     path.unlink()  # as when only the configuration has been downloaded
     with pytest.raises(FileNotFoundError, match="safetensors weights are missing"):
-        network_fingerprint(copy, ("vae",))
+        network_fingerprint(str(copy), ("vae",))
     with pytest.raises(FileNotFoundError, match="no network at 'nowhere'"):
         network_fingerprint("nowhere")
 

@@ -156,13 +156,6 @@ def test_setup_shares_a_pytorch_that_is_there(tmp_path):
     assert "torchvision:" in missing and "torch:" not in missing
 
 
-def test_the_mini_world_is_not_rendered_over_other_data(tmp_path):
-    (tmp_path / "SPair-71k").mkdir()
-    command = [sys.executable, "-m", "mini.render", "--root", tmp_path, "--only", "spair"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Move it away" in done.stderr
-
-
 def test_every_package_that_is_imported_is_required():
     """In requirements.txt or -label (done without) for the core, and in those of the app and of the tests for these."""
     names = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}

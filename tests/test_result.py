@@ -21,7 +21,7 @@ from engine.result import (
     write_summary,
 )
 from utils.pck import summarise
-from utils.store import atomic_path, write_text
+from utils.store import write_text
 
 NAMES, ALPHAS = ["nn", "softmax"], [0.05, 0.1]
 
@@ -183,15 +183,6 @@ def test_summary_comes_back_and_nothing_else_passes_for_one(tmp_path):
         write_text(tmp_path / "s.json", text)
         with pytest.raises(ResultError, match=r"s\.json"):
             read_summary(tmp_path / "s.json")
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
-    path = tmp_path / "out.txt"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError, match="stop"), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("stop")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.txt"]
 
 
 def test_predictions_come_back(tmp_path):

@@ -297,15 +297,13 @@ def test_recompute(train):
         ("Class_spair_tiny_TokenEmbeds5", 2 * 5 * 32, ("PROMPT.KIND", "Class")),
         (
             "CPM_spair_tiny_Img-CLIP-Head-G2-C4",
-            (2 + 4 + 4) * 32 + 17 * 32,
+            (2 + 4 + 4) * 32 + 32 * 12 + 32,  # tokens, positions, factors; the linear layer from CLIP's 12 features
             ("PROMPT.KIND", "CPM", "PROMPT.INIT", "random", "PROMPT.CPM", "Img-CLIP-Head-G2-C4"),
         ),
     ],
 )
 def test_what_is_learned(train, name, values, more):
     """Name of the prompt's folder, and how many numbers learn."""
-    if name.startswith("CPM"):
-        values = (2 + 4 + 4) * 32 + 32 * 12 + 32  # tokens, positions, factors; the linear layer from CLIP's 12 features
     run = train("TRAIN.MAX_STEPS", "1", "TRAIN.BATCH_SIZE", "6", *more)
     assert [path.name for path in (run.output / "prompt").iterdir()] == [name]
     assert len(run.seen.steps[0].gradient) == values
