@@ -28,7 +28,7 @@ from sd4match.error import OutputError, build_parser, in_flags
 SETTINGS = ("method", "weights", "timestep", "ensemble", "layer", "localiser", "image_size")
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = build_parser(__doc__, "match.py", "sd4match-match")
     parser.add_argument("source", help="image that has the points")
     parser.add_argument("target", help="image in which they are looked for")
@@ -40,9 +40,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="the picture, .png, .jpg or .webp; default: a new name, here")
     parser.add_argument("--flow", metavar="FILE", help="dense matches as .npy or .flo, or their colours as .png")
     parser.add_argument("--no_picture", action="store_true", help="write no picture")
-    words = sys.argv[1:] if arguments is None else arguments
     # a word with a space is no flag to argparse, and float() and int() do not mind it
-    return parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
+    return parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in sys.argv[1:]])
 
 
 def add_matcher_flags(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +182,8 @@ def format_table(found) -> str:
 
 
 @entry_point()
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
+def main() -> int:
+    args = parse_args()
     with in_flags(args):
         match(args)
     return 0

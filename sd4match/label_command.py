@@ -21,7 +21,7 @@ from sd4match.command import add_settings, check_output, load_matcher
 from sd4match.error import OutputError, build_parser, in_flags
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = build_parser(__doc__, "transfer.py", "sd4match-transfer")
     add = parser.add_argument
     add("--references", required=True, metavar="PLACE", help="labelled images: a label file, or a folder of them")
@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--labelled", metavar="FILE", help="labels of --images that choose TRANSFER.VISIBLE; default: the references")
     add("--truth", metavar="FILE", help="labels of --images to compare with: PCK of each keypoint and OKS AP")
     add_settings(parser)
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args()
 
 
 def transfer(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def transfer(args: argparse.Namespace) -> int:
 
 
 @entry_point("what was labelled is kept, and the same command goes on from it")
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
+def main() -> int:
+    args = parse_args()
     with in_flags(args):
         return transfer(args)

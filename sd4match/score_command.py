@@ -18,7 +18,7 @@ from sd4match.command import choose_network
 from sd4match.error import build_parser
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = build_parser(__doc__, "score_text.py", "sd4match-score")
     parser.add_argument("image")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
@@ -30,7 +30,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     terms.add_argument("--bias", action="store_true", help="the same, by the name that DSD's release has for it")
     parser.add_argument("--device", default="auto", help='"auto" (GPU if there is one), "cpu", "cuda:1", ...')
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def score(args: argparse.Namespace) -> list[dict]:
@@ -54,8 +54,8 @@ def score(args: argparse.Namespace) -> list[dict]:
 
 
 @entry_point()
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
+def main() -> int:
+    args = parse_args()
     records = score(args)
     if args.json:
         print(json.dumps({"image": args.image, "texts": records}, indent=2))

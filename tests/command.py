@@ -1,13 +1,19 @@
 """The commands as a user types them, in this process: quick, and open to a look inside."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import test as test_script
+from engine.check import check_config
+from engine.report import build_result_stem
 
 
 def reset_accelerate() -> None:
@@ -31,6 +37,13 @@ def call(script: str, *arguments: str) -> int:
             return stop.code if isinstance(stop.code, int) else 1
         finally:
             reset_accelerate()
+
+
+def run_test(cfg) -> tuple[dict[str, Any], str]:
+    """Test under a config; what the result's JSON file holds, and the predictions as text."""
+    test_script.test(check_config(cfg, training=False))
+    stem = build_result_stem(cfg)
+    return json.loads(Path(f"{stem}.json").read_text()), Path(f"{stem}_predictions.csv").read_text()
 
 
 class Killed(Exception):

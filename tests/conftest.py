@@ -51,6 +51,16 @@ def world(tmp_path_factory) -> World:
     return build_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(scope="module")
+def text(world):
+    """The text model of the tiny networks."""
+    from model.backbone.load import load_stable_diffusion
+    from model.backbone.text import PromptEncoder
+
+    networks = load_stable_diffusion(str(world.root / "sd"), parts=("text_encoder", "tokenizer"))
+    return PromptEncoder(networks.text_encoder, networks.tokenizer)
+
+
 @pytest.fixture
 def fresh_accelerator():
     """Accelerate keeps process-wide state; a test that builds an accelerator starts without it."""

@@ -14,6 +14,7 @@ from dataset.record import ImageRef
 from dataset.symmetry import SPAIR
 from engine.align import Alignment, build_alignment
 from engine.masks import Masks, name_mask, select_object, unpad
+from tests.command import call
 from tests.fixtures_dataset import SIZES, object_box, tiny_spair
 from tests.test_symmetry import write_images
 from utils.align import mask_distance, mirror_queries, mutual_distance
@@ -204,30 +205,16 @@ def test_batches_of_one_pair_and_many_are_alike(spair):
     assert torch.equal(query[2:3], one[0]) and torch.equal(replaced[2:3], one[1])
 
 
-def test_masks_of_sam(spair, tmp_path, monkeypatch, capsys):
+def test_masks_of_sam(spair, tmp_path, capsys):
     """A tiny SAM with random weights: the masks come out at the images' sizes, and are not made twice."""
-    import sys
-
     from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
-
-    from script import make_masks
 
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
     vision |= {"output_channels": 16, "mlp_dim": 16, "global_attn_indexes": [0], "window_size": 2, "num_pos_feats": 8}
-    prompt = {
-        "hidden_size": 16,
-        "image_size": 64,
-        "patch_size": 16,
-        "image_embedding_size": 4,
-        "mask_input_channels": 4,
-    }
-    decoder = {
-        "hidden_size": 16,
-        "mlp_dim": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 8,
-    }
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
+    prompt |= {"image_embedding_size": 4, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1}
+    decoder |= {"num_attention_heads": 2, "iou_head_hidden_dim": 8}
     config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     SamModel(config).save_pretrained(tmp_path / "sam")
     size = {"longest_edge": 64}, {"height": 64, "width": 64}
@@ -235,10 +222,7 @@ def test_masks_of_sam(spair, tmp_path, monkeypatch, capsys):
 
     def run(*more):
         where = ("DATASET.ROOT", str(spair.parent), "OUTPUT_ROOT", str(tmp_path / "out"), "DEVICE", "cpu")
-        words = ["make_masks.py", "--out", str(tmp_path / "masks"), *more, *where]
-        monkeypatch.setattr(sys, "argv", words)
-        status = make_masks.main()
-        return status, capsys.readouterr()
+        return call("script/make_masks.py", "--out", tmp_path / "masks", *more, *where), capsys.readouterr()
 
     status, text = run("--sam", str(tmp_path / "sam"))
     assert status == 0 and "6 masks written" in text.out, text.err

@@ -150,12 +150,9 @@ def test_each_word_s_map_is_that_of_its_tokens(world, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_the_figure_from_the_command_line(world, tmp_path, monkeypatch):
-    import sys
-
+def test_the_figure_from_the_command_line(world, tmp_path):
     from PIL import Image
 
-    from script import figure
     from tests.command import call
 
     opts = world.opts(tmp_path, "PROMPT.KIND", "Class", "TRAIN.MAX_STEPS", "1", "PROMPT.LENGTH", "5")
@@ -163,7 +160,6 @@ def test_the_figure_from_the_command_line(world, tmp_path, monkeypatch):
     name = "Class_spair_tiny_TokenEmbeds5"
     flags = ["--words", "a photo of a dog", "--learned", name, "--category", "cat", "--tokens", "3"]
     for more, status in (([], 0), (["--layers", "up9.9"], 2)):
-        monkeypatch.setattr(sys, "argv", ["figure.py", "attention", *flags, *more, "--opts", *opts])
-        assert figure.main() == status
+        assert call("script/figure.py", "attention", *flags, *more, "--opts", *opts) == status
     with Image.open(tmp_path / "figure" / "attention_spair.png") as image:
         assert min(image.size) > 150

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, CLIPTextConfig, CLIPTextModel, Dinov2Model
 
-import test as test_script
 from config import ConfigError, load_config
 from dataset import ImageRef
 from dataset.pair_dataset import load_image
@@ -30,6 +29,7 @@ from model.method import METHODS, find_method
 from model.method.dinov2 import DINOv2
 from model.prompt import new_prompt
 from tests import tiny
+from tests.command import run_test
 from utils.noise import derive_seeds, draw_noise
 
 CATEGORIES = ["bird", "cat"]
@@ -286,19 +286,12 @@ def settings_of(world, output, *more):
     return load_config(None, world.opts(output, *dino, "TEST.ENSEMBLE", "1", *more))
 
 
-def run_test(cfg):
-    check_config(cfg, training=False)
-    test_script.test(cfg)
-    return json.loads(build_result_stem(cfg).with_name(f"{build_result_stem(cfg).name}.json").read_text())["summary"]
-
-
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if entry.task == "correspondence"])
 def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
     small = ("LDM.LAYERS", "['mid.0']", "LDM.HEADS", "[]", "LDM.STEPS", "1", "LDM.ROUNDS", "1", "LDM.CROPS", "1")
     cfg = settings_of(world, tmp_path, "METHOD.NAME", name, *(small if METHODS[name].section == "LDM" else ()))
-    summary = run_test(cfg)
-    assert summary["pairs"] == 4
+    assert run_test(cfg)[0]["summary"]["pairs"] == 4
     caches = {path.parent.name for path in (tmp_path / "asset").glob("*/spair")}
     folders = {"posterior": "VAE-tiny", "dino": "DINOv2-map"}
     assert caches & set(folders.values()) == {folders[kind] for kind in METHODS[name].reads if kind in folders}
@@ -308,7 +301,7 @@ def test_every_matcher_is_tested_by_its_name(world, tmp_path, name):
 def test_dinov2_alone_needs_no_stable_diffusion(world, tmp_path):
     more = ["METHOD.NAME", "dinov2", "NETWORK.FOLDER", "/nowhere", "DATASET.IMAGE_SIZE", "[50, 70]"]
     cfg = settings_of(world, tmp_path, *more)
-    assert run_test(cfg)["pairs"] == 4
+    assert run_test(cfg)[0]["summary"]["pairs"] == 4
     assert build_result_stem(cfg).parent == tmp_path / "prompt" / "dinov2"
 
 
@@ -320,7 +313,8 @@ def test_a_prompt_is_learned_on_fused_features(world, tmp_path):
     run(world, tmp_path, "METHOD.NAME", "sd_dino", *dino, "TRAIN.MAX_STEPS", "1")
     (folder,) = (tmp_path / "prompt").iterdir()
     assert json.loads((folder / "prompt.json").read_text())["made_by"]["METHOD.NAME"] == "sd_dino"
-    assert run_test(settings_of(world, tmp_path, "METHOD.NAME", "sd_dino", "PROMPT.TYPE", folder.name))["pairs"] == 4
+    cfg = settings_of(world, tmp_path, "METHOD.NAME", "sd_dino", "PROMPT.TYPE", folder.name)
+    assert run_test(cfg)[0]["summary"]["pairs"] == 4
 
 
 def test_result_names_begin_with_the_documented_ones(world, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from config import ROOT
+from tests.test_store import flips
 from utils.cache import CacheError, FeatureCache, file_name, fill_cache, hash_images
 
 STAMP = {"network": "abc", "image_size": [96, 96]}
@@ -116,8 +117,7 @@ def test_any_damage_costs_only_its_image_and_is_noticed_when_read(tmp_path):
     path, other = path_of(cache, "cat-2"), path_of(cache, "cat-3").read_bytes()
     whole = path.read_bytes()
     cuts = [whole[: draw.randrange(len(whole))] for _ in range(40)]
-    flips = [flip(whole, draw) for _ in range(300)]
-    for content in [b"", other, *cuts, *flips]:
+    for content in [b"", other, *cuts, *flips(whole, 300)]:
         path.write_bytes(content)
         assert open_cache(tmp_path).missing(HASHES.items()) == ["cat-2"]
         with pytest.raises(CacheError, match="cat-2.safetensors .*; run the script again"):
@@ -125,13 +125,6 @@ def test_any_damage_costs_only_its_image_and_is_noticed_when_read(tmp_path):
     calls = []
     assert_complete(fill(tmp_path, calls=calls))
     assert calls == ["cat-2"]
-
-
-def flip(content, draw):
-    """The bytes with one bit changed."""
-    changed = bytearray(content)
-    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
 
 
 def test_changed_image_is_computed_again_and_the_new_entry_counts(tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ import test as test_script
 from config import ConfigError, load_config
 from engine.check import check_config
 from engine.report import build_result_stem
-from model.backbone.load import load_stable_diffusion
-from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
 from model.method.sd4match import SD4Match
 from model.prompt import new_prompt
@@ -27,17 +24,12 @@ from model.prompt.name import parse_prompt_name
 from model.prompt.store import list_prompts, load_prompt, read_prompt, save_prompt, write_prompt
 from script.convert_prompt import convert, main
 from tests import tiny
+from tests.command import call
 
 D = tiny.TEXT_WIDTH
 CPM = "CPM_spair_tiny_Pair-DINO-Feat-G2-C3"
 NAMES = [CPM, "Single_spair_tiny_TokenEmbeds75", "Class_spair_tiny_HiddenState"]
 CATEGORIES = ["bird", "cat"]
-
-
-@pytest.fixture(scope="module")
-def text(world):
-    networks = load_stable_diffusion(str(world.root / "sd"), parts=("text_encoder", "tokenizer"))
-    return PromptEncoder(networks.text_encoder, networks.tokenizer)
 
 
 def drop_release_prompt(root, name, width=D):
@@ -128,7 +120,7 @@ def test_the_card_tells_origin_and_results(text, tmp_path):
 
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeypatch, name):
+def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, name):
     prompt = new_prompt(name, text, categories=CATEGORIES, condition_shape=tiny.DINO_SHAPE)
     training = "PROMPT.KIND", parse_prompt_name(name).kind, "METHOD.LAYER", "0"
     cfg = load_config(None, world.opts(tmp_path, *training))
@@ -139,8 +131,7 @@ def test_the_command_of_the_card_tests_the_prompt(world, text, tmp_path, monkeyp
     _, *command = shlex.split(re.search(r"```sh\n(.*)\n```", card)[1])
     data = ["DATASET.ROOT", str(world.root / "data"), "DATASET.IMAGE_SIZE", "[32, 32]", "DATASET.NUM_WORKERS", "0"]
     here = ["OUTPUT_ROOT", str(tmp_path), "DEVICE", "cpu", "TEST.ENSEMBLE", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, *data, *here])
-    assert test_script.main() == 0
+    assert call(*command, *data, *here) == 0
     (result,) = (tmp_path / "prompt" / name).glob("*_result_*.yaml")
     assert yaml.safe_load(result.read_text())["METHOD"]["LAYER"] == 0
 

@@ -356,18 +356,13 @@ def test_the_texts_of_the_app(scorer, data):
     assert "Compare" in str(build_page(engine, Choices("tiny", ["sd4match"], {"text": 50}, "nn")).config)
 
 
-def test_the_table_lists_what_is_not_run_yet(world, data, tmp_path, capsys, monkeypatch):
-    from script import rank_table
-
+def test_the_table_lists_what_is_not_run_yet(world, data, tmp_path, capsys):
     where = ("DATASET.ROOT", str(data), "CACHE_ROOT", str(tmp_path / "asset"))
     opts = world.opts(tmp_path, *SETTINGS[2:], *FEW, *where, "DATASET.PAIRS", "2")
     del opts[opts.index("OUTPUT_ROOT") : opts.index("OUTPUT_ROOT") + 2]
 
     def table(*flags):
-        monkeypatch.setattr(
-            sys, "argv", ["rank_table.py", "--mini", "--output", str(tmp_path), *flags, "--opts", *opts]
-        )
-        assert rank_table.main() == 0
+        assert call("script/rank_table.py", "--mini", "--output", tmp_path, *flags, "--opts", *opts) == 0
         return capsys.readouterr()
 
     listed = table("--commands")

@@ -1,16 +1,14 @@
 """Edits carried to other images: known answers on made-up features, refusals, the command."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from script import carry_edit
 from sd4match.edit import WARPS, carry_layer, lay_over, read_layer, surround
 from sd4match.flow import FlowError
 from sd4match.pair import Pair, Setting
+from tests.command import call
 from tests.fixtures_dataset import draw_image
 from tests.test_transfer import tiny_flags
 from utils.frame import build_frame
@@ -117,12 +115,7 @@ def run(world, tmp_path, monkeypatch, capfd):
     Image.fromarray(layer).save("layer.png")
 
     def run(*flags, base=("a.png", "--paint", "layer.png", "--images", "in", "--output", "out")):
-        monkeypatch.setattr(sys, "argv", ["carry_edit.py", *base, *flags, *tiny_flags(world)])
-        try:
-            status = carry_edit.main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
+        return call("script/carry_edit.py", *base, *flags, *tiny_flags(world)), *capfd.readouterr()
 
     return run
 

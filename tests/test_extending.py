@@ -1,7 +1,5 @@
 """A loss, a localiser and a prompt kind more are one file, here this one, and one line of a table each."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -11,13 +9,13 @@ import train as train_script
 from config import load_config
 from engine.build import build_loss, build_method
 from engine.check import check_config
-from engine.report import build_result_stem
 from loss import LOSSES
 from model.method import METHODS, Entry
 from model.prompt.name import KINDS
 from model.prompt.simple import SINGLE_KEY, SimplePrompt, start_sequences
 from model.prompt.store import read_prompt
 from model.source import find_sources
+from tests.command import run_test
 from utils.geometry import cell_grid, px_to_cell, sample_features
 from utils.localise import LOCALISERS
 
@@ -78,17 +76,12 @@ def test_train_py_and_test_py_take_them(world, tmp_path, lines):
     kind = ("PROMPT.KIND", "Pinned", "PROMPT.LENGTH", "5", "PROMPT.TYPE", NAME)
     cfg = load_config(None, world.opts(tmp_path, *new, *kind, "TRAIN.MAX_STEPS", "2"))
     start = build_method(cfg, torch.device("cpu"), None, training=True).prompt.to_tensors()[SINGLE_KEY]
-    check_config(cfg, training=True)
-    assert train_script.train(cfg, overwrite=False) == 0
+    assert train_script.train(check_config(cfg, training=True), overwrite=False) == 0
     learned = read_prompt(tmp_path / "prompt" / NAME).tensors[SINGLE_KEY]
     moved = (learned != start).any(dim=-1)[0]
     assert moved.nonzero().flatten().tolist() == [2, 3, 4, 5]
 
-    check_config(cfg, training=False)
-    test_script.test(cfg)
-    stem = build_result_stem(cfg)
-    summary = json.loads((stem.parent / f"{stem.name}.json").read_text())["summary"]
-    assert set(summary["pck"]) == {"nn", "top5"}
+    assert set(run_test(cfg)[0]["summary"]["pck"]) == {"nn", "top5"}
 
 
 def test_a_loss_is_given_the_settings_that_it_takes(lines):

@@ -6,20 +6,20 @@ import pytest
 from PIL import Image
 
 from config import ROOT, load_config
-from script import compare as compare_script
 from script import figure as figure_script
 from script.figure import FIGURES
+from tests.command import call
 from tests.test_test import evaluate
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-def draw(monkeypatch, world, output, kind, *flags, opts=()):
+
+def draw(world, output, kind, *flags, opts=()):
     """Run script/figure.py in this process; its exit status."""
-    argv = ["figure.py", kind, *flags, *(["--opts", *world.opts(output, *opts)] if kind != "timestep" else [])]
-    monkeypatch.setattr(sys, "argv", argv)
-    return figure_script.main()
+    more = ("--opts", *world.opts(output, *opts)) if kind != "timestep" else ()
+    return call("script/figure.py", kind, *flags, *more)
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
@@ -30,13 +30,12 @@ def draw(monkeypatch, world, output, kind, *flags, opts=()):
         ("features", ["--prompts", "text", "empty", "--pairs", "1"]),
     ],
 )
-def test_each_kind_from_the_command_line(monkeypatch, world, tmp_path, kind, flags):
-    assert draw(monkeypatch, world, tmp_path, kind, *flags, opts=["GENERATE.STEPS", "2"]) == 0
+def test_each_kind_from_the_command_line(world, tmp_path, kind, flags):
+    assert draw(world, tmp_path, kind, *flags, opts=["GENERATE.STEPS", "2"]) == 0
     with Image.open(tmp_path / "figure" / f"{kind}_spair.png") as image:
         assert min(image.size) > 150 and image.info["dpi"][0] >= 150
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
     from engine.build import build_test
 
@@ -49,7 +48,6 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
     assert sum(ref.identifier in pairs.caches["posterior"] for ref in everything.images()) == 2
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -60,29 +58,27 @@ def test_only_the_images_of_the_chosen_pairs_are_computed(world, tmp_path):
         (["--column", "DIFT", "PROMPT.WHAT", "text"], "unknown key PROMPT.WHAT"),
     ],
 )
-def test_mistakes_are_named(monkeypatch, world, tmp_path, capsys, flags, message):
-    assert draw(monkeypatch, world, tmp_path, "matches", *flags) == 2
+def test_mistakes_are_named(world, tmp_path, capsys, flags, message):
+    assert draw(world, tmp_path, "matches", *flags) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
-def test_unusable_points_and_grids_are_refused(monkeypatch, world, tmp_path, capsys):
+def test_unusable_points_and_grids_are_refused(world, tmp_path, capsys):
     flags = ["--prompts", "text", "--pairs", "1"]
-    assert draw(monkeypatch, world, tmp_path, "correlation", *flags, "--points", "99") == 2
+    assert draw(world, tmp_path, "correlation", *flags, "--points", "99") == 2
     assert "the rows have [5] keypoints" in capsys.readouterr().err
-    assert draw(monkeypatch, world, tmp_path, "dense", *flags, "--grid", "1") == 2
+    assert draw(world, tmp_path, "dense", *flags, "--grid", "1") == 2
     assert "--grid must be at least 2, got 1" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
-def test_timestep_curves_are_drawn_from_results(monkeypatch, world, tmp_path, capsys):
+def test_timestep_curves_are_drawn_from_results(world, tmp_path, capsys):
     for prompt, timestep in (("text", "50"), ("text", "261"), ("empty", "50")):
         evaluate(world, tmp_path, prompt, "TEST.TIMESTEP", timestep)
     output = tmp_path / "curves.svg"
-    assert draw(monkeypatch, world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 0
+    assert draw(world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 0
     assert "empty" in output.read_text()
     evaluate(world, tmp_path, "text", "TEST.ENSEMBLE", "1")
-    assert draw(monkeypatch, world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 2
+    assert draw(world, tmp_path, "timestep", str(tmp_path), "--output", str(output)) == 2
     assert "another result of text at t = 50" in capsys.readouterr().err
 
 
@@ -91,15 +87,13 @@ def test_every_kind_is_in_the_page_of_figures():
     assert all(f"script/figure.py {kind}" in page for kind in FIGURES)
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
-def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(monkeypatch, world, tmp_path, capsys):
+def test_tested_prompts_are_compared_in_a_table_and_on_the_same_pairs(world, tmp_path, capsys):
     flags = ["--prompts", "text", "empty", "--pairs", "1", "--opts", *world.opts(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
-    assert compare_script.main() == 2
+    assert call("script/compare.py", *flags) == 2
     assert "run test.py --prompt_type text with the same settings" in capsys.readouterr().err
     summaries = [evaluate(world, tmp_path, prompt)["summary"] for prompt in ("text", "empty")]
     capsys.readouterr()
-    assert compare_script.main() == 0
+    assert call("script/compare.py", *flags) == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
     for line, prompt, summary in zip(lines, ("text", "empty"), summaries, strict=True):
         values = [f"{100 * row['all']:.2f}" for row in summary["pck"]["kernelsoftmax"].values()]
@@ -115,7 +109,6 @@ def test_a_matcher_without_a_prompt_is_a_column_called_by_its_name(flags, monkey
     assert list(figure_script.load_columns(figure_script.parse_args())) == ["dinov2"]
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_a_figure_shows_a_pair_as_its_images_are_on_disk(world, tmp_path):
     """The size of each image goes with it, so that panels can have its aspect ratio."""
     from engine.build import build_test
@@ -128,7 +121,7 @@ def test_a_figure_shows_a_pair_as_its_images_are_on_disk(world, tmp_path):
     assert record.src.size[0] != record.src.size[1] and pair.src_img.shape[-2:] == (32, 32)
 
 
-def test_long_figures_say_how_far_they_are(monkeypatch, world, tmp_path, capsys, fresh_accelerator):
+def test_long_figures_say_how_far_they_are(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("utils.progress.LINE_EVERY", 0.0)
-    assert draw(monkeypatch, world, tmp_path, "matches", "--prompts", "text", "--pairs", "3") == 0
+    assert draw(world, tmp_path, "matches", "--prompts", "text", "--pairs", "3") == 0
     assert "drawing pairs under text: " in capsys.readouterr().err

@@ -14,8 +14,7 @@ from model.backbone.captioner import PREFIX, TENSORS, Captioner, read_captioner
 from model.backbone.diffusion import Diffusion
 from model.backbone.freeu import FreeU
 from model.backbone.layers import LayerExtractor, find_origins
-from model.backbone.load import load_stable_diffusion, load_vision
-from model.backbone.text import PromptEncoder
+from model.backbone.load import load_vision
 from model.error import NetworkError, NetworkNotFoundError
 from model.source import find_sources, load_sources
 from tests.tiny import SD_CONFIG
@@ -54,12 +53,6 @@ class SmallVAE(torch.nn.Module):
         mean = torch.cat([pooled, pooled[:, :1]], dim=1)
         parameters = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         return type("Encoded", (), {"latent_dist": type("Dist", (), {"parameters": parameters})})
-
-
-@pytest.fixture(scope="module")
-def text(world):
-    networks = load_stable_diffusion(str(world.root / "sd"), parts=("text_encoder", "tokenizer"))
-    return PromptEncoder(networks.text_encoder, networks.tokenizer)
 
 
 def build_extractor(text, taps=(S3, S4, S5), unet=None, **options):

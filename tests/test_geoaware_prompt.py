@@ -8,15 +8,14 @@ from torch.nn import functional as F
 
 import train as train_script
 from config import ConfigError
-from dataset.pair_dataset import collate
-from engine.build import build_accelerator, build_method, build_pairs
-from engine.precompute import build_caches
+from engine.build import build_method
 from model.prompt import new_prompt
 from model.prompt.build import load_text
 from model.prompt.store import read_prompt, save_prompt
 from tests import tiny
 from tests.command import reset_accelerate
 from tests.test_geoaware_training import configure as configure_cached
+from tests.test_geoaware_training import prepare
 from utils.noise import derive_seeds, draw_noise
 from utils.store import read_tensors
 
@@ -34,15 +33,6 @@ def write_prompt(cfg, output, name=SINGLE, seed=1):
     torch.manual_seed(seed)
     prompt = new_prompt(name, load_text(cfg), condition_shape=tiny.DINO_SHAPE, seed=seed)
     save_prompt(output / "prompt" / name, prompt)
-
-
-def prepare(cfg, split="trn", training=True):
-    """The method, and a batch of two pairs."""
-    reset_accelerate()
-    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, split)
-    method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training=training)
-    build_caches(cfg, (pairs,), method, accelerator)
-    return method, collate([pairs[0], pairs[1]])
 
 
 SEEDS = torch.tensor([[1, 2], [3, 4]])

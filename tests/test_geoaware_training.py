@@ -5,15 +5,14 @@ import json
 import pytest
 import torch
 
-import test as test_script
 import train as train_script
 from config import ConfigError, load_config
 from dataset.pair_dataset import collate
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.precompute import build_caches
-from engine.report import build_result_stem
-from tests.test_train import assert_same_state, launch, log_folder
+from tests.command import reset_accelerate, run_test
+from tests.test_train import assert_parts_equal_the_whole, assert_same_state, launch, log_folder
 from tests.watch import watching
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.noise import drop_elements
@@ -45,9 +44,7 @@ def options(world, *more):
 
 
 def configure(world, output, *more, training=True):
-    cfg = load_config(None, world.opts(output, *options(world, *more)))
-    check_config(cfg, training=training)
-    return cfg
+    return check_config(load_config(None, world.opts(output, *options(world, *more))), training=training)
 
 
 def run(world, output, *more):
@@ -57,22 +54,20 @@ def run(world, output, *more):
     return load_checkpoint(log_folder(cfg, output))
 
 
+def prepare(cfg, split="trn", training=True, positions=(0, 1)):
+    """(method, batch of the pairs at positions), from the caches."""
+    reset_accelerate()
+    accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, split)
+    method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training=training)
+    build_caches(cfg, (pairs,), method, accelerator)
+    return method, collate([pairs[i] for i in positions])
+
+
 @pytest.fixture(scope="module")
 def prepared(world, tmp_path_factory):
-    """A function: (method, batch of the training pairs at positions) under some settings, from shared caches."""
-    from tests.command import reset_accelerate
-
+    """prepared(*settings, positions=(0,)), with caches that the tests share."""
     root = tmp_path_factory.mktemp("caches")
-
-    def prepare(*more, positions=(0,)):
-        reset_accelerate()
-        cfg = configure(world, root, *more)
-        accelerator, pairs = build_accelerator(cfg), build_pairs(cfg, "trn")
-        method = build_method(cfg, accelerator.device, pairs.benchmark.categories, training=True)
-        build_caches(cfg, (pairs,), method, accelerator)
-        return method, collate([pairs[i] for i in positions])
-
-    return prepare
+    return lambda *more, positions=(0,): prepare(configure(world, root, *more), positions=positions)
 
 
 def seeds_of(n):
@@ -91,10 +86,7 @@ def test_it_learns_is_kept_and_tested(world, tmp_path):
     assert folder.name == "geoaware_spair_tiny" and (folder / "weights.safetensors").is_file()
 
     def score(*more):
-        cfg = configure(world, tmp_path, *more, training=False)
-        test_script.test(cfg)
-        stem = build_result_stem(cfg)
-        return (stem.parent / f"{stem.name}_predictions.csv").read_text()
+        return run_test(configure(world, tmp_path, *more, training=False))[1]
 
     assert score("METHOD.WEIGHTS", folder.name) != score()
     with pytest.raises(StoreError, match="does not fit the method"):
@@ -152,13 +144,7 @@ def test_a_batch_has_the_losses_and_the_gradient_of_its_pairs_one_by_one(prepare
 
 
 def test_accumulated_parts_equal_the_whole_batch(world, tmp_path):
-    size = ["TRAIN.BATCH_SIZE", "4", "TRAIN.MAX_STEPS", "2"]
-    with watching() as whole:
-        run(world, tmp_path / "whole", *size)
-    with watching() as parts:
-        run(world, tmp_path / "parts", *size, "TRAIN.ACCUMULATION", "2")
-    for one, two in zip(whole.steps, parts.steps, strict=True):
-        torch.testing.assert_close(two.gradient, one.gradient, rtol=1e-3, atol=1e-4)
+    assert_parts_equal_the_whole(run, world, tmp_path, atol=1e-4)
 
 
 def test_resume_equals_uninterrupted_bit_for_bit(world, tmp_path):

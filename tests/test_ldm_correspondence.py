@@ -10,15 +10,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
-import test as test_script
 from config import ConfigError, load_config
 from engine.check import check_config
-from engine.report import build_result_stem
 from model.error import NetworkError
 from model.method.embedding_store import EmbeddingStore, read_losses
 from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
 from model.method.point_embedding import CropLatents, Descent, PointReader, Reading, Rows, squared_error
 from script.speed.plain_points import PlainPoints
+from tests.command import call, run_test
 from tests.test_train import launch
 from tests.tiny import SD_CONFIG
 from utils.crop import CropRule, bilinear_matrix
@@ -294,19 +293,13 @@ def settings(world, output, *more):
 
 
 def score(world, output, *more):
-    cfg = settings(world, output, *more)
-    check_config(cfg, training=False)
-    test_script.test(cfg)
-    stem = build_result_stem(cfg)
-    return (stem.parent / f"{stem.name}_predictions.csv").read_text(), json.loads(
-        (stem.parent / f"{stem.name}.json").read_text()
-    )
+    return run_test(settings(world, output, *more))
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_it_is_tested_like_any_other_and_neither_batches_nor_chunks_matter(world, tmp_path):
-    first, about = score(world, tmp_path / "a", "EVAL.BATCH_SIZE", "1", "TEST.PICTURES", "1")
-    other, _ = score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "3", "LDM.ROWS_AT_ONCE", "3")
+    about, first = score(world, tmp_path / "a", "EVAL.BATCH_SIZE", "1", "TEST.PICTURES", "1")
+    _, other = score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "3", "LDM.ROWS_AT_ONCE", "3")
     assert (
         about["summary"]["pairs"] == 4
         and about["made_by"]["LDM.STEPS"] == 2
@@ -347,7 +340,7 @@ def test_a_test_that_was_stopped_goes_on_where_it_was(world, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "1")
     resumed = score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "1")
-    assert len(calls) == 3 + 2 and resumed[0] == alone[0]
+    assert len(calls) == 3 + 2 and resumed[1] == alone[1]
     score(world, tmp_path / "b", "DATASET.THRESHOLD", "src_bbox", "EVAL.ALPHAS", "[0.01]")
     assert len(calls) == 5 and len(list((tmp_path / "b" / "prompt").rglob("*_pairs.csv"))) == 2
     score(world, tmp_path / "b", "EVAL.BATCH_SIZE", "2", "LDM.CROPS", "4")  # read again, with the same embeddings
@@ -358,7 +351,7 @@ def test_a_test_that_was_stopped_goes_on_where_it_was(world, tmp_path, monkeypat
 def test_two_processes_find_what_one_finds(world, tmp_path):
     """Each takes its share of the pairs; they meet in the stores."""
     pair = launch(world, tmp_path / "two", *SMALL, processes=2, script="test.py", flags=[])
-    alone, _ = score(world, tmp_path / "one")
+    _, alone = score(world, tmp_path / "one")
     _, err = pair.communicate(timeout=600)
     assert pair.returncode == 0, err[-3000:]
     (predictions,) = (tmp_path / "two" / "prompt").rglob("*_predictions.csv")
@@ -489,18 +482,13 @@ def test_arithmetic_at_the_size_of_the_release():
     assert per_point["plain"] > 15 * (645 * step / 26 + 100 * reading + encoded / 26)
 
 
-def test_the_benchmark_times_both_sides(world, monkeypatch, capsys):
-    import sys
-
-    from script import benchmark
-
+def test_the_benchmark_times_both_sides(world, capsys):
     # fmt: off
-    argv = [
-        "benchmark.py", "points", "--network", str(world.root / "sd"), "--pairs", "2", "--repeats", "1",
+    arguments = [
+        "points", "--network", str(world.root / "sd"), "--pairs", "2", "--repeats", "1",
         "CONDITION.DINO_FOLDER", str(world.root / "dino"), "NETWORK.NAME", "tiny", "DATASET.IMAGE_SIZE", "[64,64]",
         "LDM.LAYERS", "['mid.0']", "LDM.HEADS", "[0,1]", "LDM.STEPS", "2", "LDM.ROUNDS", "1", "LDM.CROPS", "4",
         "DEVICE", "cpu",
     ]
     # fmt: on
-    monkeypatch.setattr(sys, "argv", argv)
-    assert benchmark.main() == 0 and "equal numbers: yes" in capsys.readouterr().out
+    assert call("script/benchmark.py", *arguments) == 0 and "equal numbers: yes" in capsys.readouterr().out

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import match as match_script
 from config import ROOT, load_config
 from model.prompt import new_prompt
 from model.prompt.build import load_text
 from model.prompt.store import save_prompt
 from sd4match import command
 from sd4match.source import MINI_NOTE
+from tests.command import call
 from tests.fixtures_dataset import draw_image
 
 
@@ -35,11 +35,7 @@ def run(world, photos, capfd):
 
     def run(*arguments):
         tiny = ("--network", str(world.root / "sd"), "--image_size", "64", "--ensemble", "1", "--device", "cpu")
-        try:
-            status = match_script.main([*arguments, *tiny])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
+        return call("match.py", *arguments, *tiny), *capfd.readouterr()
 
     return run
 
@@ -152,7 +148,7 @@ def test_odd_names_are_only_names(run, photos):
 
 def test_mini_is_told_from_photos_whoever_chose_it(photos, caplog):
     for flags in ([], ["--network", "mini"]):
-        assert match_script.main(["a.png", "b.png", "--points", "5,5", "--no_picture", "--device", "cpu", *flags]) == 0
+        assert call("match.py", "a.png", "b.png", "--points", "5,5", "--no_picture", "--device", "cpu", *flags) == 0
         assert caplog.messages.count(MINI_NOTE) == 1
         caplog.clear()
 

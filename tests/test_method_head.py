@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import test as test_script
 import train as train_script
 from config import ConfigError, load_config
 from engine.check import check_config
-from engine.report import build_result_stem
 from model.method import METHODS, Entry
 from model.method.base import FeatureMethod
+from tests.command import run_test
 from tests.tiny import build_tiny_dinov2
 from utils.checkpoint import CheckpointError
 from utils.geometry import px_to_cell, sample_features
@@ -76,22 +75,17 @@ def head(monkeypatch):
 
 def settings(world, output, *more):
     dino = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "METHOD.DINO_SIZE", "[56, 56]")
-    cfg = load_config(None, world.opts(output, "METHOD.NAME", "head", *dino, "TRAIN.LR", "0.5", *more))
-    return cfg
+    return load_config(None, world.opts(output, "METHOD.NAME", "head", *dino, "TRAIN.LR", "0.5", *more))
 
 
 def train(world, output, *more):
-    cfg = settings(world, output, *more)
-    check_config(cfg, training=True)
+    cfg = check_config(settings(world, output, *more), training=True)
     assert train_script.train(cfg, overwrite=False) == 0
     return output / "prompt" / "head_spair_tiny"
 
 
 def score(world, output, *more):
-    cfg = settings(world, output, *more)
-    check_config(cfg, training=False)
-    test_script.test(cfg)
-    return json.loads((build_result_stem(cfg).parent / f"{build_result_stem(cfg).name}.json").read_text())
+    return run_test(settings(world, output, *more))[0]
 
 
 def test_train_py_learns_it_and_test_py_reports_it(world, tmp_path):

@@ -3,20 +3,17 @@
 train.py and test.py drive it unchanged, by the line that is added to METHODS.
 """
 
-import json
-
 import pytest
 import torch
 from einops import rearrange
 from torch import nn
 
-import test as test_script
 import train as train_script
 from config import ConfigError, load_config
 from engine.check import check_config
-from engine.report import build_result_stem
 from model.method import METHODS, Entry
 from model.method.base import Method
+from tests.command import run_test
 from utils.geometry import sample_features
 
 WIDTH = 8
@@ -74,17 +71,12 @@ def settings(world, output, *more):
 
 
 def score(world, output, *more):
-    cfg = settings(world, output, *more)
-    check_config(cfg, training=False)
-    test_script.test(cfg)
-    stem = build_result_stem(cfg)
-    summary = json.loads((stem.parent / f"{stem.name}.json").read_text())["summary"]
-    return summary, (stem.parent / f"{stem.name}_predictions.csv").read_text()
+    content, predictions = run_test(settings(world, output, *more))
+    return content["summary"], predictions
 
 
 def test_it_is_tested_trained_and_tested_again(world, tmp_path):
-    cfg = settings(world, tmp_path, "TRAIN.EPOCHS", "10", "VAL.PICTURES", "1")
-    check_config(cfg, training=True)
+    cfg = check_config(settings(world, tmp_path, "TRAIN.EPOCHS", "10", "VAL.PICTURES", "1"), training=True)
     assert train_script.train(cfg, overwrite=False) == 0
     untrained, learned = score(world, tmp_path), score(world, tmp_path, "METHOD.WEIGHTS", "points_spair_tiny")
     assert set(learned[0]["pck"]) == {"nn", "bilinear", "softmax", "kernelsoftmax"} and learned[0]["pairs"] == 4

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
 from engine.result import read_scores
-from script import analyse
 from tests.command import call
 from tests.test_align import write_masks
 from tests.test_symmetry import write_images
@@ -64,7 +62,7 @@ def test_alignment_with_and_without_masks(test, root):
     ]
 
 
-def test_inequality_and_kap_are_kept_with_the_result(test, capsys, monkeypatch):
+def test_inequality_and_kap_are_kept_with_the_result(test, capsys):
     scores, content, path = test("EVAL.INEQUALITY", "<", "EVAL.KAP", "definition")
     assert set(scores["inequality"]) == {"<"} and "kap+@0.1" in scores
     assert len(scores["kap+@0.1"][0]) == 6 and len(scores["kap-@0.1"][0]) == 6  # point 10 is in both images too
@@ -72,11 +70,10 @@ def test_inequality_and_kap_are_kept_with_the_result(test, capsys, monkeypatch):
     assert "error < alpha x threshold" in path.with_name(path.name.replace("_pairs.csv", ".txt")).read_text()
     released = test("EVAL.KAP", "released")[0]
     assert len(released["kap+@0.1"][0]) == 6 and set(released["inequality"]) == {"<="}
-    monkeypatch.setattr(sys, "argv", ["analyse.py", str(path), "--localiser", "nn", "--dagger", "--draws", "50"])
-    assert analyse.main() == 0
+    analysis = ("script/analyse.py", path, "--localiser", "nn", "--dagger", "--draws", "50")
+    assert call(*analysis) == 0
     text = capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "view", "1"])
-    assert analyse.main() == 0 and "view 1" in capsys.readouterr().out
-    sys.argv[-1] = "7"
-    assert analyse.main() == 1 and "no group view 7; known: all, category bird" in capsys.readouterr().err
+    assert call(*analysis, "--only", "view", "1") == 0 and "view 1" in capsys.readouterr().out
+    assert call(*analysis, "--only", "view", "7") == 1
+    assert "no group view 7; known: all, category bird" in capsys.readouterr().err
     assert "PCK-dagger@0.1 per image, nn: error < alpha x threshold, resized frame" in text and "view 1" in text

@@ -8,8 +8,6 @@ import sys
 import pytest
 import torch
 
-from model.backbone.load import load_stable_diffusion
-from model.backbone.text import PromptEncoder
 from model.error import PromptError, PromptNotFoundError
 from model.prompt import new_prompt
 from model.prompt.name import format_prompt, parse_cpm, parse_prompt_name
@@ -33,13 +31,6 @@ CPM_NAMES = [
     for feature in ("Feat", "Head")
     for n_global in (0, 3)
 ] + ["Pair-DINO-Feat-G3-C5-noN"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tiny.build_tiny_stable_diffusion(tmp_path_factory.mktemp("sd"))
-    networks = load_stable_diffusion(str(folder), parts=("text_encoder", "tokenizer"))
-    return PromptEncoder(networks.text_encoder, networks.tokenizer)
 
 
 def build_cpm(text, variant="Pair-DINO-Feat-G3-C5", seed=0):

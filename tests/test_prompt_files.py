@@ -8,8 +8,6 @@ import zipfile
 import pytest
 import torch
 
-from model.backbone.load import load_stable_diffusion
-from model.backbone.text import PromptEncoder
 from model.error import PromptError
 from model.prompt import new_prompt as new
 from model.prompt.store import load_prompt, read_prompt, save_prompt, write_prompt
@@ -20,12 +18,6 @@ from utils.store import StoreError
 
 SINGLE, CLASS = "Single_spair_tiny_TokenEmbeds9", "Class_spair_tiny_HiddenState"
 MADE_BY = {"METHOD.NAME": "sd4match", "METHOD.LAYER": 1, "METHOD.POSTERIOR": "sample", "networks": "abc"}
-
-
-@pytest.fixture(scope="module")
-def text(world):
-    networks = load_stable_diffusion(str(world.root / "sd"), parts=("text_encoder", "tokenizer"))
-    return PromptEncoder(networks.text_encoder, networks.tokenizer)
 
 
 @pytest.fixture(params=["CPM", "Single", "Class"])

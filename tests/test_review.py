@@ -1,7 +1,6 @@
 """The page that labels are looked through on: what it saves, what it refuses, and in a real browser."""
 
 import json
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -11,7 +10,7 @@ import pytest
 from app.review import Review
 from app.serve import build_server
 from dataset.annotation import read_labels
-from script import review_labels
+from tests.command import call
 from tests.fixtures_dataset import to_coco
 from tests.test_browser import LAPTOP, browser, take_picture  # noqa: F401
 from tests.test_transfer import NAMES, coco, write
@@ -109,13 +108,11 @@ def test_only_the_page_itself_may_save(labels, serve):
     assert urllib.request.urlopen(f"{serve}/image/0").read()[:4] == b"\x89PNG" and labels.read_bytes() == before
 
 
-def test_the_command_writes_the_page(labels, monkeypatch, capsys):
+def test_the_command_writes_the_page(labels, capsys):
     output = labels.parent / "page.html"
-    flags = [str(labels), "--images", str(labels.parent / "images"), "--output"]
-    monkeypatch.setattr(sys, "argv", ["review_labels.py", *flags, str(output)])
-    assert review_labels.main() == 0 and output.is_file() and "(3 images)" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["review_labels.py", *flags, "page.txt"])
-    assert review_labels.main() == 2 and "must end in .html" in capsys.readouterr().err
+    command = ("script/review_labels.py", labels, "--images", labels.parent / "images", "--output")
+    assert call(*command, output) == 0 and output.is_file() and "(3 images)" in capsys.readouterr().out
+    assert call(*command, "page.txt") == 2 and "must end in .html" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from dataset import build_benchmark
 from dataset.pair_dataset import PairDataset
 from engine.predictions import LOCALISER, read_points, score_points, to_release, write_template
 from engine.result import ResultError, read_predictions, read_scores
-from script import score, view_results
+from tests.command import call
 from tests.fixtures_dataset import tiny_spair
 
 
@@ -164,14 +163,12 @@ def test_template_has_every_row(spair, tmp_path):
         read_points(tmp_path / "t.csv", spair)
 
 
-def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_what_a_test_writes(spair, tmp_path, capsys):
     path = write_rows(tmp_path / "mine.csv", rows_of(spair, truths(spair, 3)))
 
     def run(*arguments):
         where = ("DATASET.ROOT", str(tmp_path), "OUTPUT_ROOT", str(tmp_path / "out"), "EVAL.PROTOCOL", "original")
-        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments), *where])
-        status = score.main()
-        return status, capsys.readouterr()
+        return call("script/score.py", *arguments, *where), capsys.readouterr()
 
     status, text = run(path, "--release", tmp_path / "mine.json")
     assert status == 0 and "prediction" in text.out and "PCK-dagger" in text.out
@@ -180,8 +177,8 @@ def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, cap
     own = pairs.with_name(pairs.name.replace("_pairs", "_predictions"))
     assert read_predictions(own)["point:prediction"][0].shape == (5, 2)
     assert run(own, "--localiser", "prediction", "--name", "again", "--as", "nn")[0] == 0
-    monkeypatch.setattr(sys, "argv", ["view_results.py", str(pairs), "--output", str(tmp_path)])
-    assert view_results.main() == 0 and "prediction" in (tmp_path / "viewer_spair_test.html").read_text()
+    assert call("script/view_results.py", pairs, "--output", tmp_path) == 0
+    assert "prediction" in (tmp_path / "viewer_spair_test.html").read_text()
     assert run(tmp_path / "mine.json", "--name", "third")[0] == 0
     for name in ("again", "third"):
         (other,) = (tmp_path / "out/prompt" / name).glob("*_pairs.csv")
@@ -190,9 +187,8 @@ def test_the_command_writes_what_a_test_writes(spair, tmp_path, monkeypatch, cap
     status, text = run(own, "--localiser", "nn")
     assert status == 1 and "no predictions of 'nn'; it has those of prediction" in text.err
     for flag, word in (("--name", "../escaped"), ("--name", "a/b"), ("--as", "")):
-        with pytest.raises(SystemExit, match="2"):
-            run(own, flag, word)
-        assert f"{flag}: must be a name without a path, got '{word}'" in capsys.readouterr().err
+        status, text = run(own, flag, word)
+        assert status == 2 and f"{flag}: must be a name without a path, got '{word}'" in text.err
     status, text = run("--template", tmp_path / "t.csv")
     assert status == 0 and "20 rows" in text.out
     status, text = run("--template", tmp_path / "t.csv")

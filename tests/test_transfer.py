@@ -11,16 +11,15 @@ import sys
 
 import numpy as np
 import pytest
-from accelerate import PartialState
 from PIL import Image, ImageOps
 
-import transfer as transfer_script
 from config import ROOT, load_config
 from dataset import DatasetError
 from dataset.annotation import Category, read_labels
 from sd4match import Matcher, Transfer, label_job
 from sd4match.label import choose_threshold, find_targets, vote_robustly
 from sd4match.label_score import score_labels
+from tests.command import call
 from tests.fixtures_dataset import draw_image, object_box, object_points, to_coco
 
 NAMES = ["top", "left_eye", "right_eye", "left_foot", "right_foot"]
@@ -88,14 +87,7 @@ def run(world, labelled, monkeypatch, capfd):
     monkeypatch.chdir(labelled)
 
     def run(*flags, base=("--references", "labelled", "--images", "images", "--output", "out.json")):
-        PartialState._reset_state()
-        try:
-            status = transfer_script.main([*base, *flags, *tiny_flags(world)])
-        except SystemExit as stop:
-            status = stop.code
-        finally:
-            PartialState._reset_state()
-        return status, *capfd.readouterr()
+        return call("transfer.py", *base, *flags, *tiny_flags(world)), *capfd.readouterr()
 
     return run
 

@@ -1,26 +1,24 @@
 """PCK over the number of references: as a transfer with just these references gives it."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dataset.annotation import read_labels
-from script import transfer_curve
 from sd4match import Transfer
 from sd4match.label_score import score_labels
+from tests.command import call
 from tests.test_transfer import coco, matcher, tiny_flags, write  # noqa: F401
 
 
-def test_every_number_of_references_as_a_transfer_with_them(matcher, world, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_every_number_of_references_as_a_transfer_with_them(matcher, world, tmp_path, capsys):  # noqa: F811
     path = write(tmp_path / "labels.json", coco(tmp_path, [0, 1, 2, 3, 4], boxes=True))
     settings = ["NETWORK.NAME", "tiny", "METHOD.POSTERIOR", "mode", "EVAL.BATCH_SIZE", "2", "EVAL.ALPHAS", "[0.3, 0.6]"]
     settings += ["EVAL.PICTURE_ALPHA", "0.3"]
     flags = ["--references", "2", "--output", str(tmp_path / "curve.png"), *tiny_flags(world), *settings]
-    monkeypatch.setattr(sys, "argv", ["transfer_curve.py", str(path), *flags])
-    assert transfer_curve.main() == 0
+    assert call("script/transfer_curve.py", path, *flags) == 0
     out = capsys.readouterr().out.splitlines()
     rows = {(line.split()[0], int(line.split()[1])): list(map(float, line.split()[2:])) for line in out[2:6]}
     assert out[0].startswith("3 held-out images") and Image.open(tmp_path / "curve.png").width > 300

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from app.serve import build_server
 from app.viewer import build_pages, find_results
 from config import ConfigError
 from engine.result import read_scores
-from script import view_results
+from tests.command import call
 from tests.test_test import evaluate
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -58,9 +57,8 @@ def test_without_pictures_and_predictions_the_table_is_left(world, tmp_path):
     assert "src" not in content["pairs"][0]
 
 
-def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["view_results.py", str(tmp_path), "--data_root", str(tmp_path / "nowhere")])
-    assert view_results.main() == 2
+def test_a_data_root_that_is_not_there_is_refused(tmp_path, capsys):
+    assert call("script/view_results.py", tmp_path, "--data_root", tmp_path / "nowhere") == 2
     assert capsys.readouterr().err == f"view_results.py: --data_root {tmp_path / 'nowhere'}: no such folder\n"
 
 
