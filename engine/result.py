@@ -13,17 +13,7 @@ import numpy as np
 import pandas as pd
 
 from engine.task import find_task
-from utils.pck import (
-    AWARE,
-    ERROR,
-    IDENTITY,
-    INEQUALITY,
-    KAP,
-    OTHER,
-    PARTNER,
-    POINT,
-    TOTAL,
-)
+from utils.pck import AWARE, ERROR, IDENTITY, INEQUALITY, KAP, OTHER, PARTNER, POINT, TOTAL
 from utils.store import StoreError, atomic_path, file_digest, read_json, write_json
 
 COLUMN = 12  # characters; the width of the release's tables

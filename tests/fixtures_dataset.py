@@ -131,9 +131,7 @@ def tiny_pfpascal(tmp_path: Path) -> Path:
     write_csv(root / "trn_pairs.csv", [*header, "flip"], pairs)
     points = ["1;2", "3;4", "5;6", "7;8"]
     write_csv(
-        root / "val_pairs.csv",
-        [*header, "XA", "YA", "XB", "YB"],
-        [row(number, 1, 2, *points) for number in (0, 1)],
+        root / "val_pairs.csv", [*header, "XA", "YA", "XB", "YB"], [row(number, 1, 2, *points) for number in (0, 1)]
     )
     write_csv(root / "test_pairs.csv", header, [row(number, 2, 0) for number in (0, 1)])
     return root

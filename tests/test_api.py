@@ -468,11 +468,11 @@ def test_names_folders_and_ids(tiny_folder, learned, monkeypatch):
         found = find_settings("sd2-1", prompt, method)
         assert found.config_file == str(ROOT / f"config/spair/{file}.yaml")
         cfg = load_config(found.config_file, overrides=found.settings)
-        assert (
-            timestep,
-            prompt or "text",
-            method or "sd4match",
-        ) == (cfg.TEST.TIMESTEP, cfg.PROMPT.TYPE, cfg.METHOD.NAME)
+        assert (timestep, prompt or "text", method or "sd4match") == (
+            cfg.TEST.TIMESTEP,
+            cfg.PROMPT.TYPE,
+            cfg.METHOD.NAME,
+        )
         assert cfg.NETWORK.FOLDER == load_config().NETWORK.FOLDER
     assert find_settings("sd1-5", None).settings["NETWORK.NAME"] == "sd1-5"
     mini = find_settings(str(learned), None)

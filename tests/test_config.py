@@ -233,21 +233,7 @@ def test_fuzzed_files_are_read_or_refused_in_words(tmp_path):
     """Three hundred files: keys of the default with values of every kind, and bytes changed at random."""
     generator = random.Random(0)
     values = ["!!int x", "2024-01-01", "[[[1]]]", "{a: {b: c}}", "1e38", "-1e-40", "2147483648", "~", "", "''", "on"]
-    values += [
-        "012",
-        "../..",
-        "[1, x]",
-        "[]",
-        ".nan",
-        "-.inf",
-        "0",
-        "-1",
-        "99999999999999999999",
-        "a\tb",
-        "*a",
-        "'\\x'",
-        "é",
-    ]
+    values += ["012", "../..", "[1, x]", "[]", ".nan", "-.inf", "0", "-1", "9" * 20, "a\tb", "*a", "'\\x'", "é"]
     keys = [key for key, _ in iter_keys(load_config())]
     file = tmp_path / "fuzz.yaml"
     for _ in range(300):
@@ -314,13 +300,7 @@ def test_experiment_files_list_only_differences():
 
 
 def test_works_from_any_folder(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--dry_run",
-        "--config_file",
-        "config/mini/sd4match_cpm.yaml",
-    ]
+    command = [sys.executable, str(ROOT / "train.py"), "--dry_run", "--config_file", "config/mini/sd4match_cpm.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["NETWORK"]["NAME"] == "mini"

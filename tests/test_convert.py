@@ -69,7 +69,7 @@ def test_conversion_there_and_back_keeps_every_bit(text, tmp_path, name):
     (source / "config.yaml").write_text("SEED: 1\n")
     own = convert(source, tmp_path / "own", "own", None)
     assert sorted(path.name for path in own.iterdir()) == [
-        *("README.md", "config.yaml", "metrics.json", "prompt.json", "prompt.safetensors"),
+        *("README.md", "config.yaml", "metrics.json", "prompt.json", "prompt.safetensors")
     ]
     back = convert(own, tmp_path / "back", "release", None)
     (file,) = back.glob("*.pt")

@@ -6,14 +6,7 @@ import torch
 from PIL import Image
 
 from dataset import DatasetError, ImageRef, MissingDataError, build_benchmark
-from dataset.pair_dataset import (
-    ImageDataset,
-    PairDataset,
-    collate,
-    load_image,
-    load_pil,
-    pack_kps,
-)
+from dataset.pair_dataset import ImageDataset, PairDataset, collate, load_image, load_pil, pack_kps
 from dataset.record import FLAGS
 from tests.fixtures_dataset import SIZES, draw_image, object_points, tiny_pfpascal, tiny_pfwillow, tiny_spair
 from utils.image import read_image

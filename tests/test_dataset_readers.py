@@ -51,11 +51,7 @@ def pfwillow(tmp_path):
 def test_spair_record(spair):
     benchmark = build_benchmark("spair", spair, "trn")
     assert (benchmark.name, benchmark.split, len(benchmark)) == ("spair", "trn", 6)
-    assert (benchmark.categories, benchmark.threshold_rule, benchmark.max_kps) == (
-        ("bird", "cat"),
-        "bbox",
-        30,
-    )
+    assert (benchmark.categories, benchmark.threshold_rule, benchmark.max_kps) == (("bird", "cat"), "bbox", 30)
     record = benchmark[1]
     assert record.pair_id == "000002-2008_000001-2008_000002:bird"
     assert record.category == record.src.category == "bird"
@@ -349,11 +345,7 @@ def test_more_keypoints_than_fit(spair, pfpascal, pfwillow):
 
 @pytest.mark.parametrize("number", ["0", "21", "cat", "1.5", ""])
 def test_wrong_class_number(pfpascal, number):
-    write_csv(
-        pfpascal / "val_pairs.csv",
-        ["source_image", "target_image", "class"],
-        [["d/a.jpg", "d/b.jpg", number]],
-    )
+    write_csv(pfpascal / "val_pairs.csv", ["source_image", "target_image", "class"], [["d/a.jpg", "d/b.jpg", number]])
     with pytest.raises(DatasetError, match=rf"(?s)val_pairs.csv, line 2: 'class' is '?{number}.*prepare_data.sh"):
         build_benchmark("pfpascal", pfpascal, "val")
 
@@ -417,10 +409,7 @@ def test_willow_points_without_extent(pfwillow):
             r"'bbox' is ndarray \(3,\) of int64, expected an array \(1, 4\)",
         ),
         ({"kps": "text", "bbox": [[1, 2, 3, 4]]}, "'kps' is ndarray .*of <U4, expected an array .N, 2. of numbers"),
-        (
-            {"kps": np.ones((5, 2)), "bbox": [[1, 2, 3, 4]]},
-            "keypoint counts differ: 6 in 2009_000002.mat, 5 in 2009",
-        ),
+        ({"kps": np.ones((5, 2)), "bbox": [[1, 2, 3, 4]]}, "keypoint counts differ: 6 in 2009_000002.mat, 5 in 2009"),
         (
             {"kps": csc_matrix(np.ones((6, 2))), "bbox": [[1, 2, 3, 4]]},
             "'kps' is csc_.*expected an array .N, 2. of numbers",

@@ -68,14 +68,7 @@ def test_l2_normalise_adds_eps_to_the_norm_and_keeps_zero():
 
 
 def test_cell_grid_is_row_major_xy():
-    assert geometry.cell_grid((2, 3), torch.zeros(1)).tolist() == [
-        [0, 0],
-        [1, 0],
-        [2, 0],
-        [0, 1],
-        [1, 1],
-        [2, 1],
-    ]
+    assert geometry.cell_grid((2, 3), torch.zeros(1)).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
 
 
 # --- the plain reference ---

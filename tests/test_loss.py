@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss.kernel_smoothed_cross_entropy import (
-    KernelSmoothedCrossEntropy,
-    gaussian_kernel,
-    sample_log_bilinear,
-)
+from loss.kernel_smoothed_cross_entropy import KernelSmoothedCrossEntropy, gaussian_kernel, sample_log_bilinear
 from script.speed import reference
 from utils.localise import FeatureSimilarity
 

@@ -11,14 +11,7 @@ from scipy.ndimage import binary_dilation
 from mini.render import CATEGORIES, SPECIES, render_scene
 from mini.render.ap10k import write_ap10k
 from mini.render.categories import keypoint_tables
-from mini.render.comvg import (
-    CHANGES,
-    Statement,
-    change_statement,
-    draw_statement,
-    render_statements,
-    write_comvg,
-)
+from mini.render.comvg import CHANGES, Statement, change_statement, draw_statement, render_statements, write_comvg
 from mini.render.detail import part_cuts
 from mini.render.relation import RELATIONS, find_relation
 from mini.render.write import install

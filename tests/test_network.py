@@ -568,8 +568,7 @@ def test_conditions_have_the_expected_outputs(folders):
     assert compute_condition("CLIP-Feat", clip, images).shape == (2, *tiny.CLIP_FEAT_SHAPE)
     assert embedding.shape == (2, *tiny.CLIP_HEAD_SHAPE)
     torch.testing.assert_close(
-        embedding[:, 0],
-        clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds,
+        embedding[:, 0], clip.model(clip.processor(images=images, return_tensors="pt").pixel_values).image_embeds
     )
 
 
@@ -617,12 +616,7 @@ def test_a_whole_clip_model_gives_its_vision_tower(tmp_path, folders):
     shutil.copytree(folders["CLIP"], tmp_path / "clip")
     vision = json.loads((tmp_path / "clip" / "config.json").read_text())
     vision.pop("projection_dim")
-    whole = {
-        "model_type": "clip",
-        "projection_dim": 12,
-        "vision_config": vision,
-        "text_config": {"hidden_size": 16},
-    }
+    whole = {"model_type": "clip", "projection_dim": 12, "vision_config": vision, "text_config": {"hidden_size": 16}}
     (tmp_path / "clip" / "config.json").write_text(json.dumps(whole))
     network = load_vision("CLIP", str(tmp_path / "clip"))
     assert condition_facts("CLIP-Head", str(tmp_path / "clip")) == tiny.CLIP_HEAD_SHAPE

@@ -18,12 +18,7 @@ from tests import tiny
 
 D = tiny.TEXT_WIDTH
 N_PATCH, WIDTH = tiny.DINO_SHAPE[0] - 1, tiny.DINO_SHAPE[1]
-SHAPES = {
-    "DINO-Feat": tiny.DINO_SHAPE,
-    "DINO-Head": tiny.DINO_SHAPE,
-    "CLIP-Feat": (17, 16),
-    "CLIP-Head": (1, 12),
-}
+SHAPES = {"DINO-Feat": tiny.DINO_SHAPE, "DINO-Head": tiny.DINO_SHAPE, "CLIP-Feat": (17, 16), "CLIP-Head": (1, 12)}
 CPM_NAMES = [
     f"{scope}-{network}-{feature}-G{n_global}-C5"
     for scope in ("Img", "Pair")
@@ -405,10 +400,7 @@ def test_files_have_the_release_formats(text, tmp_path):
     assert torch.equal(caption["dataset"], single({}))
     by_class = new_prompt("Class_spair_tiny_TokenEmbeds75", text, categories=["dog", "cat"])
     caption = torch.load(save_prompt(tmp_path / str(by_class.name), by_class) / "caption.pt", weights_only=True)
-    assert {key: tuple(value.shape) for key, value in caption.items()} == {
-        "cat": (1, 77, D),
-        "dog": (1, 77, D),
-    }
+    assert {key: tuple(value.shape) for key, value in caption.items()} == {"cat": (1, 77, D), "dog": (1, 77, D)}
     cpm = build_cpm(text)
     state = torch.load(save_prompt(tmp_path / str(cpm.name), cpm) / "ckpt.pt", weights_only=True)
     assert set(state) == {
@@ -432,10 +424,7 @@ def test_the_authors_files_load_as_they_are(text, tmp_path):
 
     folder = tmp_path / "CPM_spair_tiny_Pair-DINO-Feat-G0-C5"
     folder.mkdir()
-    state = {
-        **build_cpm(text, "Pair-DINO-Feat-G0-C5", seed=7).state_dict(),
-        "global_embeds": torch.zeros(1, 0, D),
-    }
+    state = {**build_cpm(text, "Pair-DINO-Feat-G0-C5", seed=7).state_dict(), "global_embeds": torch.zeros(1, 0, D)}
     torch.save(state, folder / "ckpt.pt")
     assert torch.equal(load_prompt(folder, text, backbone="tiny").alpha_cond, state["alpha_cond"])
 

@@ -262,11 +262,7 @@ def test_copies_of_the_same_files_are_the_same(resume, started, world, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "folder"),
-    [
-        ("single", "NETWORK.FOLDER", "sd"),
-        ("pair", "CONDITION.DINO_FOLDER", "dino"),
-    ],
+    ("name", "key", "folder"), [("single", "NETWORK.FOLDER", "sd"), ("pair", "CONDITION.DINO_FOLDER", "dino")]
 )
 def test_other_weights_are_refused(resume, tmp_path, name, key, folder):
     from tests.tiny import build_tiny_dinov2, build_tiny_stable_diffusion

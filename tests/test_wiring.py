@@ -247,10 +247,7 @@ def test_position_grid_of_dinov2(run, world, tmp_path):
         curve = ("EVAL.ALPHAS", CURVE, "METHOD.DINO_LAYER", "0")
         return [run("test.py", *dino, *curve, "METHOD.DINO_POSITIONS", way).summary["pck"] for way in ("scale", "size")]
 
-    for same, other in (
-        (losses(world.root / "dino"), losses(wide)),
-        (tables("[56, 56]"), tables("[42, 84]")),
-    ):
+    for same, other in ((losses(world.root / "dino"), losses(wide)), (tables("[56, 56]"), tables("[42, 84]"))):
         assert same[0] == same[1] and other[0] != other[1]
 
 

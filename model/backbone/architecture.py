@@ -17,12 +17,7 @@ _VAE = {
 _UNET = {"block_out_channels": [320, 640, 1280, 1280]}
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
-_UNET_2 = {
-    **_UNET,
-    "attention_head_dim": [5, 10, 20, 20],
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-}
+_UNET_2 = {**_UNET, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
 _OPENCLIP = {
     "hidden_act": "gelu",
     "hidden_size": 1024,
