@@ -134,7 +134,22 @@ def test_taps_are_what_the_next_residual_layer_joins_with_a_skip(text):
         torch.testing.assert_close(found[tap], joined[tap][:, :width])
 
 
-@pytest.mark.parametrize("last", [S3, S4, S5, "up1.resnets.1", "up1", "mid", "down1", "up3"])
+def test_layers_with_their_skip_connections_are_what_is_joined_before_freeu_acts_on_it(text):
+    """ "Decoder only" off: all that enters the release's output blocks 2, 5 and 8, of which it keeps a copy."""
+    taps = ("up0.resnets.2.input", "up1.resnets.2.input", "up2.resnets.2.input")
+    found = build_extractor(text, taps=taps, freeu=FREEU).extract(images(64, 64), [""])
+    unet, joined = build_unet(), {}
+    for i, tap in enumerate(taps):
+        unet.up_blocks[i].resnets[2].register_forward_pre_hook(
+            lambda module, inputs, tap=tap: joined.update({tap: inputs[0]})
+        )
+    build_extractor(text, taps=("up3",), unet=unet, freeu=FREEU).extract(images(64, 64), [""])
+    for tap, width, skip in zip(taps, (32, 32, 16), (32, 16, 8), strict=True):
+        assert found[tap].shape[1] == width + skip
+        torch.testing.assert_close(found[tap], joined[tap])
+
+
+@pytest.mark.parametrize("last", [S3, S4, S5, "up1.resnets.1", "up1.resnets.2.input", "up1", "mid", "down1", "up3"])
 def test_the_unet_is_cut_after_the_last_tap_without_changing_it(last):
     sample, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 32)
     whole = Diffusion(build_unet(), build_scheduler(), (last, "up3") if last != "up3" else ("up3",))
@@ -156,7 +171,14 @@ def test_unknown_taps_list_what_there_is():
             Diffusion(build_unet(), build_scheduler(), (tap,))
 
 
-@pytest.mark.parametrize("taps", [(S3, S4, S5, S2), ("mid", "up0", "up1", "up3", "up3.resnets.0", "up0.resnets.0")])
+@pytest.mark.parametrize(
+    "taps",
+    [
+        (S3, S4, S5, S2),
+        ("mid", "up0", "up1", "up3", "up3.resnets.0", "up0.resnets.0"),
+        tuple(f"up{i}.resnets.{j}.input" for i in range(4) for j in range(3)),
+    ],
+)
 def test_shapes_are_known_before_the_network_runs(taps):
     from model.backbone.facts import compute_facts
 
@@ -179,6 +201,8 @@ def test_shapes_of_the_released_networks():
         facts = network_facts("", init="random", architecture=name)
         shapes = [facts.tap_shape((960, 960), tap) for tap in (S3, S4, S5, S2)]
         assert shapes == [(640, 60, 60), (1280, 30, 30), (1280, 15, 15), (320, 120, 120)]
+        joined = [facts.tap_shape((960, 960), f"up{i}.resnets.2.input")[0] for i in range(4)]
+        assert joined == [2560, 1920, 960, 640]
 
 
 # ---- FreeU -------------------------------------------------------------------------------------------------------

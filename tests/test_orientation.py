@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from engine.orientation import DIRECTIONS, measure_accuracy, template_distance, vote
+from engine.orientation import (
+    DIRECTIONS,
+    measure_accuracy,
+    project_together,
+    reduce_layers,
+    template_distance,
+    vote,
+)
 from script import global_pose
 from tests.fixtures_dataset import SIZES, draw_image, tiny_spair
 from tests.test_align import write_masks
@@ -27,6 +34,36 @@ def test_distance_against_a_loop():
     assert template_distance(photo, template, mask, side=4) == pytest.approx(sum(expected) / 2, abs=1e-4)
     whole = template_distance(photo, template, torch.ones_like(mask), side=4)
     assert template_distance(photo, template, torch.zeros_like(mask), side=4) == whole
+
+
+def test_layers_of_both_images_are_reduced_together():
+    """On the directions in which all cells vary most; those of both together, so that a shift of one image remains."""
+    generator = torch.Generator().manual_seed(1)
+    photo, template = torch.randn(6, 4, 5, generator=generator), torch.randn(6, 3, 3, generator=generator)
+    photo[2] *= 20
+    photo, template = photo + 100, template + 103
+    cells = torch.cat([photo.flatten(1), template.flatten(1)], dim=1).T.double()
+    centred = cells - cells.mean(dim=0)
+    expected = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+    found = project_together([photo, template], 2)
+    assert [x.shape for x in found] == [(2, 4, 5), (2, 3, 3)]
+    together = torch.cat([x.flatten(1) for x in found], dim=1).T.double()
+    torch.testing.assert_close(torch.cdist(together, together), torch.cdist(expected, expected), atol=1e-2, rtol=1e-3)
+    assert project_together([photo, template], 256)[0].shape == (6, 4, 5)  # it has no more
+
+
+def test_descriptors_of_a_photo_and_a_template():
+    g = torch.Generator().manual_seed(2)
+    pair = [{"layers": {"a": torch.randn(5, 4, 4, generator=g), "b": torch.randn(7, 2, 2, generator=g)}} for _ in "pt"]
+    for side in pair:
+        side["dino"] = torch.randn(3, 4, 4, generator=g)
+    both, alone = (reduce_layers(pair, with_dino, 4) for with_dino in (True, False))
+    for joined, layers, side in zip(both, alone, pair, strict=True):
+        assert joined.shape == (4 + 4 + 3, 4, 4) and layers.shape == (8, 4, 4)
+        torch.testing.assert_close(joined[:8], layers / layers.norm(dim=0))  # each network by itself
+        torch.testing.assert_close(joined[8:], side["dino"] / side["dino"].norm(dim=0))
+    first = project_together([side["layers"]["a"] for side in pair], 4)  # every layer by itself
+    torch.testing.assert_close([layers[:4] for layers in alone], first)
 
 
 def test_votes():
@@ -48,6 +85,34 @@ def test_labels_of_the_cats():
     labels = json.loads(Path(global_pose.__file__).with_suffix(".json").read_text())
     assert {name: len(set(images)) for name, images in labels.items()} == {"right": 32, "front": 21, "back": 10}
     assert len({image for images in labels.values() for image in images}) == 63
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("kind", ["sd", "sd+dino"])
+def test_the_command_with_the_paper_s_features(world, tmp_path, monkeypatch, capsys, kind):
+    from tests.test_geoaware_training import options
+
+    root = tiny_spair(tmp_path / "data")
+    for image, direction in enumerate(DIRECTIONS[1:]):  # templates are the photos themselves, and one that is none
+        (tmp_path / "templates").mkdir(exist_ok=True)
+        shutil.copy(root / f"JPEGImages/cat/2008_{image:06d}.jpg", tmp_path / f"templates/grey_{direction}.jpg")
+    draw_image(tmp_path / "templates/grey_back.jpg", (40, 48), count=1)
+    labels = {"front": ["2008_000000"], "right": ["2008_000002"], "back": []}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    taps = ("FEATURES.TAPS", "[up2.resnets.1.input, up1.resnets.1.input]", "DATASET.ROOT", str(tmp_path / "data"))
+
+    def run(*more):
+        words = ["global_pose.py", tmp_path / "templates", "--co_pca", kind, "--labels", tmp_path / "labels.json"]
+        words += [*world.opts(tmp_path / "out", *options(world, *taps)), *more]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        status = global_pose.main()
+        return status, capsys.readouterr()
+
+    status, text = run()
+    assert status == 0, text.err
+    assert "L/R         100.0" in text.out and "4-way       100.0" in text.out
+    status, text = run("METHOD.NAME", "dinov2")
+    assert status in (1, 2) and "--co_pca is for METHOD.NAME geoaware; dinov2 reads no layers" in text.err
 
 
 def test_the_command(world, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from model.backbone.facts import INPUT
 from utils.geometry import at_least_float32
 
 
@@ -37,8 +39,8 @@ class Diffusion(nn.Module):
     """(latent, timestep, text condition, noise) -> feature maps (n, C, h, w) of named blocks, as the UNet gives them.
 
     Blocks are called "down0", "down1", ..., "mid", "up0", "up1", ...; a block's map is its output, after its
-    down- or upsampler. Parts are called as in diffusers, "up1.attentions.1". Gradients reach the latents and the
-    condition, never the frozen weights.
+    down- or upsampler. Parts are called as in diffusers, "up1.attentions.1"; "up1.resnets.2.input" is what a part
+    reads. Gradients reach the latents and the condition, never the frozen weights.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Diffusion(nn.Module):
         found: dict[str, Tensor] = {}
         whole = self.last if "." not in self.last else None  # is the UNet's output
         hooked = [name for name in self.blocks if name != whole]
-        handles = [find_tap(self.unet, name).register_forward_hook(_keep(name, found)) for name in hooked]
+        handles = [_keep(find_tap(self.unet, name), name, found) for name in hooked]
         try:
             output = self.unet(sample.to(self.dtype), timestep, condition.to(self.dtype), return_dict=False)
         finally:
@@ -109,8 +111,8 @@ def name_blocks(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
 
 
 def find_tap(unet: UNet2DConditionModel, tap: str) -> nn.Module:
-    """The block, or part of a block, of a name; ValueError if the UNet has none."""
-    blocks, (name, _, part) = name_blocks(unet), tap.partition(".")
+    """The block, or part of a block, of a name, or that reads what the name says; ValueError if the UNet has none."""
+    blocks, (name, _, part) = name_blocks(unet), tap.removesuffix(INPUT).partition(".")
     if name not in blocks:
         raise ValueError(f"the UNet has no block {name}; it has {', '.join(blocks)}")
     try:
@@ -157,10 +159,15 @@ def _expand(timestep: int | Tensor, latents: Tensor) -> Tensor:
     return torch.full((len(latents),), timestep, device=latents.device)
 
 
-def _keep(name: str, found: dict[str, Tensor]):
-    """A forward hook that notes a block's output; a down-block gives its skip connections besides."""
+def _keep(module: nn.Module, name: str, found: dict[str, Tensor]) -> RemovableHandle:
+    """Lets a block note its output, a down-block without its skip connections; or its input, as other hooks get it."""
 
-    def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+    def keep_output(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         found[name] = output[0] if isinstance(output, tuple) else output
 
-    return hook
+    def keep_input(block: nn.Module, inputs: tuple) -> None:
+        found[name] = inputs[0]
+
+    if name.endswith(INPUT):
+        return module.register_forward_pre_hook(keep_input, prepend=True)
+    return module.register_forward_hook(keep_output)

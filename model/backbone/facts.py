@@ -16,18 +16,23 @@ from utils.store import read_json
 
 _LARGEST, _MOST_LAYERS, _LONGEST_SIDE = 2**20, 100, 2**13  # in any configuration; vocabularies have 49,408 entries
 _SIDES = ("size", "crop_size", "height", "width", "shortest_edge", "image_size", "sample_size")  # px
-TAP = r"mid|up(\d+)(\.(?:resnets|attentions)\.\d+)?"  # what gives a feature map
+INPUT = ".input"  # ends the name of what a residual layer of an up-block reads: hidden state joined with a skip
+TAP = rf"mid|up(\d+)(\.attentions\.\d+|\.resnets\.(\d+)({re.escape(INPUT)})?)?"  # what gives a feature map
 _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Sizes of a Stable Diffusion model. up_channels[i] is the channel count of `up_blocks[i]`'s output."""
+    """Sizes of a Stable Diffusion model.
+
+    up_channels[i] is the channel count of `up_blocks[i]`'s output, up_layers the number of residual layers in each.
+    """
 
     vae_stride: int
     latent_channels: int
     scaling_factor: float
     up_channels: tuple[int, ...]
+    up_layers: int
     cross_attention_dim: int
     text_width: int
     n_positions: int
@@ -56,15 +61,23 @@ class NetworkFacts:
     def tap_shape(self, image_size: tuple[int, int], tap: str) -> tuple[int, int, int]:
         """(C, h, w) of "mid", a whole up-block such as "up1", or a part before its upsampler, "up1.attentions.1".
 
+        "up1.resnets.2.input" is what that part reads, with the skip connection.
         Raises ValueError as `feature_shape`, and for other names.
         """
         if not (match := re.fullmatch(TAP, tap)):
-            raise ValueError('a tap is "mid", an up-block such as "up1", or "up1.resnets.0", "up1.attentions.0"')
+            raise ValueError('a tap is "mid", "up1", "up1.resnets.0", "up1.resnets.0.input", "up1.attentions.0"')
         layer, inner = int(match[1] or 0), match[2]
         channels, *size = self.feature_shape(image_size, layer)
+        if match[4]:
+            channels = self._count_joined(layer, int(match[3]))
         if (tap == "mid" or inner) and layer < self.n_up_blocks - 1:
             size = [side // 2 for side in size]
         return (channels, *size)
+
+    def _count_joined(self, layer: int, number: int) -> int:
+        """Channels of the hidden state and the skip connection that a residual layer of an up-block joins."""
+        own, before, after = (self.up_channels[min(max(layer + step, 0), self.n_up_blocks - 1)] for step in (0, -1, 1))
+        return (own if number else before) + (own if number < self.up_layers - 1 else after)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,7 @@ def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
             latent_channels=int(vae.get("latent_channels", 4)),
             scaling_factor=float(vae.get("scaling_factor", 0.18215)),
             up_channels=tuple(int(channels) for channels in reversed(unet["block_out_channels"])),
+            up_layers=int(unet.get("layers_per_block", 2)) + 1,
             cross_attention_dim=int(unet["cross_attention_dim"]),
             text_width=int(text["hidden_size"]),
             n_positions=int(text.get("max_position_embeddings", 77)),

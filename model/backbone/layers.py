@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.backbone.captioner import Captioner
 from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior
+from model.backbone.facts import INPUT
 from model.backbone.freeu import FreeU
 from model.backbone.text import PromptEncoder
 
@@ -76,8 +77,9 @@ class LayerExtractor:
         finally:
             with_offset.remove()
         found = {tap: maps.float() for tap, maps in found.items()}
-        if self.freeu:  # the map of a decoder's layer is scaled where it enters the next, and the release keeps it so
-            found = {tap: self.freeu.scale(maps) if tap.startswith("up") else maps for tap, maps in found.items()}
+        if self.freeu:  # the map of a decoder's layer is scaled where it enters the next, and the release keeps it so;
+            alone = [tap for tap in found if tap.startswith("up") and not tap.endswith(INPUT)]  # joined, it is a copy
+            found |= {tap: self.freeu.scale(found[tap]) for tap in alone}
         return found
 
     def condition(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
