@@ -104,6 +104,25 @@ def test_a_mirrored_source_is_recognised_and_its_points_are_found(kind):
     assert columns == {"mirrored": [0]} and same is plain
 
 
+def test_the_mask_of_the_source_is_mirrored_with_it_and_equals_stay():
+    """The object fills the left of the source; mirrored, the right, and there it looks like the target's."""
+    src, mirrored, trg = features(7, 24, (12, 12)), features(8, 24, (12, 12)), features(9, 24, (12, 12))
+    src[..., :4] = trg[..., 8:] + 0.5 * features(10, 24, (12, 4))
+    mirrored[..., 8:] = trg[..., 8:] + 0.1 * features(11, 24, (12, 4))
+    left = torch.arange(12).expand(12, 12) < 4
+    whole = torch.ones_like(left)
+    batch = {"src_identifier": ["source"], "trg_identifier": ["target"]}
+
+    def decide(masks, *maps):
+        read = None if masks is None else type("Read", (), {"read": staticmethod(masks.__getitem__)})
+        return Alignment(read, 120).is_nearer(batch, similarity(maps[0], trg), similarity(maps[1], trg), 0)
+
+    masks = {"source": left, "target": left.flip(-1)}
+    assert decide(masks, src, mirrored) and not decide(masks, mirrored.flip(-1), src.flip(-1))
+    for masks in ({"source": whole, "target": whole}, None):  # equally near: as it is
+        assert not decide(masks, src, src)
+
+
 # Masks
 
 

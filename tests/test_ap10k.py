@@ -9,7 +9,16 @@ from PIL import Image
 
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
 from dataset import prepare as p
-from dataset.ap10k_split import CROWD, SOURCES, Kind, build_pairs, draw, list_within
+from dataset.ap10k_split import (
+    CROWD,
+    SOURCES,
+    Kind,
+    build_pairs,
+    draw,
+    list_across_families,
+    list_across_species,
+    list_within,
+)
 
 SPECIES = {1: ("Felidae", "cat"), 2: ("Felidae", "king cheetah"), 3: ("Canidae", "wolf")}
 COUNTS = {1: 60, 2: 12, 3: 55}  # images, of which 10 more cats are not usable
@@ -111,6 +120,19 @@ def test_drawn_pairs_share_three_points():
     many = Kind("F", "cat", [f"{i:03d}" for i in range(172)], np.ones((172, 17), bool))
     lines = list(list_within([many], "trn"))
     assert len(lines) == 50 * 122 == len(set(lines)) and lines == sorted(lines)
+
+
+def test_caps_are_of_a_family_and_of_two_families():
+    """Three species of one family, one each of two others; 30 images of each are for testing, 20 for validation."""
+    visible = np.ones((60, 17), bool)
+    names = [("F", "a"), ("F", "b"), ("F", "c"), ("G", "d"), ("H", "e")]
+    kinds = [Kind(family, name, [f"{name}{i:02d}" for i in range(60)], visible) for family, name in names]
+    for split, within, between in (("val", 400, 20), ("test", 900, 30)):
+        species = [re.fullmatch(r"(.)..-(.)..:F", line).groups() for line in list_across_species(kinds, split)]
+        assert len(species) == within and set(species) == {("a", "b"), ("a", "c"), ("b", "c")}  # pooled
+        families = [re.fullmatch(r"(.)..-(.)..:all", line).groups() for line in list_across_families(kinds, split)]
+        pairs = {"".join("F" if name in "abc" else name for name in pair) for pair in families}
+        assert len(families) == 3 * between and pairs == {"Fd", "Fe", "de"}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import train as train_script
-from config import ConfigError, load_config
+from config import ConfigError, iter_keys, load_config
 from dataset.pair_dataset import collate
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.precompute import build_caches
+from model.method.geoaware import join_maps
 from tests.command import reset_accelerate, run_test
 from tests.test_train import assert_parts_equal_the_whole, assert_same_state, launch, log_folder
 from tests.watch import watching
@@ -37,6 +38,34 @@ KEYS = {  # a value that changes the first loss
     "GEOAWARE.SINGLE": "0.5",
 }
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+SHIPPED = {  # of every training, and what each changes
+    "spair": {
+        **{"FEATURES.TIMESTEP": 50, "FEATURES.SIZE": (960, 960), "FEATURES.WINDOW": 512, "FEATURES.STRIDE": 512},
+        **{"DATASET.IMAGE_SIZE": (840, 840), "METHOD.DINO_SIZE": (840, 840), "METHOD.DINO_NORM": False},
+        **{"TRAIN.LR": 1.25e-3, "TRAIN.BATCH_SIZE": 1, "TRAIN.RESHUFFLE": False, "TRAIN.EPOCHS": 2},
+        **{"TRAIN.SCHEDULER": "one_cycle", "TRAIN.RISE": 0.3, "GEOAWARE.WEIGHT_DECAY": 1e-3, "GEOAWARE.WIDTH": 768},
+        **{"GEOAWARE.SPARSE": 1, "GEOAWARE.DENSE": 1, "GEOAWARE.NOISE": 0.1, "GEOAWARE.DROPOUT": 0.2},
+        **{"GEOAWARE.DOUBLE": 1, "GEOAWARE.SELF": 0.25, "GEOAWARE.SINGLE": 0, "DATASET.FRAME": "pad"},
+        **{"LOSS.NAME": "soft_argmax_error", "LOSS.BETA": 0.02, "LOSS.WINDOW": 0, "EVAL.BETA": 0.02},
+        **{"EVAL.WINDOW": 7, "EVAL.INEQUALITY": "<", "VAL.LOCALISER": "window", "VAL.ALPHA": 0.1, "VAL.PAIRS": 0},
+        **{"VAL.EVERY": 5000, "TRAIN.START": "geoaware_ap10k_sd1-5"},
+    },
+    "ap10k": {"TRAIN.EPOCHS": 1, "TRAIN.SCHEDULER": "constant", "VAL.PAIRS": 20, "TRAIN.START": ""},
+    "pfpascal": {
+        **{"TRAIN.EPOCHS": 100, "TRAIN.SCHEDULER": "constant", "GEOAWARE.DOUBLE": 0, "GEOAWARE.SELF": 0},
+        **{"VAL.ALPHA": 0.05, "VAL.EVERY": 0},  # at the end of each epoch
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_configurations_are_the_shipped_ones(name):
+    values = dict(iter_keys(load_config(f"config/{name}/geoaware.yaml")))
+    expected = SHIPPED["spair"] | SHIPPED[name]
+    assert {key: values[key] for key in expected} == expected
+    assert dict(iter_keys(load_config("config/spair/geoaware_zero_shot.yaml")))["EVAL.WINDOW"] == 5
 
 
 def options(world, *more):
@@ -112,6 +141,15 @@ def test_one_pair_is_learned_by_heart(prepared):
 def test_a_key_changes_the_loss(prepared, key):
     losses = [prepared(*more)[0].loss(prepared()[1], seeds_of(1)) for more in ((), (key, KEYS[key]))]
     assert losses[0] != losses[1]
+
+
+def test_mirrored_terms_read_the_arrays_of_the_mirror_images(prepared):
+    method, batch = prepared()
+    for side in ("src", "trg"):
+        layers, dino = batch[f"{side}_layers_mirrored"], batch[f"{side}_dino_mirrored"]
+        mirrored = method.maps(batch, side, True, seeds_of(1)[0])
+        assert torch.equal(mirrored, join_maps([layers[tap] for tap in method.taps], dino))
+        assert not torch.equal(mirrored, method.maps(batch, side, False, seeds_of(1)[0]))
 
 
 def test_weight_decay_is_the_optimisers(prepared):
