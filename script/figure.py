@@ -189,13 +189,13 @@ def load_columns(args: argparse.Namespace) -> dict:
     """{title: checked config} of the columns that the arguments ask for; a method without a prompt is one itself."""
     from model.method import METHODS
 
-    asked = [(name, ["PROMPT.TYPE", name]) for name in getattr(args, "prompts", [])]
+    asked = [(name, ["PROMPT.TYPE", name]) for name in args.prompts]
     method = load_config(args.config_file, args.opts).METHOD.NAME
-    if method in METHODS and not METHODS[method].takes_prompt and hasattr(args, "prompts"):
+    if method in METHODS and not METHODS[method].takes_prompt:
         asked = [(method, opts) for _, opts in asked] or [(method, [])] * (not args.column)
-    asked += [(title, opts) for title, *opts in getattr(args, "column", [])]
+    asked += [(title, opts) for title, *opts in args.column]
     columns = {title: load_config(args.config_file, [*args.opts, *opts]) for title, opts in asked}
-    if hasattr(args, "prompts") and not columns:
+    if not columns:
         raise ConfigError("nothing to show: give --prompts or --column")
     if len(columns) < len(asked):
         raise ConfigError(f"two columns have the same title: {', '.join(title for title, _ in asked)}")
@@ -250,9 +250,9 @@ def main() -> None:
     args = parse_args()
     from utils.draw import save_figure
 
-    columns = load_columns(args)
+    draw, n_rows = FIGURES[args.kind]
+    columns = load_columns(args) if n_rows else {}
     path = find_output(args, next(iter(columns.values()), load_config(args.config_file, args.opts)))
-    draw, _ = FIGURES[args.kind]
     save_figure(path, draw(args, columns))
     print(f"written: {path}")
 

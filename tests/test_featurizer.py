@@ -42,8 +42,11 @@ def as_tensor(picture):
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
-def plain_hooks(folder, pixels, seeds, words, timestep, ensemble, names):
-    """What hooks on the whole stock UNet see, averaged over noise draws; pixels (n, 3, H, W) in [-1, 1]."""
+def plain_hooks(world, featurizer, pictures, words, timestep, ensemble, names):
+    """What hooks on the whole stock UNet see, averaged over noise draws at the featurizer's seeds."""
+    pixels = torch.stack([as_tensor(picture) for picture in pictures])
+    pixels = torch.nn.functional.interpolate(pixels, SIZE, mode="bilinear", antialias=True) * 2 - 1
+    seeds, folder = torch.tensor([featurizer._read(picture)[2] for picture in pictures]), world.root / "sd"
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder")
@@ -77,21 +80,14 @@ def test_dift_as_by_a_plain_hook(world, make, pictures):
     featurizer = make(("up1",), timestep=261, prompt="a photo of a cat", ensemble=3)
     found = featurizer(pictures)
     assert list(found) == ["up1"] and found["up1"].shape == (3, 24, 8, 12) and not found["up1"].requires_grad
-    read = [featurizer._read(picture) for picture in pictures]
-    pixels = torch.nn.functional.interpolate(
-        torch.cat([pixels for pixels, _, _ in read]), SIZE, mode="bilinear", antialias=True
-    )
-    seeds = torch.tensor([seed for _, _, seed in read])
-    expected = plain_hooks(world.root / "sd", pixels * 2 - 1, seeds, "a photo of a cat", 261, 3, {"up1": BLOCKS["up1"]})
+    expected = plain_hooks(world, featurizer, pictures, "a photo of a cat", 261, 3, {"up1": BLOCKS["up1"]})
     assert torch.allclose(found["up1"], expected["up1"], atol=1e-5)
 
 
 def test_all_blocks_at_once(world, make, pictures):
     featurizer = make(tuple(reversed(BLOCKS)), timestep=50)
     found = featurizer(pictures[:1])
-    _, _, seed = featurizer._read(pictures[0])
-    pixels = torch.nn.functional.interpolate(as_tensor(pictures[0])[None], SIZE, mode="bilinear", antialias=True)
-    expected = plain_hooks(world.root / "sd", pixels * 2 - 1, torch.tensor([seed]), "", 50, 2, BLOCKS)
+    expected = plain_hooks(world, featurizer, pictures[:1], "", 50, 2, BLOCKS)
     assert list(found) == list(reversed(BLOCKS))
     for name, value in expected.items():
         assert found[name].shape == value.shape and torch.allclose(found[name], value, atol=1e-5), name
@@ -112,10 +108,8 @@ def test_parts_of_blocks_queries_and_keys(world, make, pictures, names):
     """Alone and together: the UNet is cut after the last of them."""
     featurizer = make(names, timestep=50, ensemble=1)
     found = featurizer(pictures[:1])
-    _, _, seed = featurizer._read(pictures[0])
-    pixels = torch.nn.functional.interpolate(as_tensor(pictures[0])[None], SIZE, mode="bilinear", antialias=True)
     paths = {name: (PARTS | BLOCKS)[name] for name in names}
-    expected = plain_hooks(world.root / "sd", pixels * 2 - 1, torch.tensor([seed]), "", 50, 1, paths)
+    expected = plain_hooks(world, featurizer, pictures[:1], "", 50, 1, paths)
     for name, value in expected.items():
         if value.dim() == 3:  # tokens, row by row
             h, w = found[name].shape[-2:]

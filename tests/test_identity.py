@@ -44,6 +44,12 @@ def change_middle(path):
     save_file(tensors, path, {"format": "pt"})
 
 
+def change_unet(world, folder):
+    """A copy of Stable Diffusion with another UNet, as a setting."""
+    change_middle(shutil.copytree(world.root / "sd", folder) / "unet" / "diffusion_pytorch_model.safetensors")
+    return "NETWORK.FOLDER", str(folder)
+
+
 # ---- what counts, and what does not ----------------------------------------------------------------------
 
 
@@ -159,10 +165,8 @@ def test_a_run_does_not_go_on_with_other_data_or_networks(world, tmp_path):
     layout.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
     with pytest.raises(CheckpointError, match="training pairs: annotations(?s:.)*start anew with --overwrite"):
         run(world, tmp_path / "out", *STEP, *moved)
-    folder = shutil.copytree(world.root / "sd", tmp_path / "sd")
-    change_middle(folder / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match="networks: (?s:.)*--overwrite"):
-        run(world, tmp_path / "out", *STEP, "NETWORK.FOLDER", str(folder))
+        run(world, tmp_path / "out", *STEP, *change_unet(world, tmp_path / "sd"))
 
 
 def test_a_run_goes_on_after_a_key_was_added_to_the_config(world, tmp_path):
@@ -225,10 +229,8 @@ def test_a_prompt_is_not_tested_under_what_it_was_not_trained_for(world, tmp_pat
     run(world, tmp_path, *STEP)
     with pytest.raises(PromptError, match=f"was trained under other settings: .*{told}"):
         evaluate(world, tmp_path, NAME, *opts)
-    folder = shutil.copytree(world.root / "sd", tmp_path / "sd")
-    change_middle(folder / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(PromptError, match="was trained under other settings: networks"):
-        evaluate(world, tmp_path, NAME, "NETWORK.FOLDER", str(folder))
+        evaluate(world, tmp_path, NAME, *change_unet(world, tmp_path / "sd"))
 
 
 def test_results_of_other_weights_data_or_prompts_lie_side_by_side(world, tmp_path):
@@ -236,9 +238,7 @@ def test_results_of_other_weights_data_or_prompts_lie_side_by_side(world, tmp_pa
     first = evaluate(world, tmp_path, "text")
     assert evaluate(world, tmp_path, "text") == first and len(first) == 1
     content = first[0].read_text()
-    folder = shutil.copytree(world.root / "sd", tmp_path / "sd")
-    change_middle(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    assert len(evaluate(world, tmp_path, "text", "NETWORK.FOLDER", str(folder))) == 2
+    assert len(evaluate(world, tmp_path, "text", *change_unet(world, tmp_path / "sd"))) == 2
     moved = copy_data(world, tmp_path / "data")
     assert len(evaluate(world, tmp_path, "text", *moved)) == 2
     annotation = next((tmp_path / "data" / "SPair-71k" / "PairAnnotation" / "test").glob("*.json"))

@@ -11,6 +11,7 @@ from config import get_default_config, iter_keys
 from tests.command import call, dying_in_step, read_scalars
 from tests.fixtures_dataset import tiny_spair
 from tests.golden import CURVE
+from tests.test_train import assert_two_processes_equal_one, launch
 from tests.watch import watching
 
 SINGLE = ("PROMPT.KIND", "Single", "PROMPT.LENGTH", "5")
@@ -404,18 +405,8 @@ def test_the_scaler_changes_no_step(train, world, tmp_path, scaler):
 
 def test_class_prompt_of_two_processes_is_that_of_one(world, tmp_path):
     """Each process may see one category in a step: what it did not see comes from the other."""
-    from tests.test_train import launch
-
     more = ("PROMPT.KIND", "Class", "PROMPT.LENGTH", "5", "TRAIN.EPOCHS", "2", "TRAIN.LR", "0.05")
-    flags = [str(tmp_path / "gradient"), "train.py", "--config_file", "config/spair/base.yaml"]
-    pair = launch(world, tmp_path / "two", *more, processes=2, script="tests/watched.py", flags=flags)
-    with watching() as seen:
-        assert call("train.py", "--config_file", "config/spair/base.yaml", *world.opts(tmp_path / "one", *more)) == 0
-    _, err = pair.communicate(timeout=180)
-    assert pair.returncode == 0, err[-3000:]
-    for rank in range(2):  # the mean over the processes, in both: Adam would hide a sum
-        gradients = torch.load(tmp_path / f"gradient.{rank}")
-        torch.testing.assert_close(gradients, torch.stack([step.gradient for step in seen.steps]), rtol=1e-3, atol=1e-6)
+    assert_two_processes_equal_one(world, tmp_path, *more)
     one, two = (read_scalars(tmp_path / name) for name in ("one", "two"))
     for tag in ("train/loss", "val_bilinear/pck@0.1"):
         assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]]
@@ -426,8 +417,6 @@ def test_class_prompt_of_two_processes_is_that_of_one(world, tmp_path):
 
 
 def test_two_processes_go_on_where_one_was_and_the_other_way_round(world, train, tmp_path):
-    from tests.test_train import launch
-
     more = (*PAIR, "TRAIN.EPOCHS", "2")
     train(tmp_path / "whole", *more)
     train(tmp_path / "parts", *more, "TRAIN.MAX_STEPS", "2")

@@ -16,6 +16,7 @@ import train as train_script
 from config import ROOT, ConfigError, load_config
 from engine.check import check_config
 from model.method import find_method
+from tests.command import call
 from tests.watch import watching
 from utils.checkpoint import CheckpointError, load_checkpoint
 
@@ -68,6 +69,19 @@ def launch(world, output, *more, processes=1, script="train.py", **options):
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def assert_two_processes_equal_one(world, folder, *more, rtol=1e-3, atol=1e-6):
+    """In the gradient, which is the mean over the processes, in both: Adam would hide a sum."""
+    flags = [str(folder / "gradient"), "train.py", "--config_file", "config/spair/base.yaml"]
+    pair = launch(world, folder / "two", *more, processes=2, script="tests/watched.py", flags=flags)
+    with watching() as seen:
+        assert call("train.py", "--config_file", "config/spair/base.yaml", *world.opts(folder / "one", *more)) == 0
+    _, err = pair.communicate(timeout=180)
+    assert pair.returncode == 0, err[-3000:]
+    for rank in range(2):
+        gradients = torch.load(folder / f"gradient.{rank}")
+        torch.testing.assert_close(gradients, torch.stack([step.gradient for step in seen.steps]), rtol=rtol, atol=atol)
 
 
 def test_a_run_writes_its_prompt_log_and_provenance(world, tmp_path):
