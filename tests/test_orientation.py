@@ -2,22 +2,14 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import ImageOps
 
-from engine.orientation import (
-    DIRECTIONS,
-    measure_accuracy,
-    project_together,
-    reduce_layers,
-    template_distance,
-    vote,
-)
-from script import global_pose
+from config import ROOT
+from engine.orientation import DIRECTIONS, measure_accuracy, project_together, reduce_layers, template_distance, vote
+from tests.command import call
 from tests.fixtures_dataset import SIZES, draw_image, tiny_spair
 from tests.test_align import write_masks
 
@@ -82,14 +74,14 @@ def test_votes():
 
 
 def test_labels_of_the_cats():
-    labels = json.loads(Path(global_pose.__file__).with_suffix(".json").read_text())
+    labels = json.loads((ROOT / "script" / "global_pose.json").read_text())
     assert {name: len(set(images)) for name, images in labels.items()} == {"right": 32, "front": 21, "back": 10}
     assert len({image for images in labels.values() for image in images}) == 63
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("kind", ["sd", "sd+dino"])
-def test_the_command_with_the_paper_s_features(world, tmp_path, monkeypatch, capsys, kind):
+def test_the_command_with_the_paper_s_features(world, tmp_path, capsys, kind):
     from tests.test_geoaware_training import options
 
     root = tiny_spair(tmp_path / "data")
@@ -102,11 +94,9 @@ def test_the_command_with_the_paper_s_features(world, tmp_path, monkeypatch, cap
     taps = ("FEATURES.TAPS", "[up2.resnets.1.input, up1.resnets.1.input]", "DATASET.ROOT", str(tmp_path / "data"))
 
     def run(*more):
-        words = ["global_pose.py", tmp_path / "templates", "--co_pca", kind, "--labels", tmp_path / "labels.json"]
+        words = [tmp_path / "templates", "--co_pca", kind, "--labels", tmp_path / "labels.json"]
         words += [*world.opts(tmp_path / "out", *options(world, *taps)), *more]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        status = global_pose.main()
-        return status, capsys.readouterr()
+        return call("script/global_pose.py", *words), capsys.readouterr()
 
     status, text = run()
     assert status == 0, text.err
@@ -115,7 +105,7 @@ def test_the_command_with_the_paper_s_features(world, tmp_path, monkeypatch, cap
     assert status in (1, 2) and "--co_pca is for METHOD.NAME geoaware; dinov2 reads no layers" in text.err
 
 
-def test_the_command(world, tmp_path, monkeypatch, capsys):
+def test_the_command(world, tmp_path, capsys):
     root = tiny_spair(tmp_path / "data")
     write_masks(root / "Segmentation")
     templates = tmp_path / "templates"
@@ -123,18 +113,9 @@ def test_the_command(world, tmp_path, monkeypatch, capsys):
         draw_image(templates / f"grey_{direction}.png", (40, 48))
 
     def run(*more):
-        where = (
-            "METHOD.NAME",
-            "dinov2",
-            "METHOD.DINO_SIZE",
-            "[56, 56]",
-            "METHOD.DINO_FOLDER",
-            str(world.root / "dino"),
-        )
-        opts = world.opts(tmp_path / "out", *where, "DATASET.ROOT", str(tmp_path / "data"))
-        monkeypatch.setattr(sys, "argv", ["global_pose.py", str(templates), *opts, *more])
-        status = global_pose.main()
-        return status, capsys.readouterr()
+        where = ("METHOD.DINO_FOLDER", str(world.root / "dino"), "DATASET.ROOT", str(tmp_path / "data"))
+        opts = world.opts(tmp_path / "out", "METHOD.NAME", "dinov2", "METHOD.DINO_SIZE", "[56, 56]", *where)
+        return call("script/global_pose.py", templates, *opts, *more), capsys.readouterr()
 
     photo = root / "JPEGImages/cat/2008_000001.jpg"
     shutil.copy(photo, templates / "grey_left.png")  # so that one photo is told for certain
