@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from dataset.benchmark import Benchmark
 from dataset.error import DatasetError, MissingDataError
 from dataset.record import FLAGS, ImageRef, Keypoints, PairRecord, mirror_identifier, threshold
+from dataset.split import Split
 from utils.frame import Frame, as_frame
 from utils.image import ImageError, read_image
 
@@ -76,12 +77,42 @@ def pack_ids(ids: Sequence[int], max_kps: int) -> torch.Tensor:
     return torch.tensor([*ids, *[-1] * (max_kps - len(ids))], dtype=torch.int64)
 
 
-class PairDataset(Dataset):
-    """The pairs of a benchmark as dicts of tensors; `collate` makes batches of them.
+class RecordDataset(Dataset):
+    """The records of a benchmark as dicts; `collate` makes batches of them.
 
-    frame: how images become the network's input; a size, one number or (H', W'), stretches them. caches: for each
-    name K, `src_K` and `trg_K` are `cache.get(identifier)`; an image missing from a cache is refused here.
-    with_images: also decode them.
+    frame: how images become the network's input; a size, one number or (H', W'), stretches them. caches: of each image
+    `cache.get(identifier)` is read; an image missing from a cache is refused here. with_images: also decode them.
+    """
+
+    def __init__(
+        self,
+        benchmark: Split,
+        frame: Frame | int | tuple[int, int],
+        caches: Mapping[str, Cache] | None = None,
+        with_images: bool = False,
+    ) -> None:
+        self.benchmark = benchmark
+        self.frame = as_frame(frame)
+        self.caches = dict(caches or {})
+        self.with_images = with_images
+        if self.caches:
+            check_caches(self.caches, benchmark.images())
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H', W') of the network's input."""
+        return self.frame.image_size
+
+    def select(self, positions: Sequence[int]) -> Self:
+        """Only the records at `positions`, in that order, with the same caches."""
+        return type(self)(self.benchmark.select(positions), self.frame, self.caches, self.with_images)
+
+    def __len__(self) -> int:
+        return len(self.benchmark)
+
+
+class PairDataset(RecordDataset):
+    """The pairs of a benchmark.
 
     Keys of a batch (B pairs, N = benchmark.max_kps, padding is zero):
         index (B,) int64; pair_id, category: lists
@@ -103,32 +134,8 @@ class PairDataset(Dataset):
         src_K, trg_K (B, ...) for each cache K
     """
 
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        frame: Frame | int | tuple[int, int],
-        caches: Mapping[str, Cache] | None = None,
-        with_images: bool = False,
-    ) -> None:
-        self.benchmark = benchmark
-        self.frame = as_frame(frame)
-        self.caches = dict(caches or {})
-        self.with_images = with_images
-        self.alignment = None  # engine.align.Alignment, where sources may be mirrored at test time
-        if self.caches:
-            check_caches(self.caches, benchmark.images())
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H', W') of the network's input."""
-        return self.frame.image_size
-
-    def select(self, positions: Sequence[int]) -> PairDataset:
-        """Only the pairs at `positions`, in that order, with the same caches."""
-        return PairDataset(self.benchmark.select(positions), self.frame, self.caches, self.with_images)
-
-    def __len__(self) -> int:
-        return len(self.benchmark)
+    benchmark: Benchmark
+    alignment: Any = None  # engine.align.Alignment, where sources may be mirrored at test time
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.benchmark[index]
