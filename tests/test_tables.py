@@ -183,6 +183,13 @@ def test_rows_that_cannot_run_are_named_with_the_reason():
     assert "/nowhere/SPair-71k is not there" in impossible["cpm-Img-CLIP-Feat-G25-C50/spair"]
 
 
+@pytest.mark.parametrize("world", [REAL, MINI], ids=lambda world: world.name)
+def test_rows_lack_at_most_their_data_or_a_block_of_the_network(world):
+    _, impossible = make_jobs(rows_of(world), replace(world, opts=("DATASET.ROOT", "/nowhere")), [0], [])
+    others = {reason for reason in impossible.values() if not reason.endswith("is not there")}
+    assert impossible and all("METHOD.LAYER" in reason and world is MINI for reason in others), others
+
+
 def test_the_listed_lines_parse_and_paths_are_quoted(small, capsys, tmp_path):
     root = str(tmp_path / "a folder")
     opts = ["--opts", *small[1]]

@@ -64,7 +64,9 @@ def _list_parts(world: World) -> dict[str, Rows]:
     }
     return {
         "the same place": _row("same_place", METHOD, "METHOD.NAME", "same_place"),
-        "attention of the category's word": _row("word_attention", METHOD, "METHOD.NAME", "word_attention"),
+        "attention of the category's word": _row(
+            "word_attention", METHOD, "METHOD.NAME", "word_attention", "TEST.ENSEMBLE", "1"
+        ),
         "DIFT, text prompt": _row("dift", "dift", "EVAL.LOCALISERS", "['nn']", "EVAL.PICTURE_LOCALISER", "nn"),
         "LDM_correspondences": _row("ldm", METHOD),
         **{
