@@ -23,7 +23,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from config import ConfigError, load_config
+from config import ROOT, ConfigError, load_config
 from model.backbone.architecture import STABLE_DIFFUSION, VISION
 from model.backbone.device import check_finite, resolve_device, resolve_dtype, resolve_precision
 from model.backbone.diffusion import Diffusion, draw_latents, encode_posterior, name_blocks
@@ -136,6 +136,15 @@ def test_facts_of_a_folder_agree_with_its_networks(folders):
     assert condition_facts("CLIP-Head", folders["CLIP"]) == tiny.CLIP_HEAD_SHAPE
     with pytest.raises(ValueError, match="unknown condition 'DINO'; known: CLIP-Feat"):
         condition_facts("DINO", folders["DINO"])
+
+
+def test_layers_are_counted_in_each_block():
+    folder = str(ROOT / "asset/mini/stable-diffusion")
+    facts, blocks = network_facts(folder), load_stable_diffusion(folder, parts=("unet",)).unet.up_blocks
+    assert facts.up_layers == tuple(len(block.resnets) for block in blocks) == (2, 1)
+    for i, block in enumerate(blocks):
+        for j, layer in enumerate(block.resnets):
+            assert facts.tap_shape((96, 96), f"up{i}.resnets.{j}.input")[0] == layer.in_channels
 
 
 def test_broken_configurations_are_named(copy):

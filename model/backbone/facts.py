@@ -25,14 +25,14 @@ _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 class NetworkFacts:
     """Sizes of a Stable Diffusion model.
 
-    up_channels[i] is the channel count of `up_blocks[i]`'s output, up_layers the number of residual layers in each.
+    up_channels[i] is the channel count of `up_blocks[i]`'s output, up_layers[i] its number of residual layers.
     """
 
     vae_stride: int
     latent_channels: int
     scaling_factor: float
     up_channels: tuple[int, ...]
-    up_layers: int
+    up_layers: tuple[int, ...]
     cross_attention_dim: int
     text_width: int
     n_positions: int
@@ -77,7 +77,7 @@ class NetworkFacts:
     def _count_joined(self, layer: int, number: int) -> int:
         """Channels of the hidden state and the skip connection that a residual layer of an up-block joins."""
         own, before, after = (self.up_channels[min(max(layer + step, 0), self.n_up_blocks - 1)] for step in (0, -1, 1))
-        return (own if number else before) + (own if number < self.up_layers - 1 else after)
+        return (own if number else before) + (own if number < self.up_layers[layer] - 1 else after)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def compute_facts(configs: dict[str, dict[str, Any]]) -> NetworkFacts:
             latent_channels=int(vae.get("latent_channels", 4)),
             scaling_factor=float(vae.get("scaling_factor", 0.18215)),
             up_channels=tuple(int(channels) for channels in reversed(unet["block_out_channels"])),
-            up_layers=int(unet.get("layers_per_block", 2)) + 1,
+            up_layers=_count_up_layers(unet),
             cross_attention_dim=int(unet["cross_attention_dim"]),
             text_width=int(text["hidden_size"]),
             n_positions=int(text.get("max_position_embeddings", 77)),
@@ -250,6 +250,13 @@ def _told(who: str) -> Iterator[None]:
         raise NetworkError(f"a configuration of {who} lacks the entry {error}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise NetworkError(f"a configuration of {who} holds an entry of the wrong kind ({error})") from error
+
+
+def _count_up_layers(unet: dict[str, Any]) -> tuple[int, ...]:
+    """Residual layers of each up-block: one more than the down-block at its height has."""
+    blocks, layers = len(unet["block_out_channels"]), unet.get("layers_per_block", 2)
+    by_block = [layers] * blocks if isinstance(layers, int) else list(layers)
+    return tuple(int(count) + 1 for count in reversed(by_block))
 
 
 def differing_unet_entries(config: dict[str, Any], facts: NetworkFacts) -> list[str]:
