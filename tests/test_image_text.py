@@ -67,6 +67,8 @@ def test_keys_of_zero_give_log_77(world):
     for module in name_layers(score.unet).values():
         torch.nn.init.zeros_(module.to_k.weight)
     assert torch.allclose(score.measure(z, t, score.encode(TEXTS), eps).layers, torch.tensor(math.log(77)))
+    score.temperature = 2.0
+    assert torch.allclose(score.measure(z, t, score.encode(TEXTS), eps).layers, torch.tensor(math.log(77) / 2))
 
 
 def test_six_layers_of_stable_diffusion_2_1_base():
@@ -231,6 +233,15 @@ def test_shared_rows_are_those_of_the_plain_form(world, texts, images):
     assert torch.allclose(found["score"], found["attention"] + found["noise"])
 
 
+def test_a_latent_is_a_sample_of_the_posterior_or_its_mode(world):
+    posterior = torch.cat([torch.full((1, 4, 8, 8), 3.0), torch.full((1, 4, 8, 8), math.log(4.0))], dim=1)
+    sample, mode = (
+        build_method(world, posterior=kind)._draw_latents(posterior, torch.tensor([5])) / 0.18215
+        for kind in ("sample", "mode")
+    )
+    assert torch.allclose(mode, torch.tensor(3.0)) and float(sample.std()) == pytest.approx(2.0, rel=0.2)
+
+
 def test_scores_do_not_depend_on_the_batch(world):
     method = build_method(world)
     together = method.rank(*make_batch([1, 2, 3]))["score"]
@@ -243,15 +254,23 @@ def test_scores_do_not_depend_on_the_batch(world):
     assert not torch.allclose(mean["score"], together, rtol=1e-4)
 
 
-def test_an_image_goes_under_the_empty_text_once(world):
+def test_an_image_goes_under_a_text_once(world, monkeypatch):
     method, rows = build_method(world), []
     method.score.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    method.rank(*make_batch([1, 2]))
+    first = method.rank(*make_batch([1, 2]))["score"]
     method.rank(*make_batch([2, 3]))
-    assert rows == [2 + 6] * 4 + [1 + 6] * 4
+    assert rows == [2 + 6] * 4 + [1 + 3] * 4  # the empty text and their own
+    assert torch.equal(method.rank(*make_batch([2]))["score"], first[1:]) and len(rows) == 8
+    batch, seeds = make_batch([4])
+    batch["texts"] = [["other", "same", "same"]]
     rows.clear()
-    method.at(0, 1).rank(*make_batch([1]))
-    assert rows == [1 + 3] * 4  # weights may have changed
+    found = method.rank(batch, seeds)["score"][0]
+    assert rows == [1 + 2] * 4 and found[1] == found[2] != found[0]
+    rows.clear()
+    fresh = method.at(0, 1)  # weights may have changed
+    monkeypatch.setattr("model.method.dsd.KEPT", 3)
+    assert torch.allclose(fresh.rank(*make_batch([1, 2]))["score"], first, rtol=1e-4)
+    assert rows == [2 + 6] * 4 and len(fresh._known) == 3
 
 
 def test_resampled_latents_are_others_for_every_candidate(world):

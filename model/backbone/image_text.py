@@ -40,6 +40,15 @@ class Rows:
     def cat(cls, parts: Sequence[Rows]) -> Rows:
         return cls(torch.cat([part.error for part in parts]), torch.cat([part.layers for part in parts]))
 
+    @classmethod
+    def mean(cls, parts: Sequence[Rows]) -> Rows:
+        """Of the same rows at several timesteps; float64, for errors are far larger than what they differ by."""
+        errors, layers = zip(*((part.error, part.layers) for part in parts), strict=True)
+        return cls(*(torch.stack(values).cpu().double().mean(dim=0) for values in (errors, layers)))
+
+    def split(self, size: int) -> list[Rows]:
+        return [Rows(*values) for values in zip(self.error.split(size), self.layers.split(size), strict=True)]
+
 
 @dataclass(frozen=True, eq=False)
 class Terms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from utils.noise import derive_seeds, draw_noise
 from utils.store import StoreError
 
 _POSTERIOR, _NOISE, _TIMESTEP = range(3)  # uses of a seed
+KEPT = 100_000  # images under a text whose rows are kept
 
 
 class DSD(Method):
@@ -54,7 +56,7 @@ class DSD(Method):
         self.posterior, self.scaling_factor, self.resample, self.joint = posterior, scaling_factor, resample, pool
         self.margin, self.share_draws, self.mask_text = margin, share_draws, mask_text
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self._known: dict[str, list[Rows]] = {}  # image -> its rows under the empty text, by timestep
+        self._known: OrderedDict[tuple[str, str], Rows] = OrderedDict()  # (image, text) -> mean over the timesteps
 
     # Scores.
 
@@ -62,28 +64,22 @@ class DSD(Method):
     def rank(self, batch: Batch, seeds: Tensor) -> dict[str, Tensor]:
         """ "score" (B, T * I), and the terms that it is the sum of; seeds: (B, I) int64, of the images' posteriors.
 
-        An image's rows under the empty text serve all its texts, in this batch and in later ones.
+        An image goes under a text, the empty one included, once in this batch and in later ones.
         """
         posterior, seeds, names, image_of = self._lay_out(batch, seeds)
         texts = [text for row in batch["texts"] for text in row for _ in batch["identifiers"][0]]
-        condition = self.score.encode(texts)
-        new = [n for n, name in enumerate(names) if name not in self._known and names.index(name) == n]
-        found: dict[str, list[Rows]] = {names[n]: [] for n in new}
-        z, terms = self._draw_latents(posterior, seeds), []
-        for k, t in enumerate(self.timesteps):
-            if self.resample:
-                z = self._draw_latents(posterior, derive_seeds(seeds, k))
-            fresh, text = self._measure_step(k, t, z, new, image_of, condition)
-            for place, n in enumerate(new):
-                found[names[n]].append(fresh[place : place + 1])
-            empty = Rows.cat([(found.get(name) or self._known[name])[k] for name in names])
-            terms.append(self.score.combine(empty[image_of], text))
-        if not self.resample:
-            self._known |= found
-        return self._average(terms, len(batch["texts"]))
+        asked = [(names[image], text) for image, text in zip(image_of, texts, strict=True)]
+        empty = [(name, "") for name, _ in asked]
+        known = {} if self.resample else self._known
+        if new := [pair for pair in dict.fromkeys([*empty, *asked]) if pair not in known]:
+            known.update(zip(new, self._measure(new, posterior, seeds, names).split(1), strict=True))
+        terms = self.score.combine(*(Rows.cat([known[pair] for pair in pairs]) for pairs in (empty, asked)))
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return self._list_terms(terms, len(batch["texts"]))
 
-    def _lay_out(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor, list[str], Tensor]:
-        """Posteriors, seeds and names of N images, and the image of each candidate (B * T * I,).
+    def _lay_out(self, batch: Batch, seeds: Tensor) -> tuple[Tensor, Tensor, list[str], list[int]]:
+        """Posteriors, seeds and names of N images, and the image of each candidate (B * T * I).
 
         To resample is to give every candidate an image of its own.
         """
@@ -92,29 +88,29 @@ class DSD(Method):
         image_of = repeat(places, "b i -> (b t i)", t=n_texts)
         posterior, seeds = batch["posterior"].flatten(0, 1), seeds.flatten()
         if not self.resample:
-            return posterior, seeds, [name for row in batch["identifiers"] for name in row], image_of
+            return posterior, seeds, [name for row in batch["identifiers"] for name in row], image_of.tolist()
         of_item = len(image_of) // n_items
         own = [derive_seeds(seed, number % of_item) for number, seed in enumerate(seeds[image_of].split(1))]
-        return posterior[image_of], torch.cat(own), [str(n) for n in range(len(own))], torch.arange(len(own))
+        return posterior[image_of], torch.cat(own), [str(n) for n in range(len(own))], list(range(len(own)))
 
-    def _measure_step(
-        self, k: int, t: int, z: Tensor, new: Sequence[int], image_of: Tensor, condition: tuple[Tensor, Tensor]
-    ) -> tuple[Rows, Rows]:
-        """Rows of the new images under the empty text, and of all candidates, at the k-th timestep t."""
-        empty = [part[: len(new)] for part in self.score.encode([""] * max(1, len(new)))]
-        both = tuple(torch.cat(parts) for parts in zip(empty, condition, strict=True))
-        rows = torch.cat([torch.tensor(new, dtype=torch.int64), image_of])
-        shared = draw_noise(derive_seeds(torch.tensor([self.seed]), k), z.shape[1:], z.device)
-        timestep = torch.full((len(rows),), t, device=z.device)
-        found = self.score.measure(z[rows], timestep, both, shared.expand(len(rows), -1, -1, -1))
-        return found[: len(new)], found[len(new) :]
+    def _measure(
+        self, pairs: Sequence[tuple[str, str]], posterior: Tensor, seeds: Tensor, names: Sequence[str]
+    ) -> Rows:
+        """Of pairs (image, text) the means over the timesteps; posterior, seeds: of the images of these names."""
+        place = {name: number for number, name in enumerate(names)}
+        rows, condition = [place[name] for name, _ in pairs], self.score.encode([text for _, text in pairs])
+        found, z = [], self._draw_latents(posterior, seeds)
+        for k, t in enumerate(self.timesteps):
+            if self.resample:
+                z = self._draw_latents(posterior, derive_seeds(seeds, k))
+            noise = draw_noise(derive_seeds(torch.tensor([self.seed]), k), z.shape[1:], z.device)
+            timestep = torch.full((len(rows),), t, device=z.device)
+            found.append(self.score.measure(z[rows], timestep, condition, noise.expand(len(rows), -1, -1, -1)))
+        return Rows.mean(found)
 
-    def _average(self, terms: Sequence[Terms], n_items: int) -> dict[str, Tensor]:
-        """The means over timesteps, each (B, T * I)."""
-        attention, noise = (
-            torch.stack([getattr(term, name) for term in terms]).mean(dim=0).unflatten(0, (n_items, -1))
-            for name in ("attention", "noise")
-        )
+    def _list_terms(self, terms: Terms, n_items: int) -> dict[str, Tensor]:
+        """What `rank` gives, each (B, T * I)."""
+        attention, noise = (values.float().unflatten(0, (n_items, -1)) for values in (terms.attention, terms.noise))
         if self.joint > 1:
             attention = attention.mean(dim=0, keepdim=True).expand(n_items, -1)
         if self.score.terms == "both":
@@ -175,7 +171,7 @@ class DSD(Method):
     def at(self, timestep: int, ensemble: int) -> DSD:
         """The same networks and adapter as it is now."""
         other = copy.copy(self)
-        other._known = {}
+        other._known = OrderedDict()
         return other
 
     def save(self, folder: Path, about: Mapping[str, Any]) -> None:

@@ -97,7 +97,8 @@ def compare_rankings(cfg, args: argparse.Namespace) -> Comparison:
     }
     parts = {name: forward / flops.TERA for name, (forward, _) in flops.count_parts(make_work(cfg)).items()}
     unet, steps, candidates = parts["whole UNet"], len(method.timesteps), one.shape[1]
-    ours = steps * unet * (candidates + len(data.benchmark.images()) / len(data))
+    rows = {(ref.identifier, text) for item in data.benchmark for ref in item.images for text in ("", *item.texts)}
+    ours = steps * unet * len(rows) / len(data)
     plain = candidates * steps * (2 * unet + parts["VAE encoder"] + 2 * parts["text transformer"])
     return Comparison(
         "items", Side(rank, len(data), [method], ours), Side(rank_plainly, len(data), [method, vae], plain), differences
