@@ -389,8 +389,9 @@ def test_score_text_prints_the_best_first(data, capsys):
     values = [float(line.split()[0]) for line in lines[1:]]
     assert values == sorted(values, reverse=True) and len(values) == 2
     assert call("score_text.py", image, "a dog", *options, "--bias", "--json") == 0
-    records = json.loads(capsys.readouterr().out)["texts"]
-    assert set(records[0]) == {"text", "score"}
+    (record,) = json.loads(capsys.readouterr().out)["texts"]
+    (attention,) = (float(line.split()[1]) for line in lines[1:] if line.endswith("a dog"))
+    assert set(record) == {"text", "score"} and record["score"] == pytest.approx(attention, abs=1e-3)
     assert call("score_text.py", "nowhere.jpg", "a dog", *options) == 1
     assert "nowhere.jpg" in capsys.readouterr().err
 
@@ -409,3 +410,4 @@ def test_configs_of_the_paper():
         check_config(cfg, training=name in ("comvg", "refcocog", "vqa_other"))
         assert name == cfg.DATASET.NAME and timesteps == cfg.DSD.TIMESTEPS
         assert cfg.DATASET.IMAGE_SIZE == (512, 512) and cfg.TRAIN.LR == 1e-4 and cfg.DATASET.FRAME == "bicubic"
+        assert cfg.VAL.PAIRS == 500  # what is not learned from would take hours after each epoch
