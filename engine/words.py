@@ -36,15 +36,16 @@ class WordReader:
         self.layers = tuple(layers) or tuple(name_layers(self.unet))
 
     def read_words(self, image: Image.Image, text: str) -> TokenMaps:
-        """A map for each word; that of a word of several tokens is their sum."""
-        ids = self.text.token_ids([text])
-        maps = self._read(image, self.text.encode_ids(ids))
-        places, first = [], 1  # after the token of the beginning
-        for word in text.split():
-            n_tokens = len(self.text.tokenizer(word).input_ids) - 2
-            places.append(maps[first : first + n_tokens].sum(dim=0))
-            first += n_tokens
-        return self._name(image, text.split(), torch.stack(places))
+        """A map for each word that the text model sees; that of a word of several tokens is their sum."""
+        ids = self.text.token_ids([text], truncate=True)
+        seen = self._read(image, self.text.encode_ids(ids))[:-1]  # the last is an end or padding
+        words, first = {}, 1  # after the token of the beginning
+        for number, word in enumerate(text.split()):
+            if first < len(seen):
+                n_tokens = len(self.text.tokenizer(word).input_ids) - 2
+                words[number, word] = seen[first : first + n_tokens].sum(dim=0)
+                first += n_tokens
+        return self._name(image, [word for _, word in words], torch.stack(list(words.values())))
 
     def read_prompt(self, image: Image.Image, category: str | None, n_tokens: int) -> TokenMaps:
         """Maps of those tokens of the prompt PROMPT.TYPE whose attention differs most from place to place."""

@@ -147,6 +147,10 @@ def test_each_word_s_map_is_that_of_its_tokens(world, tmp_path):
     assert found.names == ["a", "dogs", "tail"] and found.size == (40, 60) and whole.shape[0] == 77
     torch.testing.assert_close(whole.sum(dim=0), torch.ones_like(whole[0]))
     assert torch.equal(found.maps[2], whole[1 + sum(lengths[:2]) : 1 + sum(lengths)].sum(dim=0))
+    found, count = reader.read_words(image, "dogs " * 77), -(-75 // lengths[1])  # 75 tokens are seen
+    ids = reader.text.token_ids(["dogs " * 77], truncate=True)
+    cut = reader._read(image, reader.text.encode_ids(ids))[1 + (count - 1) * lengths[1] : -1].sum(dim=0)
+    assert found.names == ["dogs"] * count and torch.equal(found.maps[-1], cut)
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
