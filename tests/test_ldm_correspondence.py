@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from config import ConfigError, load_config
 from engine.check import check_config
+from model.backbone.architecture import STABLE_DIFFUSION
 from model.error import NetworkError
 from model.method.embedding_store import EmbeddingStore, read_losses
 from model.method.ldm_correspondence import OF_READING, LDMCorrespondence, Point
@@ -22,7 +23,7 @@ from tests.test_train import launch
 from tests.tiny import SD_CONFIG
 from utils.crop import CropRule, bilinear_matrix
 from utils.localise import LOCALISERS, Query
-from utils.noise import derive_seeds, draw_noise
+from utils.noise import derive_seeds, draw_noise, identifier_seed
 from utils.store import StoreError
 
 RELEASE = CropRule.from_shares(512, 93.16549294381423, 0.15)
@@ -275,6 +276,31 @@ def test_layers_are_averaged_after_a_softmax_over_the_pixels(networks):
     torch.testing.assert_close(plain.combine(maps), maps.mean(dim=1))
 
 
+def test_maps_are_the_mean_over_the_rounds_of_each_point(networks, task):
+    images, _, start = task
+    method, points = build_method(networks), [Point(11, (5.0, 40.0)), Point(12, (9.0, 9.0))]
+    embeddings, targets = torch.stack([start[:2], start[1:]]), (12, 11)
+    maps = method.read(images, targets, points, embeddings)
+    for key, point, own, found in zip(targets, points, embeddings, maps, strict=True):
+        seeds = [identifier_seed(key, f"{point.key} {point.xy} {number}") for number in (0, 1)]
+        rows = Rows((key, key), torch.zeros(2, 2), torch.tensor(seeds))
+        ((_, expected),) = method.reader.read(images, rows, own, READING)
+        assert relative(found, expected.mean(dim=0)) < 1e-5
+
+
+def test_maps_over_the_source_are_read_on_the_source(networks, task):
+    images, *_ = task
+    method = build_method(networks, rounds=1)
+
+    def ask(target, on_source):
+        batch = {"src_image": images[11][None], "trg_image": images[target][None]}
+        similarity = method.similarity(batch, torch.tensor([[11, target]]))
+        return similarity.layer_maps(torch.tensor([[[5.0, 40.0]]]), on_source)
+
+    over = ask(12, True)
+    assert relative(over, ask(11, False)) < 1e-5 and relative(over, ask(12, False)) > 1e-2
+
+
 # ---- under test.py --------------------------------------------------------------------------------------------
 
 
@@ -411,6 +437,55 @@ def test_settings_that_cannot_be_used(world, tmp_path, key, value, said):
     check_config(cfg, training=False)
     with pytest.raises(ConfigError, match=said):
         LDMCorrespondence.build(cfg, torch.device("cpu"), None, False)
+
+
+def test_numbers_of_the_release():
+    cfg = load_config("config/spair/ldm_correspondence.yaml")
+    check_config(cfg, training=False)
+    section = cfg.LDM
+    assert (section.LAYERS, section.READ_LAYERS) == (("up1.0", "up1.1", "up1.2", "up2.0"), ())
+    assert (section.HEADS, section.TOKEN, section.TOKENS) == ((4, 5, 6, 7), 1, 77)
+    assert (section.STEPS, section.LR, section.SIGMA) == (129, 0.0023755632081200314, 27.97853316316864)
+    assert (section.ROUNDS, section.CROPS, section.CROP_PERCENT) == (5, 20, 93.16549294381423)
+    assert (section.FLIP_PROB, section.NOISE, section.PIXEL_SOFTMAX) == (0.0, "uniform", True)
+    assert (cfg.DATASET.IMAGE_SIZE, cfg.EVAL.ALPHAS, cfg.EVAL.BY) == ((512, 512), (0.05, 0.1), "image")
+    scheduler = DDIMScheduler.from_config(STABLE_DIFFUSION["sd1-5"]["scheduler"])  # as of 1-4
+    abar = scheduler.alphas_cumprod[[section.FIND_TIMESTEP, section.TIMESTEP]]
+    assert abar.tolist() == pytest.approx([0.841763, 0.961886], abs=1e-6)
+
+
+def test_noise_is_uniform_or_normal(world):
+    latents, seeds, drawn = torch.zeros(1, 4, 32, 32), torch.tensor([1]), {}
+    for kind in ("uniform", "normal"):
+        method = LDMCorrespondence.build(
+            settings(world, "/nowhere", "LDM.NOISE", kind), torch.device("cpu"), None, False
+        )
+        drawn[kind] = method.finder._draw_noise(latents, seeds, 2)
+    assert drawn["uniform"].min() >= 0 and drawn["uniform"].max() < 1
+    assert float(drawn["uniform"].mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(drawn["normal"].mean()) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SEED", "1"),
+        ("PRECISION", "bf16"),
+        ("DATASET.FRAME", "pad"),
+        ("DATASET.IMAGE_SIZE", "[128, 128]"),
+        ("NETWORK.INIT", "random"),
+        *((f"LDM.{key}", "7") for key in ("STEPS", "SIGMA", "FIND_TIMESTEP", "TOKEN")),
+        *((f"LDM.{key}", "7") for key in ("CROPS", "TIMESTEP", "ROUNDS", "ROWS_AT_ONCE")),
+        ("EVAL.BATCH_SIZE", "7"),
+    ],
+)
+def test_embeddings_are_known_by_what_finds_them(world, key, value):
+    usual, other = (
+        LDMCorrespondence.what_finds(settings(world, "/nowhere", *more), torch.device("cpu"))
+        for more in ((), (key, value))
+    )
+    without = key == "EVAL.BATCH_SIZE" or key.removeprefix("LDM.") in OF_READING
+    assert (usual == other) == without
 
 
 # ---- two photos -----------------------------------------------------------------------------------------------

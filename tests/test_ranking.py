@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from PIL import Image
 from dataset import BENCHMARKS, DatasetError, MissingDataError, build_benchmark
 from dataset.manifest import write_manifest
 from dataset.vqa import parse_line
-from engine.ranking import read_items, write_items
+from engine.ranking import Ranking, read_items, write_items
 from engine.result import ResultError
 from utils.ranking import compare, interval, judge, margins, recall, summarise
 
@@ -106,6 +107,13 @@ def test_comparison_of_two_methods():
     assert found["p"] == pytest.approx(2 * 10 / 2**9)  # 8 better, 1 worse
     with pytest.raises(ValueError, match="same items"):
         compare(first, second.iloc[::-1], ("score", "score"), "R@1")
+
+
+def test_the_items_that_went_wrong_most_are_drawn(monkeypatch):
+    monkeypatch.setattr("engine.ranking.draw_item", lambda item, scores, both_ways: (item, scores.tolist()))
+    data = SimpleNamespace(benchmark=["right", "worst", "wrong"])
+    drawn = Ranking().draw(None, None, data, table([[2, 1], [1, 5], [1, 2]]), 2, "dsd", None)
+    assert [row["item"] for row in drawn] == [("worst", [1, 5]), ("wrong", [1, 2])]
 
 
 def test_scores_survive_the_csv_and_edits_are_refused(tmp_path):
@@ -272,18 +280,20 @@ def test_vqa_other_pads_image_names(tmp_path):
         "COCO_val2014_000000000007.jpg",
     ]
     assert items[0].texts[:2] == ("is it? yes", "is it? 0") and len(items[1].texts) == 10
+    few = build_benchmark("vqa_other", base, "trn").share(0.5)
+    assert len(few) == 10 and few[0].images[0].path.endswith("train2014/COCO_train2014_000000000042.jpg")
 
 
 def test_vqa_binary_lines(tmp_path):
     base = tmp_path / "vqav2"
-    names = [f"COCO_val2014_{n:012d}.jpg" for n in range(12)]
+    names = [f"COCO_{'train' if n == 5 else 'val'}2014_{n:012d}.jpg" for n in range(12)]
     lines = [f"{name}*The question is asking about yes or no: is it {n}? it is {n}" for n, name in enumerate(names)]
     lines[3] = f"{names[3]}*The question is asking about others: what? that"
     lines[4] = f"{names[4]}*The question is asking about numbers: how many? 2"
     base.mkdir()
     (base / "test3.txt").write_text("\n".join(lines) + "\n")
     for name in names:
-        draw(base / "val2014" / name)
+        draw(base / ("train2014" if "train2014" in name else "val2014") / name)
     items = build_benchmark("vqa_binary", base, "test")
     assert len(items) == 10 and items[0].texts == ("is it 0? it is 0",)
     assert all(len(item.images) == 10 for item in items)
