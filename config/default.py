@@ -102,7 +102,8 @@ _C.DSD.CLIP_FOLDER = "openai/clip-vit-large-patch14"  # transformers folder or h
 
 # ---- maps of several layers of Stable Diffusion, of a large image in windows ("layers", which geoaware reads) -------
 _C.FEATURES = CN()
-# "mid", an up-block ("up1": its output), or a part of one as diffusers calls it; these are GeoAware-SC's s3, s4, s5
+# "mid", an up-block ("up1": its output), a part of one as diffusers calls it, or with its skip connection what a part
+# reads ("up2.resnets.2.input"); these are GeoAware-SC's s3, s4, s5
 _C.FEATURES.TAPS = ("up2.attentions.1", "up1.attentions.1", "up0.resnets.1")
 _C.FEATURES.SIZE = (960, 960)  # (H, W) pixels of the image, which DATASET.FRAME brings to it
 _C.FEATURES.WINDOW = 512  # pixels, side of the square windows that the UNet sees one by one

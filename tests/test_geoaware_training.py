@@ -11,6 +11,7 @@ from dataset.pair_dataset import collate
 from engine.build import build_accelerator, build_method, build_pairs
 from engine.check import check_config
 from engine.precompute import build_caches
+from loss.pose_variants import PoseVariants
 from model.method.geoaware import join_maps
 from tests.command import reset_accelerate, run_test
 from tests.test_train import (
@@ -145,6 +146,13 @@ def test_one_pair_is_learned_by_heart(prepared):
 def test_a_key_changes_the_loss(prepared, key):
     losses = [prepared(*more)[0].loss(prepared()[1], seeds_of(1)) for more in ((), (key, KEYS[key]))]
     assert losses[0] != losses[1]
+
+
+def test_every_weight_is_that_of_its_key(prepared):
+    keys = {"SPARSE": "0.1", "DENSE": "0.2", "NOISE": "0.3", "DOUBLE": "0.4", "SELF": "0.5", "SINGLE": "0.6"}
+    method, _ = prepared(*(word for key, value in keys.items() for word in (f"GEOAWARE.{key}", value)))
+    expected = PoseVariants(sparse=0.1, dense=0.2, noise=0.3, double=0.4, alone=0.5, single=0.6)
+    assert method.variants == expected
 
 
 def test_mirrored_terms_read_the_arrays_of_the_mirror_images(prepared):
