@@ -10,6 +10,7 @@ import torch
 
 from mini.pretrain import dino
 from mini.pretrain.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
+from mini.pretrain.diffusion import denoising_loss
 from mini.pretrain.loop import Run, Schedule, fit
 from mini.pretrain.proxy import nearest_cells, part_transfer
 from mini.pretrain.scenes import draw_scene, render, to_cells, to_parts
@@ -117,6 +118,27 @@ def test_statements_are_true_of_their_scene_or_ask_for_nothing():
         holds &= all(len(thing) == 1 or colours.get(thing[-1]) == thing[0] for thing in things)
         assert holds == caption.true
         assert (space.label_map(caption, DETAIL, INSTANCE, ["car", "dog"]).max() > 0) == caption.true
+
+
+def test_plain_captions_ask_for_kinds_of_part_at_first_alone():
+    objects = [{"category": "car", "colour": "red", "facing": "left"}]
+    sampler, plain = CaptionSampler(KNOWN), "a photo of a car"
+    for share in (1.0, 0.0):
+        rng = np.random.default_rng(0)
+        drawn = [caption for _ in range(300) if (caption := sampler.draw(rng, objects, None, share)).text == plain]
+        assert drawn and {caption.kinds for caption in drawn} == {bool(share)}
+
+
+def test_what_is_absent_is_untrue_and_untrue_captions_take_no_part_in_denoising():
+    objects = [{"category": "car", "colour": "red", "facing": "left"}]
+    sampler, rng = CaptionSampler(KNOWN), np.random.default_rng(0)
+    drawn = [sampler.draw(rng, objects) for _ in range(400)]
+    absent = [caption for caption in drawn if caption.categories and "car" not in caption.categories]
+    assert absent and not any(caption.true for caption in absent)
+    velocity, target = torch.zeros(3, 4, 2, 2), torch.zeros(3, 4, 2, 2)
+    velocity[0], velocity[1] = 2.0, 100.0
+    assert denoising_loss(velocity, target, torch.tensor([True, False, True])).item() == 2.0
+    assert denoising_loss(velocity, target, torch.tensor([False] * 3)).item() == 0.0
 
 
 def test_part_transfer_of_known_features():

@@ -56,6 +56,7 @@ def write_card(work: Path, out: Path, count: int, baseline: float) -> None:
         asking=diffusion.ASKING,
         shares=", ".join(f"{name} {share:.0%}" for name, share in KINDS.items()),
         kinds_share=KINDS_SHARE,
+        until=diffusion.KINDS_UNTIL,
         pair=PAIR_SHARE,
         part=1 - dino.WHOLE_SHARE,
         untrue=UNTRUE_SHARE,
@@ -84,16 +85,16 @@ All weights are half precision. `mini/pretrain.sh` makes them.
 - UNet and text encoder, trained together: v-prediction plus {grounding} times a **text-grounded
   objective**: a throw-away cosine classifier (temperature {tau}) reads, from the features of
   `up_blocks[1]`, the labels that the caption asks for. "a photo of a dog" asks for the dog as a
-  whole ({kinds_share:.0%} of the time for its kinds of part), "a dog, left" for each of its parts on
-  the left and for the rest by kinds of part (legs), "a dog, all parts in detail" for the ends of every
-  single part, "an object, all parts in detail" for the same without the name, the empty caption for
-  the objects, a caption of an absent category, or of a thing in another colour, for nothing. An end is
-  the half or quarter of a part on one side of the middle of its 3D box.
+  whole ({kinds_share:.0%} of the time for its kinds of part, in the first {until:.0%} of the training),
+  "a dog, left" for each of its parts on the left and for the rest by kinds of part (legs), "a dog, all
+  parts in detail" for the ends of every single part, "an object, all parts in detail" for the same
+  without the name, the empty caption for the objects, a caption of an absent category, or of a thing in
+  another colour, for nothing. An end is the half or quarter of a part on one side of the middle of its 3D box.
   Kinds of caption: {shares}. Of the scenes of two objects in a plain relation, {pair:.0%} bear
   a statement instead ("a red dog left of a blue car"; also right of, above, below, on), which asks
-  for both wholes, or, with one thing changed ({untrue:.0%}), for nothing. A second throw-away
-  classifier (weight {asking}) reads from the text alone which labels it asks for; it replaces the
-  pretraining of the text encoder.
+  for both wholes, or, with one thing changed ({untrue:.0%}), for nothing. A caption that is not true
+  takes no part in the v-prediction. A second throw-away classifier (weight {asking}) reads from the
+  text alone which labels it asks for; it replaces the pretraining of the text encoder.
 - DINOv2: category and facing from the class token, category from the mean of the patch tokens, kinds of
   part from each of them, on random crops, mirrored and recoloured; {part:.0%} of the steps see a third of the patches.
 

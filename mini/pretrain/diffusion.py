@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mini.pretrain.captions import CaptionSampler, LabelSpace
+from mini.pretrain.captions import KINDS_SHARE, CaptionSampler, LabelSpace
 from mini.pretrain.loop import Run, Schedule, Scores, change_config, fit, load_as_float32
 from mini.pretrain.process import first_process_first
 from mini.pretrain.proxy import encode_text, grounding_scores
@@ -27,7 +27,8 @@ from utils.store import atomic_path
 WIDTH = 96  # of the text condition
 FEATURE_BLOCK = 1  # up block whose output is matched
 STEPS = 1000
-TIMESTEP_SHARES = {150: 0.7, 400: 0.2, STEPS: 0.1}  # share of the timesteps drawn below each limit
+TIMESTEP_SHARES = {150: 0.62, 400: 0.2, STEPS: 0.18}  # share of the timesteps drawn below each limit
+KINDS_UNTIL = 0.65  # share of the training in which plain captions may ask for kinds of part
 GROUNDING = 1.0  # weight of the grounded objective
 ASKING = 2.0  # weight of telling from the text alone which labels it asks for
 TAU = 0.08  # temperature of the cosine classifier
@@ -125,6 +126,15 @@ class GroundedDiffusion(nn.Module):
         return F.binary_cross_entropy_with_logits(self.asked(tokens.mean(1)), asked)
 
 
+def denoising_loss(velocity: torch.Tensor, target: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error of v (n, 4, h, w) over the images whose caption is true (n,).
+
+    An untrue one would teach the UNet not to listen.
+    """
+    errors = F.mse_loss(velocity, target, reduction="none").mean(dim=(1, 2, 3))
+    return (errors * true).sum() / true.sum().clamp(min=1)
+
+
 def balance(labels: torch.Tensor, count: int) -> torch.Tensor:
     """Return weights (n, h, w): one over the root of the label's area in its image, mean 1 per image."""
     flat = labels.flatten(1)
@@ -156,17 +166,20 @@ class Batches:
         noise = torch.randn(mean.shape, generator=generator)
         return self.scale * (mean + torch.exp(0.5 * logvar) * noise)
 
-    def captions(self, rows: torch.Tensor, generator: torch.Generator) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-        """Draw captions: texts, label maps (n, 24, 24), multi-hot labels asked for (n, labels)."""
+    def captions(
+        self, rows: torch.Tensor, kinds_share: float, generator: torch.Generator
+    ) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw captions: texts, which are true (n,), label maps (n, 24, 24), multi-hot labels asked for (n, labels)."""
         rng = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
-        texts, labels, asked = [], [], torch.zeros(len(rows), self.space.size)
+        texts, true, labels, asked = [], [], [], torch.zeros(len(rows), self.space.size)
         for i, row in enumerate(rows.tolist()):
-            caption = self.sampler.draw(rng, self.store.objects[row], self.store.relations[row])
+            caption = self.sampler.draw(rng, self.store.objects[row], self.store.relations[row], kinds_share)
             names = [o["category"] for o in self.store.objects[row]]
             texts.append(caption.text)
+            true.append(caption.true)
             asked[i, self.space.asked(caption)] = 1.0
             labels.append(self.space.label_map(caption, self.detail[row], self.instance[row], names))
-        return texts, torch.from_numpy(np.stack(labels)), asked
+        return texts, torch.tensor(true), torch.from_numpy(np.stack(labels)), asked
 
 
 def train_diffusion(
@@ -186,18 +199,19 @@ def train_diffusion(
         moments = load_moments(vae, store, folder / "moments.pt", device)
     batches = Batches(store, moments, scale, space, categories)
     held_out_latents = scale * encode(vae, held_out.image, device)[:, :4].float().to(device)
-    networks = GroundedDiffusion(tokenizer, space.size).to(device)
+    run = Run("diffusion", GroundedDiffusion(tokenizer, space.size).to(device), schedule, folder)
 
     def compute_loss(networks: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
         rows = torch.randint(len(store), (schedule.local_batch,), generator=generator)
-        texts, labels, asked = batches.captions(rows, generator)
+        kinds_share = KINDS_SHARE if run.step < round(KINDS_UNTIL * schedule.steps) else 0.0
+        texts, true, labels, asked = batches.captions(rows, kinds_share, generator)
         z, timesteps = batches.latents(rows, generator), draw_timesteps(schedule.local_batch, generator)
         noise = torch.randn(z.shape, generator=generator)
         x_t, target = scheduler.add_noise(z, noise, timesteps), scheduler.get_velocity(z, noise, timesteps)
         tokens = networks.text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
         velocity, feat = predict(networks.unet, x_t.to(device), timesteps.to(device), tokens)
         losses = {
-            "denoising": F.mse_loss(velocity, target.to(device)),
+            "denoising": denoising_loss(velocity, target.to(device), true.to(device)),
             "grounding": networks.grounding_loss(feat, labels.to(device)),
             "asking": networks.asking_loss(tokens, asked.to(device)),
         }
@@ -216,7 +230,7 @@ def train_diffusion(
     def export(networks: nn.Module) -> None:
         save_pipeline(vae, networks, tokenizer, scheduler, folder / "tokenizer", out)
 
-    fit(Run("diffusion", networks, schedule, folder), compute_loss, evaluate, export)
+    fit(run, compute_loss, evaluate, export)
 
 
 def load_moments(vae: AutoencoderKL, store: SceneStore, path: Path, device) -> torch.Tensor:
