@@ -299,14 +299,15 @@ def describe_image(image: LabelledImage) -> dict[str, Any]:
 
 
 def describe_object(thing: LabelledObject) -> dict[str, Any]:
-    """The object's record; a box around the labelled points if it has none, as COCO's tools need one."""
+    """The object's record; a box around the labelled points if it has none, as COCO's tools need one: of one point, a
+    pixel."""
     record: dict[str, Any] = {"id": thing.id, "image_id": thing.image_id, "category_id": thing.category_id}
     bbox = thing.find_extent()
     if thing.points is not None:
         count = len(thing.labelled_points())
         record |= {"keypoints": _plain(thing.points.ravel()), "num_keypoints": count}
     if bbox is not None:
-        sides = bbox[2:] - bbox[:2]
+        sides = np.maximum(bbox[2:] - bbox[:2], 1)
         record |= {"bbox": _plain([*bbox[:2], *sides]), "area": round(float(sides.prod()), 2)}
     if thing.segmentation:
         record["segmentation"] = thing.segmentation

@@ -15,7 +15,15 @@ from PIL import Image, ImageOps
 
 from config import ROOT, load_config
 from dataset import DatasetError
-from dataset.annotation import Category, read_labels
+from dataset.annotation import (
+    Category,
+    LabelledImage,
+    LabelledObject,
+    describe_category,
+    describe_image,
+    describe_object,
+    read_labels,
+)
 from sd4match import Matcher, Transfer, label_job
 from sd4match.label import choose_threshold, find_targets, vote_robustly
 from sd4match.label_score import score_labels
@@ -710,6 +718,21 @@ def test_points_that_were_not_found_are_wrong_and_hidden_ones_are_judged(tmp_pat
     annotation |= {"keypoints": [0] * 6, "num_keypoints": 0, "found": [x, y, 0.2, 0, 0, 0], "score": 0.2}
     table = score_labels(read_labels(write(tmp_path / "found.json", content)), truth, (0.1,), 0.05)["pck"]
     assert table["@0.1"].tolist() == [1, 0, 0.5, 0.5] and table["found"].tolist() == [1, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("points", [[(5, 7)], [(5, 7), (5, 20)], [(31, 23)]])
+def test_labels_of_points_in_one_place_or_line_can_be_read_again(tmp_path, points):
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    category, image = Category(1, "cat", ("ear", "paw")), LabelledImage(1, "a.png", tmp_path / "a.png", (24, 32))
+    rows = np.array([[*point, 2] for point in points] + [[0, 0, 0]] * (2 - len(points)), dtype=float)
+    record = {
+        "images": [describe_image(image)],
+        "categories": [describe_category(category)],
+        "annotations": [describe_object(LabelledObject(1, 1, 1, rows))],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(record))
+    (thing,) = read_labels(tmp_path / "labels.json", tmp_path).objects
+    assert thing.points.tolist() == rows.tolist() and (thing.find_box()[2:] > thing.find_box()[:2]).all()
 
 
 def test_objects_are_told_apart_by_their_boxes(tmp_path):
