@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add("--only", nargs="+", default=[], metavar="ROW", help="only these rows, such as cpm-spair/pfwillow")
     add("--pictures", action="store_true", help="print the commands that draw a few pairs under the paper's prompts")
     add("--format", choices=("md", "csv", "tex"), default="md", help="of what is printed; default: %(default)s")
-    add("--localiser", default="kernelsoftmax", help="default: %(default)s")
+    add("--localiser", help="of all tables; default: each table's own, mostly kernelsoftmax")
     add("--points", choices=("all", "aware"), default="all", help="aware: the geometry-aware keypoints alone")
     add("--dagger", action="store_true", help="PCK-dagger in place of PCK")
     add("--by", choices=("image", "point"), default="image", help="PCK per image or per point")
@@ -87,16 +87,20 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
         found = [job.scores for job in jobs if job.row == row and job.scores is not None]
         return [choose(scores, args.points, args.dagger) for scores in found]
 
-    measure = Measure(args.localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger)
+    def measure(localiser: str) -> Measure:
+        return Measure(
+            args.localiser or localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger
+        )
+
     folder = Path(resolve_path(world.root))
-    filled = [fill(table, world, find, reasons, measure) for table in tables]
+    filled = [fill(table, world, find, reasons, measure(table.localiser)) for table in tables]
     for entry in filled:
         for suffix, write in FORMATS.items():
             write_text(folder / "table" / f"{entry.name}.{suffix}", write(entry))
         print(FORMATS[args.format](entry))
     print(f"written: {folder / 'table'}/*.md, .csv, .tex")
     if args.report:
-        print(f"report: {write_report(folder, filled, rows, find, measure)}")
+        print(f"report: {write_report(folder, filled, rows, find, measure(Table.localiser))}")
 
 
 @entry_point(mendable=(ValueError,))

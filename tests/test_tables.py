@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -327,6 +328,16 @@ def test_markdown_csv_and_latex():
     assert {row["measured"] for row in rows if row["line"] == "Img + Head"} == {""}
     assert latex.count(r"\begin") == latex.count(r"\end") and not re.search(r"(?<!\\)[%&_]\w* ?Table", latex)
     assert r"Pair + Head & paper & -- & 73.3 & -- \\" in latex and r"95 \% over pairs" in latex
+
+
+def test_a_table_shows_its_own_localiser_unless_another_is_asked_for(tmp_path, monkeypatch, capsys):
+    (row,) = [row for row in unique_rows(build_tables(MINI).values()) if row.key == "ldm-val/spair"]
+    jobs = [SimpleNamespace(row=row, scores=make_scores(20))]  # of the localiser nn alone
+    monkeypatch.setattr("script.tables.results.make_jobs", lambda *_: (jobs, {}))
+    assert call("script/table.py", "ldm", "--mini", "--output", tmp_path) == 0
+    assert ", nn, " in capsys.readouterr().out
+    assert call("script/table.py", "ldm", "--mini", "--output", tmp_path, "--localiser", "window") == 1
+    assert "window" in capsys.readouterr().err
 
 
 def test_the_mini_world_gives_no_difference_from_the_paper():

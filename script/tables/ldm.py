@@ -38,15 +38,17 @@ def list_tables(world: World) -> tuple[Table, ...]:
             },
             dict.fromkeys(JUDGED, (0.05, 0.1)),
             "Its authors judge SPair-71k by the source's box, PF-Willow by the greatest coordinate, three classes of "
-            "CUB by the width's scale; the last line by the target's box or points (--localiser centre).",
+            "CUB by the width's scale; the last line by the target's box or points.",
             paper="ldm",
+            localiser="centre",
         ),
         Table(
             "ldm",
             "LDM_correspondences: what its parts do, validation pairs",
             _list_parts(world),
             {"spair": (0.05, 0.1)},
-            f"{' '.join(FEW)}; --localiser nn for all.",
+            " ".join(FEW),
+            localiser="nn",
         ),
     )
 

@@ -53,6 +53,7 @@ class Table:
     note: str = ""
     by_category: bool = False  # a column for each category before "all"
     paper: str = "pck"  # the part of paper.json that has its numbers
+    localiser: str = "kernelsoftmax"  # whose numbers it shows unless another is asked for
 
     @property
     def rows(self) -> list[Row]:
