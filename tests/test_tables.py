@@ -353,7 +353,9 @@ def test_a_smoke_test_says_so_in_every_title_name_and_table(tmp_path):
     rows = unique_rows(build_tables(SMOKE).values())
     path = write_report(tmp_path, [filled], rows, lambda row: [], Measure())
     assert path.name == "smoke_report.html" and "<h1>SMOKE TEST, NOT A RESULT: " in path.read_text()
-    assert (tmp_path / "smoke_report.md").read_text().startswith("# SMOKE TEST, NOT A RESULT: ")
+    text = (tmp_path / "smoke_report.md").read_text()
+    assert text.startswith("# SMOKE TEST, NOT A RESULT: ")
+    assert "| first | second | paper | second − first | p | 95 % interval says |\n| --- |" in text
 
 
 def test_names_cannot_inject_anything_into_the_page(tmp_path):

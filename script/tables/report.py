@@ -13,7 +13,7 @@ import pandas as pd
 from engine.process import describe_repository
 from script.tables.ablation import SWEEP
 from script.tables.figures import draw_difficulty, draw_intervals, draw_pck_curves, draw_timesteps
-from script.tables.layout import MISSING, NOT_RUN, PAPER, SMOKE, Filled, Find, to_markdown, write_markdown
+from script.tables.layout import MISSING, NOT_RUN, PAPER, SMOKE, Filled, Find, format_rows, write_markdown
 from script.tables.main import CPM
 from script.tables.rows import Row
 from utils.statistics import Measure, compare
@@ -118,8 +118,8 @@ def compare_methods(rows: dict[str, Row], find: Find, measure: Measure) -> pd.Da
 
 def _markdown(title: str, intro: str, filled: Sequence[Filled], figures: Sequence[Figure], comparisons) -> str:
     parts = [f"# {title}", intro, *(write_markdown(table).rstrip("\n") for table in filled)]
-    flat = comparisons.set_index(["first", "second"])
-    parts += ["### Differences between methods", COMPARISON_NOTE, to_markdown(flat).rstrip("\n")]
+    flat = format_rows(list(comparisons), comparisons.to_numpy().tolist())
+    parts += ["### Differences between methods", COMPARISON_NOTE, flat.rstrip("\n")]
     parts += [f"![{f.caption}](table/{f.name}.{f.kind})\n\n*{f.caption}*" for f in figures]
     return "\n\n".join(parts) + "\n"
 
