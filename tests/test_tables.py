@@ -149,6 +149,15 @@ def test_rows_are_run_once_and_again_when_something_changed(small):
     assert run_lines(small, *keys, more=["TRAIN.MAX_STEPS", "2"]) == ["train", "test", "test"]
 
 
+def test_a_row_tested_on_a_gpu_is_finished_on_a_machine_without(small, monkeypatch):
+    assert run_lines(small, "text/spair") == ["test"]
+    monkeypatch.setattr(
+        "engine.identity.resolve_precision", lambda cfg: "fp16" if cfg.PRECISION == "auto" else cfg.PRECISION
+    )
+    assert run_lines(small, "text/spair") == []
+    assert len(plan(small, "text/spair", more=["PRECISION", "bf16"])[1]) == 1
+
+
 @pytest.mark.parametrize("damage", ["half", "edited", "none", "summary"])
 def test_a_damaged_result_is_not_finished(small, damage):
     jobs, _ = plan(small, "text/spair")

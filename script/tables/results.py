@@ -63,7 +63,10 @@ class Job:
         if not list(stem.parent.glob(f"{glob.escape(stem.name)}*.json")):  # nothing to compare with
             return None
         try:
-            place = find_result(stem, what_makes_result(self.test, _open_pairs(self.test), download=False))
+            made_by = what_makes_result(self.test, _open_pairs(self.test), download=False)
+            if self.test.PRECISION == "auto":  # it may have been tested on a machine that has another
+                del made_by["PRECISION"]
+            place = find_result(stem, made_by)
             if place is None or (self.is_learned and not self._learned_alike(read_summary(f"{place}.json")["config"])):
                 return None
             return task_of(self.test).read_scores(place)
