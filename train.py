@@ -34,7 +34,7 @@ def train(cfg, overwrite: bool) -> int:
 
     accelerator = build_accelerator(cfg, cfg.TRAIN.ACCUMULATION)
     trn, val = build_pairs(cfg, cfg.TRAIN.SPLIT), build_pairs(cfg, cfg.VAL.SPLIT, cfg.VAL.PAIRS)
-    method = build_method(cfg, accelerator.device, trn.benchmark.categories, training=True)
+    method = build_method(cfg, accelerator.device, trn.benchmark.image_categories, training=True)
     run = TrainingRun(cfg, accelerator, method, trn, val, overwrite)  # what it refuses, it refuses before the caches
     build_caches(cfg, (trn, val), method, accelerator)  # what is computed once per image
 

@@ -56,15 +56,22 @@ splits: trn, val, test, val_cross_species, test_cross_species, val_cross_family,
         return [self.root / IMAGES, *([] if self.split_files() else [self.root / PAIRS / self.split])]
 
     def find_categories(self) -> list[str]:
-        if not (folder := self.root / IMAGES).is_dir():
-            raise MissingDataError(f"{folder}: no such folder")
-        species = [path for path in folder.glob("*/*") if path.is_dir()]
+        species = self._find_species()
         if self.split.endswith("_cross_family"):
             return [ACROSS]
         if self.split.endswith("_cross_species"):
             families = Counter(path.parent.name for path in species)
             return sorted(family for family, count in families.items() if count > 1)
         return sorted(path.name for path in species)
+
+    def find_image_categories(self) -> list[str]:
+        """The species, also where pairs are grouped by families."""
+        return sorted(path.name for path in self._find_species())
+
+    def _find_species(self) -> list[Path]:
+        if not (folder := self.root / IMAGES).is_dir():
+            raise MissingDataError(f"{folder}: no such folder")
+        return [path for path in folder.glob("*/*") if path.is_dir()]
 
     def find_symmetry(self, category: str) -> Symmetry:
         """All animals have the same keypoints."""

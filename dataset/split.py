@@ -41,6 +41,7 @@ class Split(Sequence):
     SPLITS: ClassVar[tuple[str, ...]] = ("trn", "val", "test")
     threshold_rule: str = ""  # of pairs
     categories: tuple[str, ...]  # all categories of the data set, sorted
+    image_categories: tuple[str, ...]  # those of its images, which may be finer; a prompt is asked for them
     left_out: Sequence[str] = ()  # why records of the split and category are not in this sequence, a line each
 
     def __init__(
@@ -60,6 +61,7 @@ class Split(Sequence):
         try:
             self.require_layout()
             self.categories = tuple(self.find_categories())
+            self.image_categories = tuple(self.find_image_categories())
             if "all" in self.categories:
                 raise DatasetError(f"{self.origin}: a category is called 'all', which stands for all of them")
             choose(category, ("all", *self.categories), f"category of {self.name}")
@@ -89,6 +91,10 @@ class Split(Sequence):
     def find_categories(self) -> Iterable[str]:
         """All categories of the data set, sorted, whatever the split."""
         raise NotImplementedError
+
+    def find_image_categories(self) -> Iterable[str]:
+        """All categories that an image can have."""
+        return self.categories
 
     def load(self, index_root: str | Path | None) -> tuple[Sequence[str], Sequence[str]]:
         """Category and id of every record of the split."""

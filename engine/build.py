@@ -139,7 +139,7 @@ def build_test(
     pairs = pairs if choose_pairs is None else pairs.select(choose_pairs(pairs))
     if isinstance(pairs, PairDataset):
         pairs.alignment = build_alignment(cfg, find_method(cfg.METHOD.NAME), pairs)
-    method = build_method(cfg, accelerator.device, pairs.benchmark.categories)
+    method = build_method(cfg, accelerator.device, pairs.benchmark.image_categories)
     build_caches(cfg, (pairs,), method, accelerator)
     return accelerator, pairs, method
 

@@ -92,7 +92,7 @@ def main() -> None:
     }
     directions = json.loads(args.labels.read_text(encoding="utf-8"))
     labels = dict.fromkeys(photos, "left") | {name: way for way, names in directions.items() for name in names}
-    method = build_method(cfg, accelerator.device, pairs.benchmark.categories)
+    method = build_method(cfg, accelerator.device, pairs.benchmark.image_categories)
     if args.co_pca and not {"layers", "dino"} <= set(method.reads):
         raise ConfigError(f"--co_pca is for METHOD.NAME geoaware; {cfg.METHOD.NAME} reads no layers")
     refs = [*templates.values(), *photos.values()]

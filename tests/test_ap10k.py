@@ -19,6 +19,7 @@ from dataset.ap10k_split import (
     list_across_species,
     list_within,
 )
+from tests.command import call
 
 SPECIES = {1: ("Felidae", "cat"), 2: ("Felidae", "king cheetah"), 3: ("Canidae", "wolf")}
 COUNTS = {1: 60, 2: 12, 3: 55}  # images, of which 10 more cats are not usable
@@ -153,6 +154,13 @@ def test_settings_are_splits(raw, split, categories, pairs):
     number = int(record.src.identifier[-12:])
     assert record.src_kps.tolist() == [[number % 40 + k, 2 * k] for k in range(17)]
     assert benchmark.find_symmetry(record.category).permutation[5] == 8
+
+
+@pytest.mark.parametrize("split", ["test", "test_cross_species", "test_cross_family"])
+def test_a_prompt_names_the_species_of_an_image_in_every_setting(raw, world, tmp_path, split):
+    data = {"DATASET.NAME": "ap10k", "DATASET.ROOT": raw[0].parent, "DATASET.PAIRS": 2, "TEST.SPLIT": split}
+    settings = [word for key, value in data.items() for word in (key, value)]
+    assert call("test", *world.opts(tmp_path / "out", *settings, "PROMPT.TYPE", "text")) == 0
 
 
 def test_release_pair_files_are_rooted_here(raw, tmp_path):

@@ -117,7 +117,7 @@ class World:
         self.accelerator, self.pairs = build_accelerator(cfg), render_pairs(cfg, args.pairs)
         self.device, self.size = self.accelerator.device, self.pairs.image_size
         self.dtype = resolve_dtype(cfg.PRECISION, self.device)
-        categories, training = self.pairs.benchmark.categories, args.mode != "features"
+        categories, training = self.pairs.benchmark.image_categories, args.mode != "features"
         self.method = build_method(cfg, self.device, categories, training).at(timestep, ensemble)
         build_caches(cfg, (self.pairs,), self.method, self.accelerator)
         self.plain_pairs = with_images(self.pairs, Path(cfg.DATASET.ROOT) / "features.pt")
