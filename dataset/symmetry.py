@@ -81,16 +81,6 @@ def find_table_flaw(symmetry: Symmetry) -> str:
     return ""
 
 
-def mirror_points(points, extent: float):
-    """x -> extent - x of points (..., 2): arrays or tensors.
-
-    extent: the width W where points count from the image's edge (GeoAware), W - 1 where from the first pixel's centre.
-    """
-    mirrored = points.copy() if isinstance(points, np.ndarray) else points.clone()
-    mirrored[..., 0] = extent - points[..., 0]
-    return mirrored
-
-
 def _parse(size: int, groups: str, pairs: str) -> Symmetry:
     return build_symmetry(
         size, *([list(map(int, word.split(","))) for word in text.split()] for text in (groups, pairs))

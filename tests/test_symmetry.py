@@ -9,7 +9,7 @@ import torch
 
 from dataset import DatasetError, build_benchmark
 from dataset.pair_dataset import PairDataset, collate
-from dataset.symmetry import AP10K, SPAIR, Symmetry, find_table_flaw, mirror_points, read_symmetries
+from dataset.symmetry import AP10K, SPAIR, Symmetry, find_table_flaw, read_symmetries
 from mini.render.categories import CATEGORIES, SPECIES, keypoint_tables
 from tests.fixtures_dataset import object_points, tiny_spair
 
@@ -47,12 +47,6 @@ def test_ap10k_permutation():
 def test_geometry_aware_needs_another_of_the_group_in_the_target():
     cat = SPAIR["cat"]  # groups {2, 3} {9, 10, 11, 12}; the eyes 0, 1 are flipped, but in no group
     assert cat.find_aware([0, 2, 9], seen=[0, 1, 2, 9, 12]).tolist() == [False, False, True]
-
-
-def test_points_are_mirrored_at_the_edge_or_the_last_pixel():
-    points = np.array([[0.0, 3.0], [839.0, 5.0]], np.float32)
-    assert mirror_points(points, 840).tolist() == [[840, 3], [1, 5]]
-    assert torch.equal(mirror_points(torch.from_numpy(points), 839), torch.tensor([[839.0, 3], [0, 5]]))
 
 
 def test_mini_tables_are_read_and_bad_ones_are_refused(tmp_path):

@@ -24,9 +24,9 @@ class WordAttention(Method):
 
     reads = ("posterior",)
 
-    def __init__(self, unet, scheduler, text: PromptEncoder, categories: Sequence[str], **settings) -> None:
+    def __init__(self, unet, scheduler, text: PromptEncoder, **settings) -> None:
         super().__init__()
-        self.unet, self.scheduler, self.text, self.categories = unet, scheduler, text, list(categories)
+        self.unet, self.scheduler, self.text = unet, scheduler, text
         self.image_size, self.template = settings["image_size"], settings["template"]
         self.layers, self.timestep = settings["layers"], settings["timestep"]
         self.scaling_factor = settings["scaling_factor"]
@@ -67,7 +67,6 @@ class WordAttention(Method):
             networks.unet.requires_grad_(False),
             networks.scheduler,
             PromptEncoder(networks.text_encoder, networks.tokenizer),
-            categories,
             image_size=cfg.DATASET.IMAGE_SIZE,
             template=cfg.PROMPT.TEMPLATE,
             layers=cfg.LDM.LAYERS,
