@@ -9,6 +9,7 @@ while [ ! -f requirements.txt ]; do
     [ "$PWD" != / ] || { echo "setup: cannot find the repository's root from $0" >&2; exit 1; }
 done
 needs=${needs:-requirements.txt}
+torch=
 
 say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -21,9 +22,10 @@ find_python() {
     return 1
 }
 
-# install_missing: pip's own lines show how far it is
+# install_missing: pip's own lines show how far it is. A PyTorch that is shared is named by its version: else the newest
+# torchvision brings the PyTorch that it was built for.
 install_missing() {
-    "$1" -m pip install --disable-pip-version-check $(printf ' -r %s' $needs) >&2
+    "$1" -m pip install --disable-pip-version-check $(printf ' -r %s' $needs) $torch >&2
 }
 
 make_venv() {
@@ -56,6 +58,7 @@ if ! missing=$("$PYTHON" script/check_requirements.py $needs); then
         shared=
         if ! echo "$missing" | grep -q '^torch:'; then
             shared=$("$PYTHON" -c 'import sys; print("\n".join(p for p in sys.path if p.endswith("-packages")))')
+            torch=$("$PYTHON" -c 'from importlib import metadata; print("torch==" + metadata.version("torch"))')
         fi
         make_venv
     fi

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -138,22 +139,56 @@ def test_setup_without_a_network_says_so(tmp_path):
     assert "ERROR: " in done.stderr  # pip is heard
 
 
-def test_setup_shares_a_pytorch_that_is_there(tmp_path):
-    """A Python that has PyTorch, but not the rest: the new environment sees it, and pip is not asked for another."""
-    own, venv = tmp_path / "own", tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
-    (site,) = own.glob("lib/*/site-packages")
+@pytest.fixture
+def own(tmp_path):
+    """The folder of a Python that has a PyTorch 99.0, and nothing else."""
+    folder = tmp_path / "own"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/*/site-packages")
     (site / "torch.py").write_text("")
-    (site / "torch-99.dist-info").mkdir()
-    (site / "torch-99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
+    (site / "torch-99.0.dist-info").mkdir()
+    (site / "torch-99.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
+    return folder
+
+
+def test_setup_shares_a_pytorch_that_is_there(tmp_path, own):
+    """A Python that has PyTorch, but not the rest: the new environment sees it, and pip is not asked for another."""
+    venv = tmp_path / "venv"
     done = run_setup(tmp_path, PYTHON=str(own / "bin" / "python"), VENV=str(venv), **NO_INDEX)
     assert done.returncode == 1 and "PyTorch, which is shared" in done.stderr
     command = [venv / "bin" / "python", "-c", "import torch; print(torch.__file__)"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == str(site / "torch.py")
+    assert Path(found.stdout.strip()).is_relative_to(own)
     check = [venv / "bin" / "python", ROOT / "script/check_requirements.py", ROOT / "requirements.txt"]
     missing = subprocess.run(check, capture_output=True, text=True, check=False).stdout.split()
     assert "torchvision:" in missing and "torch:" not in missing
+
+
+def write_wheel(folder, name, version, needed):
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-{version}.dist-info"
+        described = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", described + "".join(f"Requires-Dist: {line}\n" for line in needed))
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_setup_installs_no_second_pytorch(tmp_path, own):
+    """The torchvision that fits the PyTorch that is shared, not the newest with the PyTorch that it needs."""
+    (tmp_path / "wheels").mkdir()
+    for name, version, *needed in (
+        ("torch", "100.0"),
+        ("torchvision", "1.0", "torch==99.0"),
+        ("torchvision", "2.0", "torch==100.0"),
+    ):
+        write_wheel(tmp_path / "wheels", name, version, needed)
+    (tmp_path / "needs.txt").write_text("torch>=2.0\ntorchvision>=0.1\n")
+    index = NO_INDEX | {"PIP_FIND_LINKS": str(tmp_path / "wheels"), "PIP_CONFIG_FILE": os.devnull}
+    where = {"PYTHON": str(own / "bin" / "python"), "VENV": str(tmp_path / "venv")}
+    done = run_setup(tmp_path, needs=str(tmp_path / "needs.txt"), **where, **index)
+    assert done.returncode == 0, done.stderr
+    (site,) = (tmp_path / "venv").glob("lib/*/site-packages")
+    assert sorted(path.name for path in site.glob("torch*")) == ["torchvision-1.0.dist-info"]
 
 
 def test_every_package_that_is_imported_is_required():
