@@ -5,6 +5,7 @@ values.json     by name: {"shape", "norm", "max", "part"} of an array (every n-t
                 run, predictions of every localiser, PCK tables.
 pairs.zip       40 pairs of the mini world in SPair-71k's layout, for the tables of the embedded networks
 prompt/         learned prompts of the tiny networks as the authors' files have them, ckpt.pt and caption.pt
+network/        weights of the tiny networks of transformers (tests/tiny.py)
 
 tests/test_golden.py compares. `python -m tests.golden [NAME...]` measures anew what a deliberate change has touched (a
 name, or the beginning of names, such as `table`: the embedded networks were trained anew) and writes values.json.
