@@ -77,7 +77,7 @@ def name_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     for i, block in enumerate(stacks[0]):
         found[f"block{i}"] = block
         parts = {name.rpartition(".")[2]: part for name, part in block.named_modules()}
-        found |= {f"block{i}.{kind}": parts[f"{kind[0]}_proj"] for kind in ("query", "key", "value")}
+        found |= {f"block{i}.{kind}": parts.get(kind) or parts[f"{kind[0]}_proj"] for kind in ("query", "key", "value")}
     return found | {"last": model}
 
 
