@@ -136,7 +136,7 @@ def test_gradients_reach_the_tokens_only(text):
 
 
 def test_special_embeddings_take_their_places(text):
-    embeddings = text.text_model.embeddings
+    embeddings = text.embeddings
     token, position = embeddings.token_embedding.weight, embeddings.position_embedding.weight
     sos, eos, padding = text.special_embeddings(10)
     assert torch.equal(sos[0, 0], token[512] + position[0])
@@ -187,8 +187,8 @@ def test_single_token_prompt(text, n):
     assert tokens.shape == (1, 77, D) and prompt.depends_on == "nothing" and prompt.space == "token"
     assert torch.equal(tokens[:, :1], sos) and torch.equal(tokens[:, n + 1 :], torch.cat([eos, padding], dim=1))
     assert {name: p.shape for name, p in prompt.named_parameters()} == {"tokens.0": (n, D)}
-    position = text.text_model.embeddings.position_embedding.weight[1 : n + 1]
-    distance = torch.cdist(prompt.tokens[0].detach() - position, text.text_model.embeddings.token_embedding.weight)
+    position = text.embeddings.position_embedding.weight[1 : n + 1]
+    distance = torch.cdist(prompt.tokens[0].detach() - position, text.embeddings.token_embedding.weight)
     assert distance.min(dim=1).values.max() < 1e-3  # random ids of the vocabulary, at their positions
 
 

@@ -102,7 +102,7 @@ def watching() -> Iterator[Seen]:
     handle = register_optimizer_step_pre_hook(note_step)
     with pytest.MonkeyPatch.context() as patch:
         wrap(patch, UNet2DConditionModel, "forward", note_unet)
-        wrap(patch, AutoencoderKL, "encode", note_vae)
+        wrap(patch, AutoencoderKL, "_encode", note_vae)
         wrap(
             patch,
             Dinov2Model,

@@ -90,8 +90,8 @@ class PromptEncoder(nn.Module):
 
     @property
     def embeddings(self) -> nn.Module:
-        """The text model's embedding layer (older transformers wrap the transformer once more)."""
-        return getattr(self.text_model, "text_model", self.text_model).embeddings
+        """The text model's embedding layer."""
+        return self.text_model.embeddings
 
 
 def find_ids(tokenizer: CLIPTokenizer, texts: Sequence[str], n_positions: int, truncate: bool = False) -> Tensor:
