@@ -12,7 +12,7 @@ to GNU parallel, Slurm or accelerate (docs/reproduce.md). Rows that are finished
 import argparse
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,7 +72,7 @@ def choose_tables(args: argparse.Namespace, world: World) -> tuple[list[Table], 
 
 
 def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) -> None:
-    from script.tables.layout import FORMATS, fill
+    from script.tables.layout import FORMATS, Filled, fill
     from script.tables.report import write_report
     from script.tables.results import make_jobs
     from utils.metrics import choose
@@ -83,24 +83,31 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     jobs, reasons = make_jobs(rows, world, args.seeds, args.opts)
 
     @cache
-    def find(row: Row) -> list:
+    def find(row: Row, localiser: str = "") -> list:
         found = [job.scores for job in jobs if job.row == row and job.scores is not None]
+        found = [scores for scores in found if any(f"{localiser}@" in name for name in scores)]
         return [choose(scores, args.points, args.dagger) for scores in found]
 
+    def fill_in(table: Table) -> Filled:
+        localiser = args.localiser or table.localiser
+        lacking = [row.key for row in table.rows if find(row) and not find(row, localiser)]
+        if lacking and not any(find(row, localiser) for row in table.rows):
+            raise ConfigError(f"no result of {table.name} holds the localiser {localiser} (EVAL.LOCALISERS)")
+        why = reasons | dict.fromkeys(lacking, f"tested without the localiser {localiser}")
+        return fill(table, world, partial(find, localiser=localiser), why, measure(localiser))
+
     def measure(localiser: str) -> Measure:
-        return Measure(
-            args.localiser or localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger
-        )
+        return Measure(localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger)
 
     folder = Path(resolve_path(world.root))
-    filled = [fill(table, world, find, reasons, measure(table.localiser)) for table in tables]
+    filled = [fill_in(table) for table in tables]
     for entry in filled:
         for suffix, write in FORMATS.items():
             write_text(folder / "table" / f"{entry.name}.{suffix}", write(entry))
         print(FORMATS[args.format](entry))
     print(f"written: {folder / 'table'}/*.md, .csv, .tex")
     if args.report:
-        print(f"report: {write_report(folder, filled, rows, find, measure(Table.localiser))}")
+        print(f"report: {write_report(folder, filled, rows, find, measure(args.localiser or Table.localiser))}")
 
 
 @entry_point(mendable=(ValueError,))
