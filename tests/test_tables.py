@@ -351,9 +351,8 @@ def test_a_table_shows_its_own_localiser_unless_another_is_asked_for(tmp_path, m
 
 def test_a_row_that_was_tested_without_the_localiser_is_named_and_stops_no_other(tmp_path, monkeypatch, capsys):
     rows = {row.key: row for row in unique_rows(build_tables(MINI).values())}
-    with_window = (
-        make_scores(20).rename(columns=lambda name: name.replace("nn@", "window@")).assign(**{"window@0.01": 0})
-    )
+    with_window = make_scores(20).rename(columns=lambda name: name.replace("nn@", "window@"))
+    with_window["window@0.01"] = 0
     scores = {"text-pad/spair": make_scores(20), "geoaware-pad/spair": with_window}
     jobs = [SimpleNamespace(row=rows[key], scores=found) for key, found in scores.items()]
     monkeypatch.setattr("script.tables.results.make_jobs", lambda *_: (jobs, {}))
@@ -362,7 +361,7 @@ def test_a_row_that_was_tested_without_the_localiser_is_named_and_stops_no_other
     page = capsys.readouterr().out
     assert "Not run: text-pad/spair: tested without the localiser window." in page
     (line,) = (line for line in page.splitlines() if re.search(r"\| measured \|.*\d\.\d", line))
-    assert line.startswith("| GeoAware-SC | measured |")
+    assert line.count("not run") == 3  # of the other benchmark
 
 
 def test_the_mini_world_gives_no_difference_from_the_paper():
