@@ -184,6 +184,16 @@ def test_equal_methods_do_not_differ_and_unequal_ones_do():
     assert worse.difference.value == -better.difference.value
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_pair_that_differs_proves_nothing(measure):
+    a = make_scores(30, seed=1)
+    b = a.copy()
+    row = int(a["n_points"].argmax())
+    b.loc[row, measure.column] = 0 if a.loc[row, measure.column] else 1
+    found = compare(a, b, measure, draws=200)
+    assert found.p_value == 1 and found.difference.value != 0
+
+
 def test_order_of_rows_does_not_matter_but_other_pairs_do():
     a, b = make_scores(20, seed=1), make_scores(20, seed=2)
     assert compare(a, b[::-1], Measure("nn"), draws=50) == compare(a, b, Measure("nn"), draws=50)
