@@ -85,8 +85,8 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     @cache
     def find(row: Row, localiser: str = "") -> list:
         found = [job.scores for job in jobs if job.row == row and job.scores is not None]
-        found = [scores for scores in found if any(f"{localiser}@" in name for name in scores)]
-        return [choose(scores, args.points, args.dagger) for scores in found]
+        chosen = [choose(scores, args.points, args.dagger) for scores in found]
+        return [scores for scores in chosen if not localiser or any(scores.columns.str.startswith(f"{localiser}@"))]
 
     def fill_in(table: Table) -> Filled:
         localiser = args.localiser or table.localiser

@@ -351,9 +351,12 @@ def test_a_table_shows_its_own_localiser_unless_another_is_asked_for(tmp_path, m
 
 def test_a_row_that_was_tested_without_the_localiser_is_named_and_stops_no_other(tmp_path, monkeypatch, capsys):
     rows = {row.key: row for row in unique_rows(build_tables(MINI).values())}
-    with_window = make_scores(20).rename(columns=lambda name: name.replace("nn@", "window@"))
+    with_window, without = (
+        make_scores(20).rename(columns=lambda name, kind=kind: name.replace("nn@", f"{kind}@"))
+        for kind in ("window", "kernelwindow")
+    )
     with_window["window@0.01"] = 0
-    scores = {"text-pad/spair": make_scores(20), "geoaware-pad/spair": with_window}
+    scores = {"text-pad/spair": without, "geoaware-pad/spair": with_window}
     jobs = [SimpleNamespace(row=rows[key], scores=found) for key, found in scores.items()]
     monkeypatch.setattr("script.tables.results.make_jobs", lambda *_: (jobs, {}))
     command = ["script/table.py", "table_spairu", "--mini", "--output", tmp_path, "--localiser", "window"]
