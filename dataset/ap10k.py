@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,19 +57,19 @@ splits: trn, val, test, val_cross_species, test_cross_species, val_cross_family,
         return [self.root / IMAGES, *([] if self.split_files() else [self.root / PAIRS / self.split])]
 
     def find_categories(self) -> list[str]:
-        species = self._find_species()
         if self.split.endswith("_cross_family"):
             return [ACROSS]
         if self.split.endswith("_cross_species"):
-            families = Counter(path.parent.name for path in species)
+            families = Counter(path.parent.name for path in self._species)
             return sorted(family for family, count in families.items() if count > 1)
-        return sorted(path.name for path in species)
+        return self.find_image_categories()
 
     def find_image_categories(self) -> list[str]:
         """The species, also where pairs are grouped by families."""
-        return sorted(path.name for path in self._find_species())
+        return sorted(path.name for path in self._species)
 
-    def _find_species(self) -> list[Path]:
+    @cached_property
+    def _species(self) -> list[Path]:
         if not (folder := self.root / IMAGES).is_dir():
             raise MissingDataError(f"{folder}: no such folder")
         return [path for path in folder.glob("*/*") if path.is_dir()]

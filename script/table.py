@@ -12,7 +12,7 @@ to GNU parallel, Slurm or accelerate (docs/reproduce.md). Rows that are finished
 import argparse
 import sys
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,18 +83,21 @@ def print_tables(args: argparse.Namespace, world: World, tables: list[Table]) ->
     jobs, reasons = make_jobs(rows, world, args.seeds, args.opts)
 
     @cache
-    def find(row: Row, localiser: str = "") -> list:
+    def find(row: Row) -> list:
         found = [job.scores for job in jobs if job.row == row and job.scores is not None]
-        chosen = [choose(scores, args.points, args.dagger) for scores in found]
-        return [scores for scores in chosen if not localiser or any(scores.columns.str.startswith(f"{localiser}@"))]
+        return [choose(scores, args.points, args.dagger) for scores in found]
 
     def fill_in(table: Table) -> Filled:
         localiser = args.localiser or table.localiser
-        lacking = [row.key for row in table.rows if find(row) and not find(row, localiser)]
-        if lacking and not any(find(row, localiser) for row in table.rows):
+
+        def find_judged(row: Row) -> list:
+            return [scores for scores in find(row) if any(scores.columns.str.startswith(f"{localiser}@"))]
+
+        lacking = [row.key for row in table.rows if find(row) and not find_judged(row)]
+        if lacking and not any(map(find_judged, table.rows)):
             raise ConfigError(f"no result of {table.name} holds the localiser {localiser} (EVAL.LOCALISERS)")
         why = reasons | dict.fromkeys(lacking, f"tested without the localiser {localiser}")
-        return fill(table, world, partial(find, localiser=localiser), why, measure(localiser))
+        return fill(table, world, find_judged, why, measure(localiser))
 
     def measure(localiser: str) -> Measure:
         return Measure(localiser, by=args.by, average=args.average, points=args.points, dagger=args.dagger)

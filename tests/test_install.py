@@ -1,15 +1,12 @@
 """What `pip install .` gives, built and installed without network: one package, which works from any folder."""
 
-import ast
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -51,28 +48,6 @@ def python(wheel, tmp_path_factory):
     run(*pip, wheel)
     assert {path.name for path in site.iterdir()} == {"sd4match", "sd4match-0.1.0.dist-info", "heavy.pth"}
     return python
-
-
-def list_imports(path):
-    """Packages that a file imports as it is itself imported."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module.split(".")[0]
-
-
-def test_what_is_imported_is_required():
-    """Here more is installed than on a new machine, so that a missing line would not be noticed."""
-    own = {path.name.removesuffix(".py") for path in ROOT.iterdir()} | sys.stdlib_module_names
-    more, distributions = {"app/page.py": "app", "tests": "test"}, metadata.packages_distributions()
-    for name in run("git", "-C", ROOT, "ls-files", "*.py", ":!setup.py").stdout.splitlines():
-        lists = ["", *(f"-{more[key]}" for key in (name, name.split("/")[0]) if key in more)]
-        lines = "".join((ROOT / f"requirements{part}.txt").read_text() for part in lists)
-        required = set(re.findall(r"^([\w-]+)>=", lines, re.MULTILINE))
-        for package in set(list_imports(ROOT / name)) - own:
-            known = {found.lower() for found in distributions.get(package, [package])}
-            assert required & known, f"{name} imports {package}"
 
 
 @pytest.fixture

@@ -192,7 +192,8 @@ def test_setup_installs_no_second_pytorch(tmp_path, own):
 
 
 def test_every_package_that_is_imported_is_required():
-    """In requirements.txt or -label (done without) for the core, and in those of the app and of the tests for these."""
+    """Anywhere in a file: in requirements.txt or -label (done without), or those of the app and of the tests for these.
+    Where the file is imported: in requirements.txt, or those of the page and of the tests for these."""
     names = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
     ours = {path.name for path in ROOT.iterdir()} | {path.stem for path in ROOT.glob("*.py")}
     gradio = {"gradio", "fastapi", "uvicorn"}  # the last two come with it
@@ -200,19 +201,20 @@ def test_every_package_that_is_imported_is_required():
 
     def required(*files):
         lines = "\n".join((ROOT / file).read_text() for file in files)
-        return set(re.findall(r"^([\w-]+)>=", lines, flags=re.M))
+        return set(re.findall(r"^([\w-]+)>=", lines, flags=re.M)) | {"setuptools"}
 
-    def imported(folder):
-        for path in (ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-                yield from (name.split(".")[0] for name in found)
+    def imported(nodes):
+        for node in nodes:
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            yield from (names.get(name.split(".")[0], name.split(".")[0]) for name in found)
 
-    core = required("requirements.txt", "requirements-label.txt")
     packages = ("config", "dataset", "engine", "loss", "model", "utils", "mini", "script", "sd4match", "app", "tests")
     for folder in ("", *packages):
-        more = ("requirements-app.txt", "requirements-test.txt") if folder in ("app", "tests") else ()
-        known = core | (required(*more) if more else set()) | {"setuptools"} | comes_with.get(folder, set())
-        needed = {names.get(name, name) for name in imported(folder)} - ours - set(sys.stdlib_module_names)
-        assert needed <= known, folder
+        more = ("requirements-test.txt",) if folder == "tests" else ()
+        anywhere = required("requirements.txt", "requirements-label.txt", *more) | comes_with.get(folder, set())
+        for path in (ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"):
+            page = ("requirements-app.txt",) if path == ROOT / "app" / "page.py" else ()
+            tree = ast.parse(path.read_text())
+            for nodes, known in ((ast.walk(tree), anywhere), (tree.body, required("requirements.txt", *more, *page))):
+                assert set(imported(nodes)) - ours - set(sys.stdlib_module_names) <= known, path

@@ -15,15 +15,7 @@ from PIL import Image, ImageOps
 
 from config import ROOT, load_config
 from dataset import DatasetError
-from dataset.annotation import (
-    Category,
-    LabelledImage,
-    LabelledObject,
-    describe_category,
-    describe_image,
-    describe_object,
-    read_labels,
-)
+from dataset.annotation import Category, LabelledImage, LabelledObject, Labels, read_labels
 from sd4match import Matcher, Transfer, label_job
 from sd4match.label import choose_threshold, find_targets, vote_robustly
 from sd4match.label_score import score_labels
@@ -725,12 +717,8 @@ def test_labels_of_points_in_one_place_or_line_can_be_read_again(tmp_path, point
     Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
     category, image = Category(1, "cat", ("ear", "paw")), LabelledImage(1, "a.png", tmp_path / "a.png", (24, 32))
     rows = np.array([[*point, 2] for point in points] + [[0, 0, 0]] * (2 - len(points)), dtype=float)
-    record = {
-        "images": [describe_image(image)],
-        "categories": [describe_category(category)],
-        "annotations": [describe_object(LabelledObject(1, 1, 1, rows))],
-    }
-    (tmp_path / "labels.json").write_text(json.dumps(record))
+    labels = Labels("labels", {1: category}, {1: image}, [LabelledObject(1, 1, 1, rows)])
+    (tmp_path / "labels.json").write_text(json.dumps(to_coco(labels)))
     (thing,) = read_labels(tmp_path / "labels.json", tmp_path).objects
     assert thing.points.tolist() == rows.tolist() and (thing.find_box()[2:] > thing.find_box()[:2]).all()
 
