@@ -117,6 +117,7 @@ class PairDataset(RecordDataset):
     Keys of a batch (B pairs, N = benchmark.max_kps, padding is zero):
         index (B,) int64; pair_id, category: lists
         src_identifier, trg_identifier: lists; src_size, trg_size (B, 2) int64, original (H, W)
+        src_category, trg_category: lists, of the images, which may be finer than the pair's
         src_kps, trg_kps (B, N, 2) float32, input px, clamped; kps_mask (B, N) bool
         trg_kps_orig (B, N, 2) float32, original px, not clamped
         pck_threshold (B,) float32, input px; pck_threshold_orig (B,) float32, original px
@@ -148,6 +149,7 @@ class PairDataset(RecordDataset):
         }
         for side, ref in (("src", record.src), ("trg", record.trg)):
             item[f"{side}_identifier"] = ref.identifier
+            item[f"{side}_category"] = ref.category
             item[f"{side}_size"] = torch.tensor(ref.size)
             item[f"{side}_azimuth"] = ref.azimuth
             if self.with_images:

@@ -19,6 +19,7 @@ from dataset.ap10k_split import (
     list_across_species,
     list_within,
 )
+from model.backbone.text import PromptEncoder
 from tests.command import call
 
 SPECIES = {1: ("Felidae", "cat"), 2: ("Felidae", "king cheetah"), 3: ("Canidae", "wolf")}
@@ -161,6 +162,17 @@ def test_a_prompt_names_the_species_of_an_image_in_every_setting(raw, world, tmp
     data = {"DATASET.NAME": "ap10k", "DATASET.ROOT": raw[0].parent, "DATASET.PAIRS": 2, "TEST.SPLIT": split}
     settings = [word for key, value in data.items() for word in (key, value)]
     assert call("test", *world.opts(tmp_path / "out", *settings, "PROMPT.TYPE", "text")) == 0
+
+
+@pytest.mark.parametrize("split", ["test", "test_cross_species", "test_cross_family"])
+def test_the_word_that_is_looked_for_is_the_target_s_species(raw, world, tmp_path, monkeypatch, split):
+    asked, usual = [], PromptEncoder.encode_text
+    monkeypatch.setattr(PromptEncoder, "encode_text", lambda self, texts: asked.extend(texts) or usual(self, texts))
+    data = {"DATASET.NAME": "ap10k", "DATASET.ROOT": raw[0].parent, "DATASET.PAIRS": 2, "TEST.SPLIT": split}
+    method = {"METHOD.NAME": "word_attention", "LDM.LAYERS": "['up1.0']", "TEST.ENSEMBLE": 1}
+    settings = [word for key, value in (data | method).items() for word in (key, value)]
+    assert call("test", *world.opts(tmp_path / "out", *settings)) == 0
+    assert asked and set(asked) <= {f"a photo of a {name}" for name in ("cat", "king cheetah", "wolf")}
 
 
 def test_release_pair_files_are_rooted_here(raw, tmp_path):

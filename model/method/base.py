@@ -146,9 +146,9 @@ class FeatureMethod(Method):
 
 
 def select_side(batch: Batch, prefix: str) -> dict[str, Any]:
-    """One side of a pair batch as an image batch."""
+    """One side of a pair batch as an image batch, of the pairs' category where the images have none of their own."""
     images = {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
-    return images | {"category": batch["category"]}
+    return {"category": batch["category"]} | images
 
 
 def join_sides(batch: Batch, key: str) -> Tensor:

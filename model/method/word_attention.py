@@ -12,7 +12,7 @@ from config import ConfigError
 from model.backbone.attention import mean_maps, read_layers, read_noised
 from model.backbone.diffusion import draw_latents
 from model.backbone.text import PromptEncoder
-from model.method.base import Batch, Method
+from model.method.base import Batch, Method, select_side
 from model.prompt.build import fingerprint_diffusion, load_diffusion
 from model.prompt.text_prompt import category_word
 from utils.geometry import Size
@@ -34,7 +34,7 @@ class WordAttention(Method):
     def similarity(self, batch: Batch, seeds: Tensor) -> SameMap:
         latents = draw_latents(batch["trg_posterior"], self.scaling_factor)
         noise = draw_noise(seeds[:, 1], latents.shape[1:], latents.device)
-        words = [category_word(category) for category in batch["category"]]
+        words = [category_word(category) for category in select_side(batch, "trg_")["category"]]
         condition = self.text.encode_text([self.template.replace("{category}", word) for word in words])
         found = read_noised(self.unet, self.scheduler, self.layers, latents, noise, self.timestep, condition)
         first = self._count(self.template.partition("{category}")[0])
