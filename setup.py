@@ -41,6 +41,6 @@ setup(
     package_data={
         "sd4match.app": ["static/**"],
         "sd4match.config": ["**/*.yaml"],
-        "sd4match.asset.mini": ["dinov2/**", "stable-diffusion/**"],
+        "sd4match.asset.mini": ["dinov2/**", "stable-diffusion/**", "stable-diffusion-words/**"],
     },
 )

@@ -65,6 +65,7 @@ def test_the_wheel_holds_one_package_and_the_mini_networks(wheel):
         names = file.namelist()
     assert {name.split("/")[0] for name in names} == {"sd4match", "sd4match-0.1.0.dist-info"}
     assert "sd4match/asset/mini/stable-diffusion/unet/config.json" in names
+    assert "sd4match/asset/mini/stable-diffusion-words/unet/config.json" in names
     assert "sd4match/config/mini/base.yaml" in names and "sd4match/app/static/stage.js" in names
     assert not [name for name in names if name.startswith(("sd4match/tests", "sd4match/mini", "sd4match/script"))]
 

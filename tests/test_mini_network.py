@@ -1,6 +1,7 @@
 """The pretrained networks of the mini world and the captions and scores they were trained with."""
 
 import contextlib
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,15 @@ from mini.pretrain.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, 
 from mini.pretrain.diffusion import denoising_loss
 from mini.pretrain.loop import Run, Schedule, fit
 from mini.pretrain.proxy import nearest_cells, part_transfer
-from mini.pretrain.scenes import draw_scene, render, to_cells, to_parts
+from mini.pretrain.scenes import build_held_out_pairs, draw_scene, render, to_cells, to_parts
+from mini.pretrain.words import BACKGROUND_WEIGHT, Statements, find_truth, word_loss
 from mini.render.categories import KNOWN
+from mini.render.comvg import Statement
 from mini.render.relation import RELATIONS
+from model.backbone.attention import read_layers
 
 ROOT = Path(__file__).parents[1] / "asset" / "mini"
-SD, DINO = ROOT / "stable-diffusion", ROOT / "dinov2"
+SD, WORDS, DINO = ROOT / "stable-diffusion", ROOT / "stable-diffusion-words", ROOT / "dinov2"
 
 
 def category(fine, coarse_of, coarse):
@@ -174,6 +178,79 @@ def test_training_scenes_show_species_and_related_objects():
         assert relation == scene["relation"] and [o["category"] for o in objects] == list(scene["categories"])
 
 
+# ---- attention on what words are true of
+
+DOG, BIKE = ("red", "dog"), ("blue", "cargo_bike")
+SEEN = Statement((DOG, BIKE), "left of")
+THE_BIKE = [None, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "truth"),
+    [
+        (SEEN, [None, 0, 0, 0, 0, *THE_BIKE]),
+        (Statement((DOG, BIKE), "above"), [None, 0, 0, None, *THE_BIKE]),
+        (Statement((("green", "dog"), BIKE), "left of"), [None, None, 0, 0, 0, *THE_BIKE]),
+        (Statement((("", "dog"), BIKE), "left of"), [None, 0, 0, 0, *THE_BIKE]),
+        (Statement((DOG, ("blue", "car")), "left of"), [None, 0, 0, 0, 0, None, 1, None]),
+        (Statement((BIKE, DOG), "right of"), [None] * 9),
+    ],
+)
+def test_each_word_is_true_of_the_thing_that_it_tells_of(said, truth):
+    assert find_truth(said, SEEN) == truth
+    assert len(truth) == len(said.sentence.split())
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return build_held_out_pairs(6)
+
+
+def test_statements_are_drawn_with_the_places_of_which_their_words_are_true(pairs):
+    statements = Statements(pairs)
+    rows, texts, true, truth, spoken, things = statements.draw(60, np.random.default_rng(0))
+    assert rows[:60].tolist() == rows[60:].tolist() and set(rows.tolist()) == set(range(6))
+    said, others = texts[:60], texts[60:]
+    assert true[:60].all() and true[60:].tolist() == [b in ("", a) for a, b in zip(said, others, strict=True)]
+    assert 0 < others.count("") < 20 and "" not in said
+    for row, text, true_of_it, *maps in zip(rows.tolist(), texts, true, truth, spoken, things, strict=True):
+        names = {o["category"]: n for n, o in enumerate(pairs.objects[row], start=1)}
+        places, words, anything = maps
+        assert words.nonzero().flatten().tolist() == list(range(1, len(text.split()) + 1))
+        assert torch.equal(anything > 0, torch.from_numpy(statements.instance[row] > 0))
+        assert (places[words == 0] == 0).all()
+        for token, word in enumerate(text.split(), start=1):
+            if word in names:
+                assert torch.equal(places[token] > 0, torch.from_numpy(statements.instance[row] == names[word]))
+        if text and true_of_it:  # its relation is said of the first
+            assert torch.equal(places[4], places[3])
+
+
+def test_word_loss_is_that_of_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 3, 2, 2, 5, generator=generator)  # a layer half as fine as the maps
+    truth, spoken = torch.zeros(2, 5, 4, 4), torch.tensor([[0, 1.0, 1, 0, 0], [0, 1, 1, 1, 0]])
+    truth[0, 1, :2], truth[1, 3, 1:3] = 1, 1
+    things = torch.zeros(2, 4, 4)
+    things[0, :3], things[1, 1:3] = 1, 1
+    sums = {name: [0.0, 0.0] for name in ("true", "untrue", "nowhere", "rest")}
+    for n, head, y, x in itertools.product(range(2), range(3), range(2), range(2)):
+        cell = (n, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))
+        anything, logits = things[cell].mean(), scores[n, head, y, x]
+        rest = sum(logits[j].exp() for j in range(5) if not spoken[n, j])
+        sums["rest"] = [sums["rest"][0] + (1 + rest).log(), sums["rest"][1] + 1]
+        for j in range(5):
+            true = truth[n, j][cell[1:]].mean()
+            shares = {"true": true, "untrue": spoken[n, j] * (1 - true) * anything}
+            shares["nowhere"] = spoken[n, j] * (1 - true) * (1 - anything)
+            for name, share in shares.items():
+                logit = -logits[j] if name == "true" else logits[j]
+                sums[name] = [sums[name][0] + share * (1 + logit.exp()).log(), sums[name][1] + share]
+    weights = {"true": 1, "untrue": 1, "nowhere": BACKGROUND_WEIGHT, "rest": 1}
+    expected = sum(weight * sums[name][0] / sums[name][1] for name, weight in weights.items())
+    assert word_loss(scores, truth, spoken, things).item() == pytest.approx(float(expected), rel=1e-5)
+
+
 # ---- the training loop
 
 
@@ -279,7 +356,7 @@ def test_latents_have_stride_four_and_unit_deviation(pipeline, scenes):
 
 @needs_networks
 def test_all_files_together_are_small():
-    assert sum(path.stat().st_size for folder in (SD, DINO) for path in folder.rglob("*.*")) < 40e6
+    assert sum(path.stat().st_size for folder in (SD, WORDS, DINO) for path in folder.rglob("*.*")) < 40e6
 
 
 @needs_networks
@@ -329,6 +406,34 @@ def test_features_for_matching_are_24_by_24(pipeline):
         velocity, feat = predict(pipeline.unet, x, torch.tensor([50, 261]), tokens)
     assert velocity.shape == (2, 4, 24, 24)
     assert feat.shape == (2, 64, 24, 24)
+
+
+@needs_networks
+@torch.no_grad()
+def test_attention_of_the_second_network_lies_where_its_words_are_true():
+    from diffusers import StableDiffusionPipeline
+
+    from mini.pretrain.scenes import HELD_OUT
+    from mini.pretrain.tokenizer import tokenize
+    from mini.pretrain.vae import encode
+
+    network = StableDiffusionPipeline.from_pretrained(WORDS, safety_checker=None, local_files_only=True)
+    scenes = build_held_out_pairs(24, HELD_OUT + 500)
+    z = encode(network.vae, scenes.image, torch.device("cpu"))[:, :4].float()
+    statements, timesteps = Statements(scenes), torch.full((24,), 114)
+    said = [statements.describe(row, False)[0] for row in range(24)]
+    tokens = network.text_encoder(tokenize(network.tokenizer, [s.sentence for s in said])).last_hidden_state
+    x_t = network.scheduler.add_noise(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), timesteps)
+    with read_layers(network.unet, ["up1.0"], (24, 24)) as found:
+        network.unet(x_t, timesteps, tokens)
+    scores, right = found["up1.0"].scores().mean(dim=1), []  # (24, 24, 24, 77)
+    for row, statement in enumerate(said):
+        masks = [torch.from_numpy(statements.instance[row] == number) for number in (1, 2)]
+        for token, place in enumerate(find_truth(statement, statement), start=1):
+            if place is not None and statement.sentence.split()[token - 1] not in statement.relation.split():
+                own, other = (scores[row, ..., token][masks[i]].mean() for i in (place, 1 - place))
+                right.append(bool(own > other))
+    assert len(right) == 96 and np.mean(right) > 0.85
 
 
 @needs_networks

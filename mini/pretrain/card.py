@@ -3,10 +3,11 @@
 import platform
 from pathlib import Path
 
-from mini.pretrain import diffusion, dino, scenes
+from mini.pretrain import diffusion, dino, scenes, words
 from mini.pretrain.captions import KINDS, KINDS_SHARE, PAIR_SHARE, UNTRUE_SHARE
 from mini.pretrain.loop import Scores, read_log
 from mini.pretrain.proxy import TEMPLATES, TIMESTEP
+from mini.render.comvg import CHANGES
 from utils.store import write_text
 
 ROWS = {"empty": '""', "text": '"a photo of a X"', "parts": '"a photo of a X, all parts"'}
@@ -29,7 +30,7 @@ def percent(line: Scores, *keys: str) -> str:
 
 def write_card(work: Path, out: Path, count: int, baseline: float) -> None:
     """Write `out/README.md` from the checkpoints in `work`; count: of the training scenes."""
-    logs = {name: read_log(work / f"{name}.pt") for name in ("vae", "dino", "diffusion")}
+    logs = {name: read_log(work / f"{name}.pt") for name in ("vae", "dino", "diffusion", "words")}
     final = {name: log[-1] for name, log in logs.items()}
     compute = "\n".join(f"| {name} | {line['samples']:,} | {line['minutes']:.0f} |" for name, line in final.items())
     scores = "\n".join(f"| {ROWS[kind]} | {percent(final['diffusion'], kind, f'{kind}_ends')} |" for kind in TEMPLATES)
@@ -60,7 +61,13 @@ def write_card(work: Path, out: Path, count: int, baseline: float) -> None:
         pair=PAIR_SHARE,
         part=1 - dino.WHOLE_SHARE,
         untrue=UNTRUE_SHARE,
+        background=words.BACKGROUND_WEIGHT,
+        wordless=words.EMPTY_SHARE,
+        judged=" and ".join(str(step) for step in words.JUDGED),
+        told=" | ".join(f"{100 * final['words'][kind]:.0f}" for kind in CHANGES),
+        kinds_of_change=" | ".join(CHANGES),
         sd_size=folder_size(out / "stable-diffusion"),
+        words_size=folder_size(out / "stable-diffusion-words"),
         dino_size=folder_size(out / "dinov2"),
     )
     write_text(out / "README.md", text)
@@ -75,6 +82,7 @@ are of no use for photos.
 | folder | what it is | size |
 |---|---|---:|
 | `stable-diffusion/` | VAE (stride 4), UNet (2 levels, v-prediction), text encoder | {sd_size} |
+| `stable-diffusion-words/` | the same VAE; UNet and text encoder trained on for image-text matching | {words_size} |
 | `dinov2/` | `Dinov2Model` on 84 px (12 x 12 patches), image processor | {dino_size} |
 
 All weights are half precision. `mini/pretrain.sh` makes them.
@@ -95,6 +103,14 @@ All weights are half precision. `mini/pretrain.sh` makes them.
   for both wholes, or, with one thing changed ({untrue:.0%}), for nothing. A caption that is not true
   takes no part in the v-prediction. A second throw-away classifier (weight {asking}) reads from the
   text alone which labels it asks for; it replaces the pretraining of the text encoder.
+- Those of `stable-diffusion-words/`, which `config/mini/dsd.yaml` uses, go on from the first: v-prediction
+  under statements that are true of a scene of two objects, and a **word objective** on the cross-attention
+  layers that DSD reads, under true statements and such with three changes ({wordless:.0%} of these: the
+  empty text instead). The logit of each place and head for each word tells whether the word is true there:
+  a colour or category of the object, a relation of the object that it is said of. Binary cross-entropy:
+  true words, untrue ones on objects and, with weight {background}, words on the background count alike; begin
+  and padding are together one more word, true nowhere. A throw-away classifier names each word from its
+  token. [TokenCompose](https://arxiv.org/abs/2312.03626) grounds the real one's attention by masks.
 - DINOv2: category and facing from the class token, category from the mean of the patch tokens, kinds of
   part from each of them, on random crops, mirrored and recoloured; {part:.0%} of the steps see a third of the patches.
 
@@ -124,6 +140,13 @@ draw). Ends: the same, but the neighbour must lie on the same end of the part to
 | caption | parts, % | ends, % |
 |---|---:|---:|
 {scores}
+
+With the second network, true statements on held-out scenes that score higher than one with a thing changed, %
+(attention alone, t = {judged}):
+
+| {kinds_of_change} |
+|---:|---:|---:|
+| {told} |
 
 Part transfer over the training:
 

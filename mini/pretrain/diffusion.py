@@ -6,6 +6,7 @@ a throw-away classifier on cosine similarity, the matcher's own metric.
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -144,29 +145,29 @@ def balance(labels: torch.Tensor, count: int) -> torch.Tensor:
     return (weights / weights.mean(1, keepdim=True)).view_as(labels)
 
 
-def draw_timesteps(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw timesteps (batch,), each uniform below one of the limits of TIMESTEP_SHARES."""
-    limits, shares = (torch.tensor(list(values)) for values in (TIMESTEP_SHARES, TIMESTEP_SHARES.values()))
-    limit = limits[torch.multinomial(shares, batch, replacement=True, generator=generator)]
+def draw_timesteps(batch: int, generator: torch.Generator, shares: Mapping[int, float]) -> torch.Tensor:
+    """Draw timesteps (batch,), each uniform below one of the limits of `shares`."""
+    limits, weights = (torch.tensor(list(values)) for values in (shares, shares.values()))
+    limit = limits[torch.multinomial(weights, batch, replacement=True, generator=generator)]
     return (torch.rand(batch, generator=generator) * limit).long()
 
 
-class Batches:
-    """Draws noisy latents, captions and label maps from the pre-encoded scenes."""
+def draw_latents(moments: torch.Tensor, rows: torch.Tensor, scale: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw scaled latents (n, 4, 24, 24) from the posteriors of scenes."""
+    mean, logvar = moments[rows].float().chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=generator)
+    return scale * (mean + torch.exp(0.5 * logvar) * noise)
 
-    def __init__(self, store: SceneStore, moments: torch.Tensor, scale: float, space: LabelSpace, categories):
+
+class Captions:
+    """Draws captions and label maps of scenes."""
+
+    def __init__(self, store: SceneStore, space: LabelSpace, categories):
         self.store, self.space = store, space
         self.detail, self.instance = to_cells(store.detail, store.instance)
-        self.moments, self.scale = moments, scale
         self.sampler = CaptionSampler(categories)
 
-    def latents(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw scaled latents (n, 4, 24, 24) from the posteriors of scenes."""
-        mean, logvar = self.moments[rows].float().chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator)
-        return self.scale * (mean + torch.exp(0.5 * logvar) * noise)
-
-    def captions(
+    def draw(
         self, rows: torch.Tensor, kinds_share: float, generator: torch.Generator
     ) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw captions: texts, which are true (n,), label maps (n, 24, 24), multi-hot labels asked for (n, labels)."""
@@ -197,15 +198,16 @@ def train_diffusion(
     space, scheduler, scale = LabelSpace(categories), build_scheduler(), vae.config.scaling_factor
     with first_process_first():
         moments = load_moments(vae, store, folder / "moments.pt", device)
-    batches = Batches(store, moments, scale, space, categories)
+    captions = Captions(store, space, categories)
     held_out_latents = scale * encode(vae, held_out.image, device)[:, :4].float().to(device)
     run = Run("diffusion", GroundedDiffusion(tokenizer, space.size).to(device), schedule, folder)
 
     def compute_loss(networks: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, Scores]:
         rows = torch.randint(len(store), (schedule.local_batch,), generator=generator)
         kinds_share = KINDS_SHARE if run.step < round(KINDS_UNTIL * schedule.steps) else 0.0
-        texts, true, labels, asked = batches.captions(rows, kinds_share, generator)
-        z, timesteps = batches.latents(rows, generator), draw_timesteps(schedule.local_batch, generator)
+        texts, true, labels, asked = captions.draw(rows, kinds_share, generator)
+        z = draw_latents(moments, rows, scale, generator)
+        timesteps = draw_timesteps(len(z), generator, TIMESTEP_SHARES)
         noise = torch.randn(z.shape, generator=generator)
         x_t, target = scheduler.add_noise(z, noise, timesteps), scheduler.get_velocity(z, noise, timesteps)
         tokens = networks.text_encoder(tokenize(tokenizer, texts).to(device)).last_hidden_state
@@ -228,7 +230,7 @@ def train_diffusion(
         )
 
     def export(networks: nn.Module) -> None:
-        save_pipeline(vae, networks, tokenizer, scheduler, folder / "tokenizer", out)
+        save_pipeline(vae, networks.unet, networks.text_encoder, scheduler, folder / "tokenizer", out)
 
     fit(run, compute_loss, evaluate, export)
 
@@ -248,21 +250,21 @@ def load_moments(vae: AutoencoderKL, store: SceneStore, path: Path, device) -> t
 
 def save_pipeline(
     vae: AutoencoderKL,
-    networks: GroundedDiffusion,
-    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
     scheduler,
-    vocabulary: Path,
+    tokenizer: Path,
     out: Path,
 ) -> None:
     """Write an ordinary half-precision diffusers folder, without the classifiers.
 
-    The tokenizer's `vocabulary` files are added for versions of transformers that do not read tokenizer.json.
+    tokenizer: its folder, whose vocabulary is added for versions of transformers that do not read tokenizer.json.
     """
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
-        text_encoder=copy.deepcopy(networks.text_encoder).half(),
-        tokenizer=tokenizer,
-        unet=copy.deepcopy(networks.unet).half(),
+        text_encoder=copy.deepcopy(text_encoder).half(),
+        tokenizer=CLIPTokenizer.from_pretrained(tokenizer),
+        unet=copy.deepcopy(unet).half(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -270,6 +272,7 @@ def save_pipeline(
     )
     pipeline.save_pretrained(out)
     load_as_float32(out / "text_encoder")
-    change_config(out / "vae", without=("_name_or_path",))  # the folder that it was loaded from
+    for part in ("vae", "unet"):
+        change_config(out / part, without=("_name_or_path",))  # the folder that it was loaded from
     for name in VOCABULARY_FILES:
-        shutil.copyfile(vocabulary / name, out / "tokenizer" / name)
+        shutil.copyfile(tokenizer / name, out / "tokenizer" / name)

@@ -18,23 +18,32 @@ from mini.pretrain.dino import train_dino
 from mini.pretrain.loop import Schedule
 from mini.pretrain.process import first_process_first, join_first, start_second
 from mini.pretrain.proxy import colour_baseline
-from mini.pretrain.scenes import SceneStore, build_held_out_store, build_training_store, load_training_store
+from mini.pretrain.scenes import (
+    SceneStore,
+    build_held_out_pairs,
+    build_held_out_store,
+    build_training_store,
+    load_training_store,
+)
 from mini.pretrain.tokenizer import build_tokenizer
 from mini.pretrain.vae import train_vae
+from mini.pretrain.words import train_words
 from mini.render.categories import KNOWN
 
 SCHEDULES = {
     "vae": Schedule(samples=24_000, batch=8, lr=1.5e-3, warmup=800, reports=8),
     "dino": Schedule(samples=480_000, batch=16, lr=1e-3, reports=10),
     "diffusion": Schedule(samples=140_000, batch=24, lr=1e-3, reports=20),
+    "words": Schedule(samples=20_000, batch=24, lr=1e-3, reports=5),
 }
-MINUTES = {"rendering": 2, "vae": 4, "dino": 25, "diffusion": 72}  # on two cores with nothing else to do
+MINUTES = {"rendering": 2, "vae": 4, "dino": 25, "diffusion": 72, "words": 11}  # on two cores with nothing else to do
 SCENES = 24_000
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
+HELD_OUT_PAIRS = 150
 VAE_SCENES = 2000  # it sees crops, and needs no more
 CAPTIONS = 30_000  # drawn to learn the vocabulary
-FOLDERS = ("stable-diffusion", "dinov2")
+FOLDERS = ("stable-diffusion", "dinov2", "stable-diffusion-words")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,14 +67,15 @@ def build_schedule(stage: str, args: argparse.Namespace) -> Schedule:
 
 
 def load_tokenizer(store: SceneStore, folder: Path, seed: int) -> CLIPTokenizer:
-    """Read the tokenizer, or learn its vocabulary from drawn captions."""
-    if not folder.exists():
-        sampler, rng = CaptionSampler(KNOWN), np.random.default_rng([seed, 77])
-        rows = (i % len(store) for i in range(CAPTIONS))
-        texts = (sampler.draw(rng, store.objects[row], store.relations[row]).text for row in rows)
-        aside = folder.with_name(f"{folder.name}.new")
-        build_tokenizer(texts, aside)
-        os.replace(aside, folder)
+    """Read the tokenizer, or learn its vocabulary from drawn captions; every process runs this."""
+    with first_process_first():
+        if not folder.exists():
+            sampler, rng = CaptionSampler(KNOWN), np.random.default_rng([seed, 77])
+            rows = (i % len(store) for i in range(CAPTIONS))
+            texts = (sampler.draw(rng, store.objects[row], store.relations[row]).text for row in rows)
+            aside = folder.with_name(f"{folder.name}.new")
+            build_tokenizer(texts, aside)
+            os.replace(aside, folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -84,11 +94,16 @@ def train(args: argparse.Namespace) -> None:
     if "diffusion" in args.stage:
         held_out, schedule = build_held_out_store(HELD_OUT_PER_CATEGORY), build_schedule("diffusion", args)
         vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()
-        with first_process_first():
-            tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
+        tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
         torch.manual_seed(args.seed)
         out = networks / "stable-diffusion"
         train_diffusion(store, held_out, KNOWN, tokenizer, vae, schedule, args.work, out, device)
+    if "words" in args.stage:
+        torch.manual_seed(args.seed)
+        held_out, schedule = build_held_out_pairs(HELD_OUT_PAIRS), build_schedule("words", args)
+        tokenizer = load_tokenizer(store, args.work / "tokenizer", args.seed)
+        trained, out = networks / "stable-diffusion", networks / "stable-diffusion-words"
+        train_words(store, held_out, tokenizer, trained, schedule, args.work, out, device)
 
 
 def publish(args: argparse.Namespace) -> None:

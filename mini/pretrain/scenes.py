@@ -3,8 +3,9 @@
 Only images, label maps and object descriptions are kept: no network may see keypoints.
 """
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,16 @@ def load_training_store(folder: Path) -> SceneStore:
 
 def build_held_out_store(per_category: int, start: int = HELD_OUT) -> SceneStore:
     """Render `per_category` one-object scenes of every category, from outside the training range."""
-    rows = [render(index, (name,)) for name in sorted(CATEGORIES) for index in range(start, start + per_category)]
-    image, detail, instance, objects, relations = zip(*rows, strict=True)
+    return _stack(render(index, (name,)) for name in sorted(CATEGORIES) for index in range(start, start + per_category))
+
+
+def build_held_out_pairs(count: int, start: int = HELD_OUT) -> SceneStore:
+    """Render `count` scenes of two objects in a plain relation, from outside the training range."""
+    scenes = ((index, draw_scene(index)) for index in itertools.count(start))
+    arranged = (render(index, **scene) for index, scene in scenes if scene["relation"])
+    return _stack(itertools.islice((scene for scene in arranged if scene[-1]), count))
+
+
+def _stack(scenes: Iterable) -> SceneStore:
+    image, detail, instance, objects, relations = zip(*scenes, strict=True)
     return SceneStore(np.stack(image), np.stack(detail), np.stack(instance), objects, relations)
