@@ -55,7 +55,8 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the user's environment says
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler) as server:
         server.files, server.requests, server.ranges, server.cut = {}, [], True, 0
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
