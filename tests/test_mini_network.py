@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini.pretrain import dino
+from mini.pretrain import dino, pretrain
 from mini.pretrain.captions import BACKGROUND, OBJECT, Caption, CaptionSampler, LabelSpace, part_words
 from mini.pretrain.diffusion import denoising_loss
 from mini.pretrain.loop import Run, Schedule, fit
@@ -252,6 +252,13 @@ def test_word_loss_is_that_of_a_plain_loop():
 
 
 # ---- the training loop
+
+
+@pytest.mark.parametrize(("stage", "earlier"), [("diffusion", "vae"), ("words", "diffusion")])
+def test_a_stage_without_what_it_goes_on_from_is_refused_before_rendering(tmp_path, stage, earlier):
+    with pytest.raises(SystemExit, match=f"--stage {stage} goes on from .* not there: run --stage {earlier} first"):
+        pretrain.main(["--stage", stage, "--work", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def fit_line(folder, stop_after=None):

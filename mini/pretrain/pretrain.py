@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ SCHEDULES = {
     "words": Schedule(samples=20_000, batch=24, lr=1e-3, reports=5),
 }
 MINUTES = {"rendering": 2, "vae": 4, "dino": 25, "diffusion": 72, "words": 11}  # on two cores with nothing else to do
+GOES_ON_FROM = {"diffusion": ("vae", "vae"), "words": ("diffusion", "networks/stable-diffusion")}  # stage, its result
 SCENES = 24_000
 HELD_OUT_PER_CATEGORY = 6
 HELD_OUT_DINO = 20
@@ -57,6 +59,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("asset/mini/work"), help="scenes, checkpoints, networks")
     parser.add_argument("--out", type=Path, default=Path("asset/mini"), help="the finished networks and their card")
     return parser.parse_args(argv)
+
+
+def check_stages(args: argparse.Namespace) -> None:
+    """Leave with a message where a stage lacks what it goes on from."""
+    for stage, (earlier, result) in GOES_ON_FROM.items():
+        if stage in args.stage and earlier not in args.stage and not (args.work / result).exists():
+            sys.exit(
+                f"--stage {stage} goes on from {args.work / result}, which is not there: run --stage {earlier} first"
+            )
 
 
 def build_schedule(stage: str, args: argparse.Namespace) -> Schedule:
@@ -121,6 +132,7 @@ def publish(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Render, train what was asked for, and put it in its place when all of it is there."""
     args = parse_arguments(argv)
+    check_stages(args)
     torch.set_num_threads(1)
     if join_first():
         return train(args)
